@@ -1,0 +1,180 @@
+"""The scheduler's vocabulary: facts that enter it, orders and answers that leave it.
+
+Every `RequestArrived` is answered by exactly one `Reply`, every action sent by exactly one
+`ActionFinished` or by the `WorkerLost` of its worker.
+"""
+
+import enum
+
+import msgspec
+
+from scheduler.actions import Action, Result
+from scheduler.spec import DeviceSpec, ModelSpec
+
+
+class RequestArrived(msgspec.Struct, frozen=True, gc=False):
+    """A well-formed request for a known model.
+
+    `batch_key` names the requests it may share a batch with (equal non-batch shapes and equal
+    unbatched inputs), `shape_key` and `elements` its shape class for estimates (spec.ShapeProfile).
+    `rows` is how many rows of a batch it takes. Time counts from `arrival_ns`, when the gateway
+    first saw the request; `deadline_ns` is arrival + SLO.
+    """
+
+    request_id: int
+    model: str
+    arrival_ns: int
+    deadline_ns: int
+    rows: int = 1
+    batch_key: str = ""
+    shape_key: str = ""
+    elements: int = 0
+    do_not_queue: bool = False
+
+
+class RequestCancelled(msgspec.Struct, frozen=True, gc=False):
+    """The client went away. Its request is still answered once: Reply(..., Cancelled())."""
+
+    request_id: int
+
+
+class ActionFinished(msgspec.Struct, frozen=True, gc=False):
+    worker_id: str
+    result: Result
+
+
+class WorkerJoined(msgspec.Struct, frozen=True):
+    """A worker is up, with the models it accepts (its own profiles) and its true page state.
+
+    `worker_id` names one incarnation: a worker that restarts joins under a new id.
+    """
+
+    worker_id: str
+    device: DeviceSpec
+    models: tuple[ModelSpec, ...]
+    resident: tuple[str, ...]
+
+
+class WorkerLost(msgspec.Struct, frozen=True):
+    worker_id: str
+    reason: str
+
+
+class ModelAdded(msgspec.Struct, frozen=True):
+    """The gateway serves this model from now on (or serves it with this new spec)."""
+
+    spec: ModelSpec
+
+
+class ModelRemoved(msgspec.Struct, frozen=True):
+    """No request for this model is admitted any more; what is queued fails with `reason`."""
+
+    model: str
+    reason: str
+
+
+class ModelPinned(msgspec.Struct, frozen=True):
+    """Keep the model's weights resident (or stop doing so)."""
+
+    model: str
+    is_pinned: bool
+
+
+class Tick(msgspec.Struct, frozen=True, gc=False):
+    """Time has reached `next_wakeup()`."""
+
+
+Event = (
+    RequestArrived
+    | RequestCancelled
+    | ActionFinished
+    | WorkerJoined
+    | WorkerLost
+    | ModelAdded
+    | ModelRemoved
+    | ModelPinned
+    | Tick
+)
+
+
+class Reason(str, enum.Enum):
+    """Why a request was not served. The values are the `reason` members of HTTP error bodies."""
+
+    SLO_INFEASIBLE_NOW = "slo_infeasible_now"
+    COLD_MODEL = "cold_model"
+    SLO_INFEASIBLE_EVER = "slo_infeasible_ever"
+    WOULD_QUEUE = "would_queue"
+    OVERLOADED = "overloaded"
+    WORKER_LOST = "worker_lost"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    LARGER_THAN_CACHE = "larger_than_cache"
+    DEADLINE_EXCEEDED_QUEUED = "deadline_exceeded_queued"
+    DEADLINE_EXCEEDED_EXECUTING = "deadline_exceeded_executing"
+    NO_WORKER = "no_worker"
+    ENGINE_ERROR = "engine_error"
+    INVALID_INPUT = "invalid_input"
+
+
+class Served(msgspec.Struct, frozen=True, gc=False):
+    """The outputs are in the result's frames, at this request's place in the batch.
+
+    Durations: queue = arrival to the start of the input phase, without the part spent waiting for a
+    LOAD; load = what of the wait was a LOAD of the model's weights. `predicted_ns` is the latency
+    predicted at admission.
+    """
+
+    worker_id: str
+    batch_rows: int
+    is_cold_start: bool
+    predicted_ns: int
+    queue_ns: int
+    load_ns: int
+    input_ns: int
+    exec_ns: int
+    output_ns: int
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """An honest no, as early as it is certain. None where a figure does not apply."""
+
+    reason: Reason
+    detail: str
+    retry_after_ns: int | None = None
+    predicted_ns: int | None = None
+    load_ns: int | None = None
+    min_slo_ns: int | None = None
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """Admitted, and the deadline passed while queued or while executing."""
+
+    reason: Reason
+    detail: str
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """Admitted, and something broke: the engine on this input, a lost worker, a removed model."""
+
+    reason: Reason
+    detail: str
+    retry_after_ns: int | None = None
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """The client went away before its answer."""
+
+
+Outcome = Served | Rejected | Expired | Failed | Cancelled
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    worker_id: str
+    action: Action
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    request_id: int
+    outcome: Outcome
+
+
+Command = Send | Reply

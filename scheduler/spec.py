@@ -1,0 +1,94 @@
+"""Facts that do not change while they are used: models, devices, settings of the core.
+
+All times are integer nanoseconds (adr/0006). Nothing here has behaviour beyond arithmetic on its
+own fields.
+"""
+
+import msgspec
+
+MILLISECOND_NS = 1_000_000
+SECOND_NS = 1_000_000_000
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One input or output of a model, with the names of the Open Inference Protocol.
+
+    `shape` has -1 wherever a size is free, at the batch axis too. `batch_axis` is the axis that
+    counts rows (requests' items), or None for a tensor that all rows of a batch share (silero-vad's
+    sample rate), which is therefore part of a request's batch key.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    batch_axis: int | None = 0
+
+
+class ShapeProfile(msgspec.Struct, frozen=True):
+    """Measured execution times of one shape class: rows in the batch → nanoseconds.
+
+    `shape_key` is "" for a model whose non-batch shapes are fixed, else as `shape_key_of` writes
+    it. `elements` is the number of input elements of one row, which scales estimates to shapes
+    that were never measured.
+    """
+
+    shape_key: str
+    elements: int
+    exec_ns: dict[int, int]
+
+
+class ModelProfile(msgspec.Struct, frozen=True):
+    """What compiling measured on the device that serves."""
+
+    load_ns: int
+    shapes: tuple[ShapeProfile, ...]
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything gateway, scheduler and worker must agree on about one model.
+
+    `batch_sizes` are the compiled sizes, ascending, always starting at 1. Where
+    `runs_exact_batch` is true the engine runs any number of rows up to the largest; otherwise a
+    batch is padded to the next compiled size. `unavailable_reason` is set for a model that is in
+    the repository but cannot be served; such a spec has no profile worth reading.
+    """
+
+    name: str
+    version: str
+    content_hash: str
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch_sizes: tuple[int, ...]
+    runs_exact_batch: bool
+    weights_bytes: int
+    profile: ModelProfile
+    default_slo_ns: int | None = None
+    is_pinned: bool = False
+    unavailable_reason: str | None = None
+
+    @property
+    def max_batch_rows(self) -> int:
+        return self.batch_sizes[-1]
+
+    def num_pages(self, page_bytes: int) -> int:
+        """Pages the weights occupy; a model without weights still takes one, as its marker."""
+        return max(1, -(-self.weights_bytes // page_bytes))
+
+
+class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One device of one worker: a page cache and two lanes.
+
+    `shares_exec_core` says that copying weights slows execution (a CPU worker on one core): the
+    scheduler then plans LOADs on the exec lane.
+    """
+
+    kind: str
+    page_bytes: int
+    total_pages: int
+    shares_exec_core: bool
+
+
+def shape_key_of(shapes: tuple[tuple[int, ...], ...]) -> str:
+    """Name of a shape class: the non-batch shapes of all inputs in spec order, "3x48x320;1"."""
+    return ";".join("x".join(map(str, shape)) for shape in shapes)

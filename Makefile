@@ -1,0 +1,80 @@
+# Remontoir: the same words for a newcomer, a developer and CI. `make` alone lists them.
+#
+#   PYTHON   the interpreter the virtual environment is made with (3.11 or newer)
+#   VENV     where the environment lives
+#   MODELS   the model repository that `make serve` fills with the demo models and serves
+#   ARGS     passed on: make serve ARGS="--port 9000", make test ARGS="-k wire", make bench ARGS=...
+
+PYTHON ?= python3
+VENV   ?= .venv
+MODELS ?= demo-models
+ARGS   ?=
+
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+RUNTIME := $(VENV)/.installed-runtime
+DEV     := $(VENV)/.installed-dev
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+           --no-emit-index-url --no-header
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install serve test check format bench lock clean distclean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(RUNTIME) ## make the environment in .venv, from hash-locked requirements
+
+serve: $(RUNTIME) ## fetch the demo models, compile them once, serve them on http://127.0.0.1:8000
+	@$(BIN)/remontoir fetch --into $(MODELS)
+	@$(BIN)/remontoir serve --models $(MODELS) $(ARGS)
+
+test: $(DEV) ## run all tests: CPU only, no root, no network (ARGS="-k name" to choose)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV) ## format, lint and types: ruff format --check, ruff check, mypy --strict
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy --strict
+
+format: $(DEV) ## let ruff format the code and fix what it can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(DEV) ## measure: overload, gateway cost, paging, scheduler (ARGS=--help lists them)
+	@$(BIN)/python -m loadtest $(ARGS)
+
+lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARGS=--upgrade for newer)
+	$(COMPILE) $(ARGS) --extra build pyproject.toml -o requirements.txt
+	$(COMPILE) $(ARGS) --extra build --extra dev -c requirements.txt pyproject.toml \
+	    -o requirements-dev.txt
+
+clean: ## remove caches and build outputs
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environment and the demo models as well
+	@rm -rf $(VENV) $(MODELS)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "make: Python 3.11 or newer is needed, $(PYTHON) is not (make PYTHON=python3.12 ...)" >&2; \
+	    exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "make: $(PYTHON) cannot make virtual environments (Debian: apt install python3-venv)" >&2; \
+	    exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second call instant; a newer lock file or pyproject.toml makes them stale.
+$(RUNTIME): requirements.txt pyproject.toml | $(BIN)/python
+	@echo "Installing Remontoir into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV): requirements-dev.txt requirements.txt pyproject.toml | $(BIN)/python
+	@echo "Installing Remontoir and its development tools into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $(RUNTIME) $@

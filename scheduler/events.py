@@ -113,6 +113,7 @@ class Reason(str, enum.Enum):
     NO_WORKER = "no_worker"
     ENGINE_ERROR = "engine_error"
     INVALID_INPUT = "invalid_input"
+    INTERNAL_ERROR = "internal_error"  # said by a shell only: the core broke, its process stops
 
 
 class Served(msgspec.Struct, frozen=True, gc=False):

@@ -1,0 +1,251 @@
+"""Accepted orders: how an Infer, a LoadWeights and an EvictWeights are carried out in their lane.
+
+It owns the way from an accepted order to its one report: the page table is asked at the instant of
+the start, the backend does the work, every failure becomes a code. Nothing here waits or chooses.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from gpuworker.backend import Backend, EngineError, InvalidInput, Staged
+from gpuworker.page_cache import PageCache, PageRefusal
+from scheduler.actions import (
+    NO_SPAN,
+    Code,
+    EvictResult,
+    EvictWeights,
+    Infer,
+    InferResult,
+    LoadResult,
+    LoadWeights,
+    Result,
+    Span,
+)
+from scheduler.wire import Buffer, RequestTensors
+
+
+class Finished(NamedTuple):
+    """One result on its way to the main thread. `session` is the one that ordered the action."""
+
+    session: int
+    result: Result
+    tensors: tuple[RequestTensors, ...] = ()
+    buffers: Sequence[Buffer] = ()
+    fatal: str | None = None  # why the process cannot go on after this
+
+
+class Bench(NamedTuple):
+    """What every accepted order works with."""
+
+    backend: Backend
+    pages: PageCache
+    finish: Callable[[Finished], None]  # callable from any thread
+    clock: Callable[[], int] = time.monotonic_ns
+
+
+class AcceptedInfer:
+    """Input phase as early as the lane is free, execution in the window, output phase at once."""
+
+    __slots__ = (
+        "_bench",
+        "_input",
+        "_received_ns",
+        "_session",
+        "_staged",
+        "_tensors",
+        "_views",
+        "earliest_ns",
+        "is_prepared",
+        "latest_ns",
+        "model",
+        "order",
+    )
+
+    def __init__(
+        self,
+        bench: Bench,
+        order: Infer,
+        *,
+        session: int,
+        received_ns: int,
+        tensors: Sequence[RequestTensors],
+        views: Sequence[Sequence[memoryview]],
+    ) -> None:
+        self._bench = bench
+        self.order = order
+        self.model = order.model
+        self.earliest_ns = order.earliest_ns
+        self.latest_ns = order.latest_ns
+        self.is_prepared = False
+        self._session = session
+        self._received_ns = received_ns
+        self._tensors = tensors
+        self._views = views
+        self._staged: Staged = None
+        self._input = NO_SPAN
+
+    def prepare(self) -> bool:
+        bench = self._bench
+        self.is_prepared = True
+        begin_ns = bench.clock()
+        try:
+            self._staged = bench.backend.stage(self.order, self._tensors, self._views)
+        except InvalidInput as error:
+            self.refuse(Code.INVALID_INPUT, str(error))
+            return False
+        except Exception as error:
+            self.refuse(Code.ENGINE_ERROR, f"input phase: {_describe(error)}")
+            return False
+        self._views = ()  # the received frames are freed now, not after the execution
+        end_ns = bench.clock()
+        self._input = Span(begin_ns, end_ns, end_ns - begin_ns)
+        return True
+
+    def run(self) -> None:
+        bench, model = self._bench, self.model
+        try:
+            bench.pages.pin(model)
+        except PageRefusal as refusal:
+            self.refuse(refusal.code, str(refusal))
+            return
+        failure: str | None = None
+        device_ns = 0
+        begin_ns = bench.clock()
+        try:
+            device_ns = bench.backend.execute(self._staged)
+        except Exception as error:
+            failure = _describe(error)
+        exec_end_ns = bench.clock()
+        # Before the report: whoever reads it may evict the model at once.
+        bench.pages.unpin(model)
+        if failure is not None:
+            self.refuse(Code.ENGINE_ERROR, failure)
+            return
+        exec_span = Span(begin_ns, exec_end_ns, device_ns)
+        try:
+            tensors, buffers = bench.backend.unstage(self._staged)
+        except Exception as error:
+            self._finish(Code.ENGINE_ERROR, f"output phase: {_describe(error)}", exec_span)
+            return
+        end_ns = bench.clock()
+        output = Span(exec_end_ns, end_ns, end_ns - exec_end_ns)
+        self._finish(Code.OK, "", exec_span, output, tensors, buffers)
+
+    def refuse(self, code: Code, message: str) -> None:
+        self._finish(code, message)
+
+    def _finish(
+        self,
+        code: Code,
+        message: str,
+        exec_span: Span = NO_SPAN,
+        output: Span = NO_SPAN,
+        tensors: tuple[RequestTensors, ...] = (),
+        buffers: Sequence[Buffer] = (),
+    ) -> None:
+        result = InferResult(
+            self.order.action_id,
+            code,
+            message,
+            self._received_ns,
+            self._input,
+            exec_span,
+            output,
+        )
+        self._bench.finish(Finished(self._session, result, tensors, buffers))
+
+
+class AcceptedLoad:
+    """Take pages, map, copy; on any failure the pages are free again."""
+
+    is_prepared = True
+
+    def __init__(self, bench: Bench, order: LoadWeights, *, session: int, received_ns: int) -> None:
+        self._bench = bench
+        self.order = order
+        self.model = order.model
+        self.earliest_ns = order.earliest_ns
+        self.latest_ns = order.latest_ns
+        self._session = session
+        self._received_ns = received_ns
+
+    def prepare(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        bench, model = self._bench, self.model
+        try:
+            pages = bench.pages.reserve(model, self.order.num_pages)
+        except PageRefusal as refusal:
+            self.refuse(refusal.code, str(refusal))
+            return
+        begin_ns = bench.clock()
+        try:
+            device_ns = bench.backend.load(model, pages)
+        except Exception as error:
+            bench.pages.release(model)
+            self.refuse(Code.LOAD_FAILED, f"{model}: {_describe(error)}")
+            return
+        end_ns = bench.clock()
+        bench.pages.commit(model)
+        self._finish(Code.OK, "", Span(begin_ns, end_ns, device_ns))
+
+    def refuse(self, code: Code, message: str) -> None:
+        self._finish(code, message, NO_SPAN)
+
+    def _finish(self, code: Code, message: str, load: Span) -> None:
+        result = LoadResult(self.order.action_id, code, message, self._received_ns, load)
+        self._bench.finish(Finished(self._session, result))
+
+
+class AcceptedEvict:
+    """Unmap, then give the pages back."""
+
+    is_prepared = True
+
+    def __init__(
+        self, bench: Bench, order: EvictWeights, *, session: int, received_ns: int
+    ) -> None:
+        self._bench = bench
+        self.order = order
+        self.model = order.model
+        self.earliest_ns = order.earliest_ns
+        self.latest_ns = order.latest_ns
+        self._session = session
+        self._received_ns = received_ns
+
+    def prepare(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        bench, model = self._bench, self.model
+        try:
+            bench.pages.retire(model)
+        except PageRefusal as refusal:
+            self.refuse(refusal.code, str(refusal))
+            return
+        try:
+            bench.backend.evict(model)
+        except Exception as error:
+            # What is mapped is unknown now: the pages stay taken, and the process must end.
+            message = f"{model}: eviction failed: {_describe(error)}"
+            self._finish(Code.ENGINE_ERROR, message, fatal=message)
+            return
+        bench.pages.release(model)
+        self._finish(Code.OK, "")
+
+    def refuse(self, code: Code, message: str) -> None:
+        self._finish(code, message)
+
+    def _finish(self, code: Code, message: str, fatal: str | None = None) -> None:
+        result = EvictResult(self.order.action_id, code, message, self._received_ns)
+        self._bench.finish(Finished(self._session, result, fatal=fatal))
+
+
+def _describe(error: Exception) -> str:
+    """What an EngineError says; any other exception with its type in front."""
+    text = str(error)
+    if isinstance(error, EngineError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

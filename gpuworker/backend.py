@@ -1,0 +1,80 @@
+"""The seam between the worker runtime and what computes: one device with one engine on it.
+
+It owns the Protocol and the two exceptions a backend may refuse with, and nothing else. Everything
+above this line counts pages, windows and results; everything below it touches memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from scheduler.actions import Infer
+from scheduler.spec import DeviceSpec, ModelSpec
+from scheduler.wire import Buffer, RequestTensors
+
+# What a backend keeps between the phases of one Infer; opaque to the runtime.
+Staged = Any
+
+
+class InvalidInput(Exception):
+    """The tensors do not fit the model, or not each other: the sender's fault."""
+
+
+class EngineError(Exception):
+    """The engine failed while executing."""
+
+
+class Backend(Protocol):
+    """One device and the engine that executes on it.
+
+    `load` and `evict` are called by the LOAD lane only and never at the same time; `stage`,
+    `execute` and `unstage` by the EXEC lane only. The two lanes do run at the same time, but never
+    on the same model's weights: the page cache pins what executes.
+    """
+
+    @property
+    def device(self) -> DeviceSpec: ...
+
+    @property
+    def models(self) -> Mapping[str, ModelSpec]:
+        """Every model of the repository by name, also those with an `unavailable_reason`."""
+        ...
+
+    def load(self, model: str, pages: Sequence[int]) -> int:
+        """Map the pages under the model's range and copy its weights in; returns device ns.
+
+        If it raises, nothing of the model may be left mapped: the pages are given to others.
+        """
+        ...
+
+    def evict(self, model: str) -> None:
+        """Unmap the model's pages. If it raises, the worker stops: nobody knows what is mapped."""
+        ...
+
+    def stage(
+        self,
+        order: Infer,
+        tensors: Sequence[RequestTensors],
+        views: Sequence[Sequence[memoryview]],
+    ) -> Staged:
+        """The input phase: check, join and pad the requests' rows. Raises InvalidInput.
+
+        May run before the weights are resident. What it returns may be dropped without being
+        executed. The views are the received frames; they may be kept for as long as they are used.
+        """
+        ...
+
+    def execute(self, staged: Staged) -> int:
+        """Run the batch; returns device ns. The weights are resident and pinned meanwhile.
+
+        Raises EngineError (any other exception is reported as one, with its type).
+        """
+        ...
+
+    def unstage(self, staged: Staged) -> tuple[tuple[RequestTensors, ...], list[Buffer]]:
+        """The output phase: the outputs of each request and all their bytes, request by request.
+
+        The buffers must never change again: they are sent without copying.
+        """
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,66 @@
+"""Every setting of a worker, once, with its unit in its name; checked at start, then frozen.
+
+It reads neither the environment nor files, except for the default of the cache directory, which is
+a function for the command line to call.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+MEBIBYTE = 1024 * 1024
+
+
+class ConfigError(ValueError):
+    """A setting cannot be used; the message names it and its value."""
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    connect: str  # the gateway's ZeroMQ address
+    name: str
+    models_dir: Path | None  # None only for an emulated device
+    cache_dir: Path
+    cache_bytes: int
+    page_bytes: int
+    emulate: str | None = None
+    cpu: int | None = None
+    is_bound_to_parent: bool = False
+    # Where worker and gateway share a core, a batch must not keep the gateway from answering: a
+    # niceness of 5 gives a waking gateway three quarters of the core for as long as it wants it.
+    # With a core of its own the worker does not notice.
+    exec_nice: int = 5
+
+    def validate(self) -> None:
+        """Raises ConfigError."""
+        if "://" not in self.connect:
+            raise ConfigError(f"--connect {self.connect}: not an address like tcp://host:port")
+        if not self.name:
+            raise ConfigError("--name must not be empty")
+        if self.models_dir is None and self.emulate is None:
+            raise ConfigError("--models is needed, except with --emulate")
+        if self.page_bytes < MEBIBYTE or self.page_bytes % MEBIBYTE:
+            raise ConfigError(f"a page of {self.page_bytes} bytes is not a whole number of MiB")
+        if self.cache_bytes < self.page_bytes:
+            raise ConfigError(
+                f"--cache-mb {self.cache_bytes / MEBIBYTE:g} holds no page of "
+                f"--page-mb {self.page_bytes / MEBIBYTE:g}"
+            )
+        if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
+            usable = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise ConfigError(f"--cpu {self.cpu} is not among the usable CPUs {usable}")
+        if not 0 <= self.exec_nice <= 19:
+            raise ConfigError(f"--exec-nice {self.exec_nice} is not in 0..19")
+
+    @property
+    def total_pages(self) -> int:
+        return self.cache_bytes // self.page_bytes
+
+
+def default_cache_dir() -> Path:
+    """$REMONTOIR_CACHE_DIR, else the user's cache directory."""
+    explicit = os.environ.get("REMONTOIR_CACHE_DIR")
+    if explicit:
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "remontoir"

@@ -1,0 +1,86 @@
+"""Is this an order the worker can accept? Checks that need neither a lane nor the page table.
+
+It owns nothing and starts nothing: an order either has its tensor views, or raises OrderRefusal
+with the code to answer.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from scheduler import wire
+from scheduler.actions import (
+    Action,
+    Code,
+    EvictResult,
+    EvictWeights,
+    Infer,
+    InferResult,
+    LoadResult,
+    LoadWeights,
+    Result,
+)
+from scheduler.spec import ModelSpec
+
+
+class OrderRefusal(Exception):
+    """The order cannot be accepted; `code` says why."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def verify(
+    order: wire.Order,
+    frames: Sequence[wire.Buffer],
+    *,
+    models: Mapping[str, ModelSpec],
+    refused_models: Mapping[str, str],
+    page_bytes: int,
+) -> list[list[memoryview]]:
+    """The tensors of each request of the order. Raises OrderRefusal."""
+    action = order.action
+    model = action.model
+    spec = models.get(model)
+    if spec is None:
+        raise OrderRefusal(Code.UNKNOWN_MODEL, f"{model}: no such model here")
+    if spec.unavailable_reason is not None:
+        raise OrderRefusal(Code.UNKNOWN_MODEL, f"{model}: {spec.unavailable_reason}")
+    if model in refused_models:
+        raise OrderRefusal(Code.UNKNOWN_MODEL, f"{model}: refused: {refused_models[model]}")
+    try:
+        views = wire.unpack_tensors(order.tensors, frames)
+    except wire.WireError as error:
+        raise OrderRefusal(Code.MALFORMED, f"{model}: {error}") from error
+    contradiction = _contradiction(action, len(views), spec.num_pages(page_bytes))
+    if contradiction is not None:
+        raise OrderRefusal(Code.MALFORMED, f"{model}: {contradiction}")
+    return views
+
+
+def refused(action: Action, refusal: OrderRefusal, *, received_ns: int) -> Result:
+    """The one result of an order that was not accepted."""
+    code, message = refusal.code, str(refusal)
+    match action:
+        case Infer():
+            return InferResult(action.action_id, code, message, received_ns)
+        case LoadWeights():
+            return LoadResult(action.action_id, code, message, received_ns)
+        case EvictWeights():
+            return EvictResult(action.action_id, code, message, received_ns)
+
+
+def _contradiction(action: Action, num_tensor_lists: int, num_pages: int) -> str | None:
+    """What in the action disagrees with itself or with this device."""
+    if isinstance(action, Infer):
+        if not len(action.request_ids) == len(action.rows) == num_tensor_lists > 0:
+            return (
+                f"{len(action.request_ids)} requests, {len(action.rows)} row counts, tensors of "
+                f"{num_tensor_lists} requests"
+            )
+        if min(action.rows) < 1 or sum(action.rows) > action.batch_size:
+            return f"rows {action.rows} do not fit a batch of {action.batch_size}"
+    elif num_tensor_lists:
+        return f"tensors of {num_tensor_lists} requests came with an action that takes none"
+    elif isinstance(action, LoadWeights) and action.num_pages != num_pages:
+        return f"takes {num_pages} pages here, the order says {action.num_pages}"
+    return None

@@ -1,0 +1,318 @@
+"""The worker's main thread: membership in a gateway, orders to the lanes, results to the gateway.
+
+It owns the session and the conversation: it answers pings at once, verifies orders, hands them to
+the lanes and sends exactly one report for each. It never executes, loads or decides. All it does
+takes microseconds, so a late Pong is never its doing.
+
+A *session* is one membership, from a Welcome until the gateway is lost. Orders die with their
+session: what runs is finished without a report, what waits is dropped, and Hello is said only when
+both lanes are quiet, so that the pages it reports are true.
+"""
+
+import logging
+import os
+import queue
+import time
+import uuid
+from collections.abc import Callable, Mapping
+
+import zmq
+
+from gpuworker import linux, orders
+from gpuworker.accepted import AcceptedEvict, AcceptedInfer, AcceptedLoad, Bench, Finished
+from gpuworker.backend import Backend
+from gpuworker.gateway_link import GatewayLink
+from gpuworker.lane import Flush, LaneThread, Stop
+from gpuworker.page_cache import PageCache
+from scheduler import wire
+from scheduler.actions import Action, Code, EvictWeights, Infer, LoadWeights, Result
+from scheduler.spec import MILLISECOND_NS, SECOND_NS
+
+_log = logging.getLogger("gpuworker")
+
+EXIT_DONE = 0
+EXIT_BROKEN = 1
+EXIT_REFUSED = 3
+
+# The gateway pings five times a second; fifteen missed pings are a gateway that is gone.
+GATEWAY_SILENCE_NS = 3 * SECOND_NS
+# Hello is repeated until it is answered: often enough to be back a second after a restart.
+HELLO_INTERVAL_NS = 1 * SECOND_NS
+# A Hello that found no connection yet: the next try is soon.
+HELLO_RETRY_NS = 20 * MILLISECOND_NS
+# How often the main thread looks at the clock when nothing arrives, joined and not.
+TICK_MS = 100
+JOINING_TICK_MS = 20
+# Lanes wake from timed waits this exactly instead of 50 µs late: windows are judged in µs.
+TIMER_SLACK_NS = 1_000
+# How long a lane that is still busy may delay the exit once the worker is refused or broken.
+JOIN_TIMEOUT_S = 1.0
+# A session no gateway ever has: that of orders the worker gives itself.
+_OWN_SESSION = -1
+_ANY_TIME_NS = 2**63 - 1
+
+
+class Worker:
+    """One device's main thread. `run` may be called once and returns the process's exit code."""
+
+    def __init__(
+        self,
+        *,
+        connect: str,
+        name: str,
+        backend: Backend,
+        exec_nice: int = 0,
+        parent_pid: int | None = None,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._name = name
+        self._incarnation = uuid.uuid4().hex
+        self._backend = backend
+        self._exec_nice = exec_nice
+        self._parent_pid = parent_pid
+        self._clock = clock
+        self._pages = PageCache(backend.device.total_pages)
+        self._finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self._bench = Bench(backend, self._pages, self._on_lane_finished, clock)
+        self._exec_lane = self._lane("exec", self._start_exec)
+        self._load_lane = self._lane("load", self._start_load)
+        self._link = GatewayLink(connect, context)
+
+        self._session = 0
+        self._is_joined = False
+        self._refused_models: Mapping[str, str] = {}
+        self._num_accepted = 0  # handed to a lane and not yet finished, of whatever session
+        self._hello_due_ns = 0
+        self._heard_ns = 0
+        self._stop_reason: str | None = None
+        self._is_stopping = False
+        self._broken_reason: str | None = None
+        self._exit_code: int | None = None
+        self.num_malformed = 0
+
+    def request_stop(self, reason: str) -> None:
+        """Finish what runs, report, say Goodbye and return. Safe in signal handlers and threads."""
+        self._stop_reason = reason
+        self._link.ring()
+
+    def run(self) -> int:
+        """Serve until stopped, dismissed, refused or broken, then free everything."""
+        self._exec_lane.start()
+        self._load_lane.start()
+        try:
+            while True:
+                self._see_to_what_is_due(self._clock())
+                if self._exit_code is not None:
+                    return self._exit_code
+                frames = self._link.wait(TICK_MS if self._is_joined else JOINING_TICK_MS)
+                while not self._finished.empty():
+                    self._on_finished(self._finished.get())
+                if frames is not None:
+                    self._on_frames(frames)
+        finally:
+            self._close()
+
+    # What arrives
+
+    def _on_frames(self, frames: list[wire.Buffer]) -> None:
+        now = self._heard_ns = self._clock()
+        try:
+            message = wire.decode_to_worker(frames[0])
+        except wire.WireError as error:
+            self.num_malformed += 1
+            _log.warning("unreadable message, the %d. so far: %s", self.num_malformed, error)
+            self._link.send(wire.Unreadable(str(error)))
+            return
+        match message:
+            case wire.Ping():
+                self._link.send(wire.Pong(message.sent_ns, now, self._clock()))
+            case wire.Order():
+                self._on_order(message, frames[1:], now)
+            case wire.Welcome():
+                self._on_welcome(message)
+            case wire.Rejoin():
+                self._end_session("the gateway does not know this worker any more")
+            case wire.Goodbye():
+                self._stop_reason = f"the gateway said goodbye: {message.reason}"
+            case wire.Refused():
+                _log.error("the gateway refuses this worker: %s", message.reason)
+                self._exit_code = EXIT_REFUSED
+            case wire.Unreadable():
+                _log.error("the gateway could not read a message: %s", message.reason)
+
+    def _on_order(self, order: wire.Order, frames: list[wire.Buffer], received_ns: int) -> None:
+        action = order.action
+        if not self._is_joined:
+            _log.info("dropped action %d: ordered in a session that is over", action.action_id)
+            return
+        try:
+            if self._is_stopping:
+                raise orders.OrderRefusal(Code.SHUTTING_DOWN, "the worker is stopping")
+            views = orders.verify(
+                order,
+                frames,
+                models=self._backend.models,
+                refused_models=self._refused_models,
+                page_bytes=self._backend.device.page_bytes,
+            )
+        except orders.OrderRefusal as refusal:
+            self.num_malformed += refusal.code is Code.MALFORMED
+            self._report(orders.refused(action, refusal, received_ns=received_ns))
+            return
+        self._accept(action, order.tensors, views, self._session, received_ns)
+
+    def _accept(
+        self,
+        action: Action,
+        tensors: tuple[wire.RequestTensors, ...],
+        views: list[list[memoryview]],
+        session: int,
+        received_ns: int,
+    ) -> None:
+        """From here on exactly one Finished comes back for the action."""
+        self._num_accepted += 1
+        bench = self._bench
+        match action:
+            case Infer():
+                self._exec_lane.put(
+                    AcceptedInfer(
+                        bench,
+                        action,
+                        session=session,
+                        received_ns=received_ns,
+                        tensors=tensors,
+                        views=views,
+                    )
+                )
+            case LoadWeights():
+                self._load_lane.put(
+                    AcceptedLoad(bench, action, session=session, received_ns=received_ns)
+                )
+            case EvictWeights():
+                self._load_lane.put(
+                    AcceptedEvict(bench, action, session=session, received_ns=received_ns)
+                )
+
+    def _on_welcome(self, welcome: wire.Welcome) -> None:
+        if self._is_joined:
+            # Two Hellos crossed two Welcomes: orders of the first may have moved pages since the
+            # second Hello named them. Introduce ourselves once more, with what is true.
+            self._end_session("welcomed twice")
+            return
+        self._is_joined = True
+        self._refused_models = welcome.refused_models
+        _log.info("joined as %s", welcome.worker_id)
+        for model, reason in sorted(welcome.refused_models.items()):
+            _log.warning("the gateway refuses model %s: %s", model, reason)
+        for model in self._pages.resident():
+            if model in self._refused_models:
+                # The gateway's mirror does not count its pages, so nobody else would free them.
+                eviction = EvictWeights(0, model, 0, _ANY_TIME_NS)
+                self._accept(eviction, (), [], _OWN_SESSION, self._heard_ns)
+
+    # What leaves
+
+    def _on_finished(self, finished: Finished) -> None:
+        self._num_accepted -= 1
+        if finished.fatal is not None:
+            self._broken_reason = finished.fatal
+        if self._is_joined and finished.session == self._session:
+            self._report(finished.result, finished.tensors, wire.pack_tensors(finished.buffers))
+
+    def _report(
+        self,
+        result: Result,
+        tensors: tuple[wire.RequestTensors, ...] = (),
+        frames: list[wire.Buffer] | None = None,
+    ) -> None:
+        if not self._link.send(wire.Report(result, tensors), frames or ()):
+            self._end_session("the connection to the gateway broke")
+
+    # Membership and the end
+
+    def _see_to_what_is_due(self, now: int) -> None:
+        """Act on flags and on the time: broken, stop, silence, Hello."""
+        if self._parent_pid is not None and os.getppid() != self._parent_pid:
+            self._stop_reason = "the parent process is gone"
+        if self._broken_reason is not None:
+            _log.critical("giving up: %s", self._broken_reason)
+            self._exit_code = EXIT_BROKEN
+        elif self._exit_code is not None:
+            return
+        elif self._stop_reason is not None:
+            self._stop(self._stop_reason)
+        elif self._is_joined:
+            if now - self._heard_ns > GATEWAY_SILENCE_NS:
+                silence_s = (now - self._heard_ns) / SECOND_NS
+                self._end_session(f"nothing heard from the gateway for {silence_s:.1f} s")
+        elif now >= self._hello_due_ns and self._num_accepted == 0:
+            self._say_hello(now)
+
+    def _say_hello(self, now: int) -> None:
+        hello = wire.Hello(
+            name=self._name,
+            incarnation=self._incarnation,
+            device=self._backend.device,
+            models=tuple(self._backend.models.values()),
+            resident=self._pages.resident(),
+        )
+        is_sent = self._link.send(hello)
+        self._hello_due_ns = now + (HELLO_INTERVAL_NS if is_sent else HELLO_RETRY_NS)
+
+    def _end_session(self, reason: str) -> None:
+        """Forget the gateway's orders and prepare to say Hello; nothing when not joined."""
+        if not self._is_joined:
+            return
+        _log.warning("leaving the session: %s", reason)
+        self._is_joined = False
+        self._session += 1
+        self._hello_due_ns = 0
+        self._flush_lanes()
+
+    def _stop(self, reason: str) -> None:
+        """Refuse what waits, finish what runs, then say Goodbye."""
+        if not self._is_stopping:
+            _log.info("stopping: %s", reason)
+            self._is_stopping = True
+            self._flush_lanes()
+        if self._num_accepted == 0:
+            self._link.send(wire.Goodbye(reason))
+            self._exit_code = EXIT_DONE
+
+    def _flush_lanes(self) -> None:
+        self._exec_lane.put(Flush())
+        self._load_lane.put(Flush())
+
+    def _close(self) -> None:
+        lanes = (self._exec_lane, self._load_lane)
+        for lane in lanes:
+            lane.put(Stop())
+        # Not `all(...)` over a generator: both are waited for.
+        have_ended = [lane.join(JOIN_TIMEOUT_S) for lane in lanes]
+        if all(have_ended):
+            self._link.close()
+            self._backend.close()
+        # else a lane still works with both; its thread is a daemon and ends with the process.
+
+    # The lanes' side
+
+    def _lane(self, name: str, on_start: Callable[[], None]) -> LaneThread:
+        return LaneThread(name, clock=self._clock, on_start=on_start, on_death=self._on_lane_death)
+
+    def _start_exec(self) -> None:
+        linux.set_timer_slack(TIMER_SLACK_NS)
+        if self._exec_nice:
+            linux.set_thread_nice(self._exec_nice)
+
+    def _start_load(self) -> None:
+        linux.set_timer_slack(TIMER_SLACK_NS)
+
+    def _on_lane_finished(self, finished: Finished) -> None:
+        self._finished.put(finished)
+        self._link.ring()
+
+    def _on_lane_death(self, lane: str, error: BaseException) -> None:
+        _log.critical("the %s lane died", lane, exc_info=error)
+        self._broken_reason = f"the {lane} lane died: {type(error).__name__}: {error}"
+        self._link.ring()

@@ -25,7 +25,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     page_bytes: int
     emulate: str | None = None
     cpu: int | None = None
-    is_bound_to_parent: bool = False
     # Where worker and gateway share a core, a batch must not keep the gateway from answering: a
     # niceness of 5 gives a waking gateway three quarters of the core for as long as it wants it.
     # With a core of its own the worker does not notice.

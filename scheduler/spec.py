@@ -92,3 +92,21 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True):
 def shape_key_of(shapes: tuple[tuple[int, ...], ...]) -> str:
     """Name of a shape class: the non-batch shapes of all inputs in spec order, "3x48x320;1"."""
     return ";".join("x".join(map(str, shape)) for shape in shapes)
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Every knob of the core, once, with the reason for its default."""
+
+    # How long before a lane is predicted free its next action is sent. Must hide the way to the
+    # worker (0.1-0.5 ms on one host, plus a millisecond of timer granularity), and no more: what
+    # is committed cannot be joined or overtaken (Clockwork's 10 ms cost it the 10 ms SLO).
+    schedule_ahead_ns: int = 2 * MILLISECOND_NS
+    # Infers sent to one device and not yet answered: one runs, one waits for it. More would commit
+    # small batches early; fewer would leave the lane idle for a round trip.
+    max_outstanding_infers: int = 2
+    # What an answer needs from the end of an execution to the client, on top of what is measured.
+    reply_margin_ns: int = 500_000
+    # Beyond this many, queueing is memory without purpose: every one of them costs its payload.
+    max_queued_requests: int = 16_384
+    # (event, commands) pairs kept for `story()`.
+    story_length: int = 512

@@ -106,9 +106,11 @@ class WireError(ValueError):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker_decoder = msgspec.msgpack.Decoder(ToWorker)
-_to_gateway_decoder = msgspec.msgpack.Decoder(ToGateway)
+_to_worker_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_to_gateway_decoder: msgspec.msgpack.Decoder[ToGateway] = msgspec.msgpack.Decoder(ToGateway)
 _VERSION_PREFIX = bytes([WIRE_VERSION])
+# What the decoder raises on foreign bytes; the last two at text that is not UTF-8 and at nesting.
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: ToWorker | ToGateway) -> bytes:
@@ -120,7 +122,7 @@ def decode_to_worker(header: Buffer) -> ToWorker:
     """Raises WireError for anything that is not a message of this version."""
     try:
         return _to_worker_decoder.decode(_payload(header))
-    except msgspec.MsgspecError as error:
+    except _DECODE_ERRORS as error:
         raise WireError(f"header is not a message to a worker: {error}") from error
 
 
@@ -128,7 +130,7 @@ def decode_to_gateway(header: Buffer) -> ToGateway:
     """Raises WireError for anything that is not a message of this version."""
     try:
         return _to_gateway_decoder.decode(_payload(header))
-    except msgspec.MsgspecError as error:
+    except _DECODE_ERRORS as error:
         raise WireError(f"header is not a message to a gateway: {error}") from error
 
 

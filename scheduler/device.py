@@ -1,0 +1,230 @@
+"""The scheduler's mirror of one device: pages, weights states, two lanes, measured delays.
+
+The worker is the truth; the mirror is corrected by its results and never guesses. It holds no
+policy.
+"""
+
+import enum
+import math
+from heapq import heapify, heappop, heappush
+
+from scheduler.actions import Action, Infer
+from scheduler.model_queue import ModelQueue
+from scheduler.profile import ExecEstimate, ModelEstimates, RatioWindow
+from scheduler.request import IllegalMove, Request
+from scheduler.spec import MILLISECOND_NS, SECOND_NS, DeviceSpec, ModelSpec
+from scheduler.work_tracker import WorkTracker
+
+# What an order needs to reach a worker before the first one was measured.
+INITIAL_COMMAND_DELAY_NS = MILLISECOND_NS // 5
+# How fast the memory of past use fades when weights are weighed against each other.
+USE_HALF_LIFE_NS = 10 * SECOND_NS
+# A model whose LOAD failed waits this long, doubling, before it is tried again on that device.
+LOAD_RETRY_NS = 100 * MILLISECOND_NS
+LOAD_RETRY_MAX_NS = 10 * SECOND_NS
+
+
+class WeightsState(enum.Enum):
+    """Of one model on one device. ABSENT is the state of every model without a record."""
+
+    ABSENT = "absent"
+    LOADING = "loading"
+    RESIDENT = "resident"
+    EVICTING = "evicting"
+
+
+WEIGHTS_MOVES: dict[WeightsState, frozenset[WeightsState]] = {
+    WeightsState.ABSENT: frozenset({WeightsState.LOADING}),
+    WeightsState.LOADING: frozenset({WeightsState.RESIDENT, WeightsState.ABSENT}),
+    # RESIDENT → ABSENT: the worker says that it does not have them, and the worker is the truth.
+    WeightsState.RESIDENT: frozenset({WeightsState.EVICTING, WeightsState.ABSENT}),
+    WeightsState.EVICTING: frozenset({WeightsState.ABSENT, WeightsState.RESIDENT}),
+}
+
+
+class Weights:
+    """One model's weights on one device. `generation` counts LOADs; old results are ignored."""
+
+    __slots__ = (
+        "generation",
+        "last_used_ns",
+        "num_failures",
+        "num_infers",
+        "num_pages",
+        "ready_at_ns",
+        "retry_at_ns",
+        "state",
+        "use_score",
+    )
+
+    def __init__(self, num_pages: int) -> None:
+        self.state = WeightsState.ABSENT
+        self.generation = 0
+        self.num_pages = num_pages
+        self.num_infers = 0  # Infers in flight: never evicted while above zero
+        self.ready_at_ns = 0  # predicted end of the LOAD while LOADING
+        self.last_used_ns = 0
+        self.use_score = 0.0
+        self.num_failures = 0
+        self.retry_at_ns = 0
+
+    def move_to(self, state: WeightsState, model: str) -> None:
+        """The only way weights change their state."""
+        if state not in WEIGHTS_MOVES[self.state]:
+            raise IllegalMove(f"weights of {model}: {self.state.value} → {state.value}")
+        self.state = state
+
+    def use(self, rows: int, now: int) -> None:
+        self.use_score = self.score(now) + rows
+        self.last_used_ns = now
+
+    def score(self, now: int) -> float:
+        """Recent use, fading: frequency and recency in one figure."""
+        return self.use_score * math.exp2((self.last_used_ns - now) / USE_HALF_LIFE_NS)
+
+
+class Outstanding:
+    """An action sent and not yet answered, with what it holds reserved."""
+
+    __slots__ = ("action", "expected_ns", "generation", "requests", "sent_ns", "wake_at_ns")
+
+    def __init__(
+        self,
+        action: Action,
+        *,
+        sent_ns: int,
+        expected_ns: int,
+        requests: list[Request],
+        generation: int,
+    ) -> None:
+        self.action = action
+        self.sent_ns = sent_ns
+        self.expected_ns = expected_ns
+        self.requests = requests
+        self.generation = generation
+        self.wake_at_ns: int | None = None
+
+
+class DeviceMirror:
+    """Everything the scheduler knows of one incarnation of one worker's device."""
+
+    def __init__(self, worker_id: str, spec: DeviceSpec, offered: dict[str, ModelSpec]) -> None:
+        self.worker_id = worker_id
+        self.spec = spec
+        self.offered = offered
+        # all and only models with a record; least recently used first
+        self.weights: dict[str, Weights] = {}
+        self.pages_free = spec.total_pages
+        self.exec_lane = WorkTracker()
+        self.load_lane = self.exec_lane if spec.shares_exec_core else WorkTracker()
+        # all and only actions sent and not yet answered
+        self.outstanding: dict[int, Outstanding] = {}
+        self.num_infers = 0
+        self.num_moves = 0  # LoadWeights outstanding
+        self.previous_done_ns = 0
+        self.wake_at_ns: int | None = None
+        self._command_delay = RatioWindow()
+        self._reply_delay = RatioWindow()
+        self._estimates: dict[str, ModelEstimates] = {}
+        # heap of (latest start, sequence, queue): an entry counts only while the queue still
+        # stands under that key and its model is resident here
+        self.ready: list[tuple[int, int, ModelQueue]] = []
+        self._sequence = 0
+
+    def weights_state(self, model: str) -> WeightsState:
+        record = self.weights.get(model)
+        return record.state if record is not None else WeightsState.ABSENT
+
+    def is_resident(self, model: str) -> bool:
+        record = self.weights.get(model)
+        return record is not None and record.state is WeightsState.RESIDENT
+
+    def record(self, model: str) -> Weights:
+        record = self.weights.get(model)
+        if record is None:
+            record = Weights(self.offered[model].num_pages(self.spec.page_bytes))
+            self.weights[model] = record
+        return record
+
+    def touch(self, model: str, rows: int, now: int) -> Weights:
+        """Note the use of resident weights; they become the most recently used."""
+        record = self.weights.pop(model)
+        self.weights[model] = record
+        record.use(rows, now)
+        return record
+
+    def estimates(self, model: str) -> ModelEstimates:
+        estimates = self._estimates.get(model)
+        if estimates is None:
+            estimates = self._estimates[model] = ModelEstimates(self.offered[model])
+        return estimates
+
+    def exec_estimate(self, queue: ModelQueue) -> ExecEstimate:
+        return self.estimates(queue.model).exec(queue.shape_key, queue.elements)
+
+    @property
+    def command_delay_ns(self) -> int:
+        """From sending an order to its arrival at the worker, typically."""
+        return int(self._command_delay.plan) if self._command_delay else INITIAL_COMMAND_DELAY_NS
+
+    @property
+    def reply_delay_ns(self) -> int:
+        """From the end of an action to the scheduler hearing of it, at worst lately."""
+        return int(self._reply_delay.guard) if self._reply_delay else INITIAL_COMMAND_DELAY_NS
+
+    def observe_delays(self, *, command_ns: int, reply_ns: int) -> None:
+        self._command_delay.add(max(1, command_ns))
+        self._reply_delay.add(max(1, reply_ns))
+
+    def start_at(self, now: int) -> int:
+        """When an Infer sent now would start to execute."""
+        return max(self.exec_lane.free_at(now), now + self.command_delay_ns)
+
+    def load_start_at(self, now: int) -> int:
+        """When a LoadWeights sent now would start to copy."""
+        return max(self.load_lane.free_at(now), now + self.command_delay_ns)
+
+    def push_ready(self, latest_start_ns: int, queue: ModelQueue) -> None:
+        self._sequence += 1
+        heappush(self.ready, (latest_start_ns, self._sequence, queue))
+        if self._sequence % 4096 == 0:
+            self._sweep_ready()
+
+    def peek_ready(self) -> ModelQueue | None:
+        """The most urgent queue this device can serve. Drops stale entries on the way."""
+        ready = self.ready
+        while ready:
+            latest_start_ns, _, queue = ready[0]
+            if queue.latest_start_ns == latest_start_ns and self.is_resident(queue.model):
+                return queue
+            heappop(ready)
+        return None
+
+    def pop_ready(self) -> tuple[int, int, ModelQueue] | None:
+        """Take the most urgent entry off; the caller pushes back what it keeps."""
+        if self.peek_ready() is None:
+            return None
+        return heappop(self.ready)
+
+    def pages_by_state(self) -> dict[str, int]:
+        """Pages of the cache: free, loading, resident, evicting."""
+        pages = {"free": max(0, self.pages_free), "loading": 0, "resident": 0, "evicting": 0}
+        for record in self.weights.values():
+            if record.state is not WeightsState.ABSENT:
+                pages[record.state.value] += record.num_pages
+        return pages
+
+    def num_infers_of(self, model: str) -> int:
+        return sum(
+            isinstance(o.action, Infer) and o.action.model == model
+            for o in self.outstanding.values()
+        )
+
+    def _sweep_ready(self) -> None:
+        live = {
+            id(entry[2]): entry
+            for entry in self.ready
+            if entry[2].latest_start_ns == entry[0] and self.is_resident(entry[2].model)
+        }
+        self.ready = list(live.values())
+        heapify(self.ready)

@@ -1,0 +1,116 @@
+"""The waiting requests of one model that may share a batch, in deadline order."""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+
+from scheduler.request import Request
+
+# Popping moves an index; the list is cut once this many popped entries stand in front of it.
+_COMPACT_AT = 64
+
+
+class ModelQueue:
+    """All and only the QUEUED requests of one (model, batch key), earliest deadline first.
+
+    Ties keep arrival order. Insertion at the end, the usual case where all SLOs of a model are
+    equal, is O(1); elsewhere it is a bisection and a memmove. `latest_start_ns` is the sort key
+    under which the queue was last announced to the devices (policies/batching.py); None when empty.
+    """
+
+    __slots__ = (
+        "_entries",
+        "_first",
+        "_sequence",
+        "batch_key",
+        "elements",
+        "latest_start_ns",
+        "model",
+        "num_rows",
+        "shape_key",
+        "wake_at_ns",
+    )
+
+    def __init__(self, model: str, batch_key: str, shape_key: str, elements: int) -> None:
+        self.model = model
+        self.batch_key = batch_key
+        self.shape_key = shape_key
+        self.elements = elements
+        self._entries: list[tuple[int, int, Request]] = []
+        self._first = 0
+        self._sequence = 0
+        self.num_rows = 0
+        self.latest_start_ns: int | None = None
+        self.wake_at_ns: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries) - self._first
+
+    def __iter__(self) -> Iterator[Request]:
+        entries = self._entries
+        for index in range(self._first, len(entries)):
+            yield entries[index][2]
+
+    @property
+    def head(self) -> Request | None:
+        return self._entries[self._first][2] if self._first < len(self._entries) else None
+
+    @property
+    def last_deadline_ns(self) -> int:
+        """The latest deadline of all; the queue must not be empty."""
+        return self._entries[-1][0]
+
+    def push(self, request: Request) -> bool:
+        """Insert by deadline. True if the request became the head."""
+        self._sequence += 1
+        entry = (request.deadline_ns, self._sequence, request)
+        entries = self._entries
+        self.num_rows += request.rows
+        if len(entries) == self._first or entries[-1][0] <= request.deadline_ns:
+            entries.append(entry)
+            return len(entries) - self._first == 1
+        insort(entries, entry, lo=self._first)
+        return entries[self._first][2] is request
+
+    def pop_head(self) -> Request:
+        request = self._entries[self._first][2]
+        self._first += 1
+        self.num_rows -= request.rows
+        if self._first >= _COMPACT_AT:
+            del self._entries[: self._first]
+            self._first = 0
+        return request
+
+    def remove(self, request: Request) -> None:
+        """Take a request out of the middle (cancelled, or chosen past the head)."""
+        del self._entries[self._index(request)]
+        self.num_rows -= request.rows
+
+    def num_due_by(self, deadline_ns: int) -> int:
+        """Requests whose deadline is at or before the instant: those ahead of a newcomer."""
+        return bisect_right(self._entries, deadline_ns, lo=self._first, key=_deadline) - self._first
+
+    def num_due_after(self, instant_ns: int) -> int:
+        """Requests whose deadline is after the instant."""
+        return len(self) - self.num_due_by(instant_ns)
+
+    def run_from(self, request: Request, max_requests: int) -> list[Request]:
+        """The request and those after it, at most so many."""
+        first = self._first
+        if self._entries[first][2] is not request:
+            first = self._index(request)
+        return [entry[2] for entry in self._entries[first : first + max_requests]]
+
+    def first_due_after(self, instant_ns: int) -> Request | None:
+        index = bisect_right(self._entries, instant_ns, lo=self._first, key=_deadline)
+        return self._entries[index][2] if index < len(self._entries) else None
+
+    def _index(self, request: Request) -> int:
+        entries = self._entries
+        index = bisect_left(entries, request.deadline_ns, lo=self._first, key=_deadline)
+        while entries[index][2] is not request:
+            index += 1
+        return index
+
+
+def _deadline(entry: tuple[int, int, Request]) -> int:
+    return entry[0]

@@ -1,0 +1,238 @@
+"""Admit or refuse at the door: predict the finish on the best device, refuse what cannot make it.
+
+A refusal is worth most when it is early. What is predicted is the order that batching will follow:
+earlier latest starts go first, except that work with fewer requests per millisecond does not push
+out a request that it would make late (policies/batching.py decides the same way).
+"""
+
+from typing import NamedTuple
+
+from scheduler.device import DeviceMirror, WeightsState
+from scheduler.events import Reason, Rejected
+from scheduler.profile import ExecEstimate
+from scheduler.request import Request
+from scheduler.spec import MILLISECOND_NS, SECOND_NS
+from scheduler.state import ModelState, SchedulerState
+
+# Queues of other models looked at per prediction; beyond it the rest is taken as not in the way.
+MAX_QUEUES_AHEAD = 32
+MIN_RETRY_AFTER_NS = MILLISECOND_NS
+
+
+class Admission(NamedTuple):
+    """The predicted end of the request's execution; whether another copy of the weights is due."""
+
+    finish_ns: int
+    wants_replica: bool = False
+
+
+class AdmitAll:
+    """Baseline: whatever a device could ever serve is queued."""
+
+    def decide(self, state: SchedulerState, request: Request, now: int) -> Admission | Rejected:
+        refused = _refuse_impossible(state, request)
+        return refused if refused is not None else Admission(now)
+
+
+class DeadlineFeasible:
+    """Refuse at once what no device is predicted to finish in time (Clockwork never did)."""
+
+    def decide(self, state: SchedulerState, request: Request, now: int) -> Admission | Rejected:
+        refused = _refuse_impossible(state, request)
+        if refused is not None:
+            return refused
+        model = state.models[request.model]
+        warm = _best(state, model, request, now, model.holders)
+        if warm is not None and warm[1] <= request.deadline_ns:
+            return Admission(warm[0])
+        cold = _best(state, model, request, now, _loadable(model))
+        if cold is not None and cold[1] <= request.deadline_ns:
+            return Admission(cold[0], wants_replica=bool(model.holders))
+        options = [option for option in (warm, cold) if option is not None]
+        if not options:
+            return Rejected(
+                Reason.COLD_MODEL,
+                f"{request.model} is not loaded, and no device can make room for it now",
+                retry_after_ns=SECOND_NS,
+            )
+        return _refusal(request, model, now, min(options, key=lambda option: option[1]), warm)
+
+
+def _refuse_impossible(state: SchedulerState, request: Request) -> Rejected | None:
+    """What no load and no waiting would change."""
+    if not state.devices:
+        return Rejected(Reason.NO_WORKER, "no worker is connected", retry_after_ns=SECOND_NS)
+    model = state.models[request.model]
+    name = request.model
+    if not model.offered_by:
+        return Rejected(
+            Reason.MODEL_UNAVAILABLE, f"none of {len(state.devices)} workers can serve {name}"
+        )
+    if request.rows > model.spec.max_batch_rows:
+        return Rejected(
+            Reason.INVALID_INPUT,
+            f"{request.rows} rows, {name} takes at most {model.spec.max_batch_rows} a request",
+        )
+    if state.num_queued >= state.config.max_queued_requests:
+        return Rejected(
+            Reason.OVERLOADED,
+            f"{state.num_queued} requests are queued, the limit",
+            retry_after_ns=SECOND_NS,
+        )
+    fitting = [d for d in model.offered_by if _pages(d, model) <= d.spec.total_pages]
+    if not fitting:
+        device = model.offered_by[0]
+        return Rejected(
+            Reason.LARGER_THAN_CACHE,
+            f"{name} needs {_pages(device, model)} pages, the cache of {device.worker_id} has"
+            f" {device.spec.total_pages}",
+        )
+    best_ns = min(_best_case_ns(state, device, request) for device in fitting)
+    slo_ns = request.deadline_ns - request.arrival_ns
+    if slo_ns < best_ns:
+        return Rejected(
+            Reason.SLO_INFEASIBLE_EVER,
+            f"SLO {slo_ns / 1e6:.3f} ms, {name} takes {best_ns / 1e6:.3f} ms even idle and loaded",
+            predicted_ns=best_ns,
+            min_slo_ns=best_ns,
+        )
+    return None
+
+
+def _best_case_ns(state: SchedulerState, device: DeviceMirror, request: Request) -> int:
+    estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
+    return estimate.plan[request.rows] + device.command_delay_ns + state.config.reply_margin_ns
+
+
+def _loadable(model: ModelState) -> list[DeviceMirror]:
+    return [
+        device
+        for device in model.offered_by
+        if device.weights_state(model.spec.name) is not WeightsState.RESIDENT
+        and _pages(device, model) <= device.spec.total_pages
+    ]
+
+
+def _pages(device: DeviceMirror, model: ModelState) -> int:
+    return model.spec.num_pages(device.spec.page_bytes)
+
+
+def _best(
+    state: SchedulerState,
+    model: ModelState,
+    request: Request,
+    now: int,
+    devices: list[DeviceMirror],
+) -> tuple[int, int] | None:
+    """(planned finish, finish with guard and margin) on the best of the devices."""
+    best: tuple[int, int] | None = None
+    for device in devices:
+        start_ns = _weights_ready_at(state, model, device, now)
+        if start_ns is None:
+            continue
+        option = _finish_on(state, model, request, device, start_ns)
+        if best is None or option[1] < best[1]:
+            best = option
+    return best
+
+
+def _weights_ready_at(
+    state: SchedulerState, model: ModelState, device: DeviceMirror, now: int
+) -> int | None:
+    """When an Infer of the model could start there; None where no LOAD is possible now."""
+    start_ns = device.start_at(now)
+    record = device.weights.get(model.spec.name)
+    if record is not None and record.state is WeightsState.RESIDENT:
+        return start_ns
+    if record is not None and record.state is WeightsState.LOADING:
+        return max(start_ns, record.ready_at_ns)
+    if record is not None and record.retry_at_ns > now:
+        return None
+    load_start_ns = device.load_start_at(now) + state.pending_load_ns(model)
+    load_end_ns = load_start_ns + device.estimates(model.spec.name).load_plan_ns
+    return max(start_ns, load_end_ns)
+
+
+def _finish_on(
+    state: SchedulerState,
+    model: ModelState,
+    request: Request,
+    device: DeviceMirror,
+    start_ns: int,
+) -> tuple[int, int]:
+    estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
+    margin_ns = state.margin_ns(device)
+    latest_start_ns = request.deadline_ns - estimate.guard[request.rows] - margin_ns
+    if device.ready:
+        start_ns += _work_ahead(device, request, estimate, start_ns, latest_start_ns)
+    queue = model.queues.get(request.batch_key)
+    rows = request.rows
+    if queue is not None:
+        # Rows, not requests, would need a running sum; requests of one row are the usual case.
+        num_ahead = queue.num_due_by(request.deadline_ns)
+        rows += num_ahead if queue.num_rows == len(queue) else queue.num_rows
+    own_ns = estimate.time_for(rows)
+    holders = len(model.holders)
+    if holders > 1 and rows > estimate.max_rows:
+        own_ns = max(own_ns // holders, estimate.plan[request.rows])
+    last = estimate.efficient[min(rows, estimate.max_rows)]
+    finish_ns = start_ns + own_ns
+    return finish_ns, finish_ns + estimate.guard[last] - estimate.plan[last] + margin_ns
+
+
+def _work_ahead(
+    device: DeviceMirror,
+    request: Request,
+    estimate: ExecEstimate,
+    start_ns: int,
+    latest_start_ns: int,
+) -> int:
+    """Time other models' queues will take on the device before this request."""
+    ahead_ns = 0
+    ns_per_row = estimate.plan[request.rows] / request.rows
+    for key_ns, _, queue in device.ready[:MAX_QUEUES_AHEAD]:
+        if (
+            key_ns > latest_start_ns
+            or key_ns != queue.latest_start_ns
+            or (queue.model == request.model and queue.batch_key == request.batch_key)
+            or not device.is_resident(queue.model)
+        ):
+            continue
+        other = device.exec_estimate(queue)
+        rows = queue.num_due_by(latest_start_ns + other.guard[1])
+        if rows == 0:
+            continue
+        other_ns = other.time_for(rows)
+        if start_ns + ahead_ns + other_ns > latest_start_ns and other_ns / rows > ns_per_row:
+            continue
+        ahead_ns += other_ns
+    return ahead_ns
+
+
+def _refusal(
+    request: Request,
+    model: ModelState,
+    now: int,
+    best: tuple[int, int],
+    warm: tuple[int, int] | None,
+) -> Rejected:
+    guarded_ns = best[1]
+    predicted_ns = guarded_ns - request.arrival_ns
+    retry_after_ns = max(MIN_RETRY_AFTER_NS, guarded_ns - request.deadline_ns)
+    slo_ns = request.deadline_ns - request.arrival_ns
+    told = f"predicted {predicted_ns / 1e6:.1f} ms, SLO {slo_ns / 1e6:.1f} ms"
+    if warm is None:
+        load_ns = model.reference().estimates(request.model).load_plan_ns
+        return Rejected(
+            Reason.COLD_MODEL,
+            f"{request.model} is not loaded and would take {load_ns / 1e6:.1f} ms to load: {told}",
+            retry_after_ns=retry_after_ns,
+            predicted_ns=predicted_ns,
+            load_ns=load_ns,
+        )
+    return Rejected(
+        Reason.SLO_INFEASIBLE_NOW,
+        f"{model.num_queued} requests of {request.model} are queued: {told}",
+        retry_after_ns=retry_after_ns,
+        predicted_ns=predicted_ns,
+    )

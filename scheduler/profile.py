@@ -1,0 +1,208 @@
+"""Rolling estimates of durations: seeded by the profile, corrected by every measurement.
+
+A model's execution curve over batch sizes keeps the shape its profile gave it; measurements enter
+as ratios to that curve, so that a batch size never seen borrows from its neighbours. Two figures
+come out: *plan*, the median, chains predictions; *guard*, close to the worst of the window, decides
+whether a deadline can be met. A sample above three times the median is clipped and counted, so that
+one hiccup does not inflate sixteen batches (Clockwork's p99 of ten samples is its maximum).
+"""
+
+from bisect import bisect_left, insort
+from collections import deque
+
+from scheduler.spec import ModelProfile, ModelSpec, ShapeProfile
+
+# Long enough that one outlier is not the median, short enough to follow a clock change in seconds.
+WINDOW_SAMPLES = 16
+OUTLIER_FACTOR = 3.0
+# A batch may be larger only where it saves this share of the time per row.
+WORTHWHILE_GAIN = 0.03
+# Shape classes kept per model and device; clients choose sequence lengths, so there is a bound.
+MAX_SHAPES = 64
+
+
+class RatioWindow:
+    """The last measurements of something, as ratios to its expected value."""
+
+    __slots__ = ("_recent", "_sorted", "num_outliers")
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
+        self.num_outliers = 0
+
+    def __len__(self) -> int:
+        return len(self._recent)
+
+    def add(self, ratio: float) -> None:
+        ordered = self._sorted
+        if len(ordered) >= 3:
+            ceiling = OUTLIER_FACTOR * ordered[len(ordered) // 2]
+            if ratio > ceiling:
+                ratio = ceiling
+                self.num_outliers += 1
+        if len(self._recent) == WINDOW_SAMPLES:
+            oldest = self._recent.popleft()
+            del ordered[bisect_left(ordered, oldest)]
+        self._recent.append(ratio)
+        insort(ordered, ratio)
+
+    @property
+    def plan(self) -> float:
+        """The median; 1.0 before the first sample."""
+        return self._sorted[len(self._sorted) // 2] if self._sorted else 1.0
+
+    @property
+    def guard(self) -> float:
+        """The worst but for one in a full window; the worst before that."""
+        ordered = self._sorted
+        if not ordered:
+            return 1.0
+        return ordered[-2] if len(ordered) == WINDOW_SAMPLES else ordered[-1]
+
+
+class ExecEstimate:
+    """Execution time of one model and shape class on one device, for 1 … max rows.
+
+    `plan[n]`, `guard[n]` are nanoseconds a batch of n rows keeps the exec lane (index 0 unused);
+    `efficient[n]` is the smallest batch of up to n rows whose time per row is within
+    WORTHWHILE_GAIN of the best, `executed[n]` the batch size the engine runs for n rows.
+    """
+
+    __slots__ = (
+        "_base",
+        "_bucket_of",
+        "_windows",
+        "efficient",
+        "executed",
+        "guard",
+        "max_rows",
+        "plan",
+    )
+
+    def __init__(self, spec: ModelSpec, profile: ShapeProfile, scale: float) -> None:
+        sizes = spec.batch_sizes
+        self.max_rows = sizes[-1]
+        rows = range(1, self.max_rows + 1)
+        self._bucket_of = [0] + [bisect_left(sizes, n) for n in rows]
+        self.executed = [0] + [
+            n if spec.runs_exact_batch else sizes[self._bucket_of[n]] for n in rows
+        ]
+        known = sorted(profile.exec_ns.items())
+        self._base = [0.0] + [max(1.0, scale * _interpolate(known, self.executed[n])) for n in rows]
+        self._windows = [RatioWindow() for _ in sizes]
+        self.plan = [0] * (self.max_rows + 1)
+        self.guard = [0] * (self.max_rows + 1)
+        self.efficient = [0] * (self.max_rows + 1)
+        self._refresh()
+
+    def observe(self, rows: int, duration_ns: int) -> None:
+        """A batch of this many rows kept the lane for so long."""
+        if not 1 <= rows <= self.max_rows:
+            return
+        window = self._windows[self._bucket_of[rows]]
+        before = (window.plan, window.guard, len(window))
+        window.add(duration_ns / self._base[rows])
+        if (window.plan, window.guard) != before[:2] or before[2] == 0:
+            self._refresh()
+
+    @property
+    def num_outliers(self) -> int:
+        return sum(window.num_outliers for window in self._windows)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(len(window) for window in self._windows)
+
+    def time_for(self, rows: int) -> int:
+        """Planned time to execute so many rows, in batches of the efficient size."""
+        size = self.efficient[min(rows, self.max_rows)]
+        num_full, rest = divmod(rows, size)
+        return num_full * self.plan[size] + self.plan[rest]
+
+    def _refresh(self) -> None:
+        ratios = [_nearest_sampled(self._windows, bucket) for bucket in range(len(self._windows))]
+        best_per_row = float("inf")
+        plan, guard, efficient = self.plan, self.guard, self.efficient
+        previous = 0
+        for n in range(1, self.max_rows + 1):
+            ratio_plan, ratio_guard = ratios[self._bucket_of[n]]
+            # More rows never take less time: a noisy window must not invert the order.
+            previous = plan[n] = max(int(self._base[n] * ratio_plan), previous)
+            guard[n] = max(int(self._base[n] * ratio_guard), previous, guard[n - 1])
+            best_per_row = min(best_per_row, previous / n)
+            size = efficient[n - 1] if n > 1 else 1
+            while plan[size] / size > best_per_row * (1 + WORTHWHILE_GAIN):
+                size += 1
+            efficient[n] = size
+
+
+def _nearest_sampled(windows: list[RatioWindow], bucket: int) -> tuple[float, float]:
+    """(plan, guard) ratios of the bucket, or of the nearest one that has samples."""
+    for distance in range(len(windows)):
+        for index in (bucket - distance, bucket + distance):
+            if 0 <= index < len(windows) and len(windows[index]):
+                return windows[index].plan, windows[index].guard
+    return 1.0, 1.0
+
+
+def _interpolate(known: list[tuple[int, int]], rows: int) -> float:
+    """Piecewise linear through the measured sizes; proportional beyond the last."""
+    index = bisect_left(known, (rows, 0))
+    if index == len(known):
+        return known[-1][1] * rows / known[-1][0]
+    size, duration = known[index]
+    if size == rows or index == 0:
+        return float(duration)
+    size_before, duration_before = known[index - 1]
+    share = (rows - size_before) / (size - size_before)
+    return duration_before + share * (duration - duration_before)
+
+
+class ModelEstimates:
+    """All estimates of one model on one device: its LOAD and its shape classes."""
+
+    __slots__ = ("_load_base_ns", "_load_window", "_profiles", "_shapes", "_spec")
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        profile: ModelProfile = spec.profile
+        self._profiles = profile.shapes
+        self._load_base_ns = max(1, profile.load_ns)
+        self._load_window = RatioWindow()
+        self._shapes: dict[str, ExecEstimate] = {}  # least recently created first
+
+    @property
+    def load_plan_ns(self) -> int:
+        return int(self._load_base_ns * self._load_window.plan)
+
+    @property
+    def load_guard_ns(self) -> int:
+        return int(self._load_base_ns * self._load_window.guard)
+
+    def observe_load(self, duration_ns: int) -> None:
+        self._load_window.add(duration_ns / self._load_base_ns)
+
+    def exec(self, shape_key: str, elements: int) -> ExecEstimate:
+        """The estimate of a shape class; one never profiled is scaled from the nearest in size."""
+        estimate = self._shapes.get(shape_key)
+        if estimate is None:
+            estimate = self._new_estimate(shape_key, elements)
+            if len(self._shapes) >= MAX_SHAPES:
+                del self._shapes[next(iter(self._shapes))]
+            self._shapes[shape_key] = estimate
+        return estimate
+
+    @property
+    def first(self) -> ExecEstimate:
+        """The estimate of the first profiled shape, for tables and metrics."""
+        profile = self._profiles[0]
+        return self.exec(profile.shape_key, profile.elements)
+
+    def _new_estimate(self, shape_key: str, elements: int) -> ExecEstimate:
+        for profile in self._profiles:
+            if profile.shape_key == shape_key:
+                return ExecEstimate(self._spec, profile, 1.0)
+        nearest = min(self._profiles, key=lambda p: abs(p.elements - elements))
+        scale = elements / nearest.elements if nearest.elements and elements else 1.0
+        return ExecEstimate(self._spec, nearest, scale)

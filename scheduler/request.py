@@ -1,0 +1,105 @@
+"""One request inside the core: its facts, its state, and the table of legal moves."""
+
+import enum
+
+from scheduler.events import RequestArrived
+
+
+class RequestState(enum.Enum):
+    """QUEUED and DISPATCHED are open; the others are final, and each of them was replied once."""
+
+    QUEUED = "queued"
+    DISPATCHED = "dispatched"
+    SERVED = "served"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+LEGAL_MOVES: dict[RequestState, frozenset[RequestState]] = {
+    RequestState.QUEUED: frozenset(
+        {
+            RequestState.DISPATCHED,
+            RequestState.EXPIRED,
+            RequestState.CANCELLED,
+            RequestState.FAILED,
+            RequestState.REJECTED,  # `do_not_queue`, once it is certain that it would queue
+        }
+    ),
+    RequestState.DISPATCHED: frozenset(
+        {
+            RequestState.QUEUED,  # its action failed and another worker can still make it
+            RequestState.SERVED,
+            RequestState.FAILED,
+            RequestState.EXPIRED,
+            RequestState.CANCELLED,
+        }
+    ),
+    RequestState.SERVED: frozenset(),
+    RequestState.FAILED: frozenset(),
+    RequestState.EXPIRED: frozenset(),
+    RequestState.CANCELLED: frozenset(),
+    RequestState.REJECTED: frozenset(),
+}
+
+OPEN_STATES = frozenset({RequestState.QUEUED, RequestState.DISPATCHED})
+
+
+class IllegalMove(Exception):
+    """A state changed against its table: a bug of ours, never of a client or a worker."""
+
+
+class Request:
+    """A request the scheduler has admitted and not yet forgotten.
+
+    `num_failures` counts actions that failed under it (one retry is allowed). `runs_alone` is set
+    after a batch with it failed in the engine: it is then executed by itself, so that its
+    batch-mates are answered. `cold_at_ns` is when it found its weights absent, `ready_at_ns` when
+    they had been loaded.
+    """
+
+    __slots__ = (
+        "arrival_ns",
+        "batch_key",
+        "cold_at_ns",
+        "deadline_ns",
+        "do_not_queue",
+        "elements",
+        "model",
+        "num_failures",
+        "predicted_ns",
+        "ready_at_ns",
+        "request_id",
+        "rows",
+        "runs_alone",
+        "shape_key",
+        "state",
+    )
+
+    def __init__(self, arrived: RequestArrived) -> None:
+        self.request_id = arrived.request_id
+        self.model = arrived.model
+        self.arrival_ns = arrived.arrival_ns
+        self.deadline_ns = arrived.deadline_ns
+        self.rows = arrived.rows
+        self.batch_key = arrived.batch_key
+        self.shape_key = arrived.shape_key
+        self.elements = arrived.elements
+        self.do_not_queue = arrived.do_not_queue
+        self.state = RequestState.QUEUED
+        self.num_failures = 0
+        self.runs_alone = False
+        self.predicted_ns = 0
+        self.cold_at_ns: int | None = None
+        self.ready_at_ns: int | None = None
+
+    def move_to(self, state: RequestState) -> None:
+        """The only way a request changes its state."""
+        if state not in LEGAL_MOVES[self.state]:
+            raise IllegalMove(f"request {self.request_id}: {self.state.value} → {state.value}")
+        self.state = state
+
+    @property
+    def is_open(self) -> bool:
+        return self.state is RequestState.QUEUED or self.state is RequestState.DISPATCHED

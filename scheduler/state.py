@@ -1,0 +1,126 @@
+"""What the policies read: models with their queues, devices, and the models that want weights.
+
+Only `scheduler.Scheduler` writes it.
+"""
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from scheduler.device import DeviceMirror
+from scheduler.model_queue import ModelQueue
+from scheduler.profile import ExecEstimate
+from scheduler.spec import ModelSpec, SchedulerConfig
+
+# Waiting LOADs looked at per prediction.
+MAX_PENDING_LOADS = 16
+
+
+class ModelState:
+    """One served model: its spec, its waiting requests, and where its weights are."""
+
+    __slots__ = (
+        "holders",
+        "is_pinned",
+        "loading_on",
+        "num_queued",
+        "offered_by",
+        "queues",
+        "spec",
+        "wanted_key",
+        "wants_replica",
+    )
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.is_pinned = spec.is_pinned
+        self.queues: dict[str, ModelQueue] = {}  # all and only non-empty queues, by batch key
+        self.num_queued = 0
+        self.offered_by: list[DeviceMirror] = []  # devices that could serve it, in order of joining
+        self.holders: list[DeviceMirror] = []  # devices where it is RESIDENT
+        self.loading_on: list[DeviceMirror] = []  # devices where it is LOADING
+        self.wanted_key: float | None = None  # under which SchedulerState.want last filed it
+        self.wants_replica = False  # its holders cannot keep up; another device could
+
+    @property
+    def is_cold(self) -> bool:
+        return not self.holders and not self.loading_on
+
+    @property
+    def wants_load(self) -> bool:
+        """Requests wait for weights that are on their way nowhere."""
+        return self.num_queued > 0 and (
+            self.is_cold or (self.wants_replica and not self.loading_on)
+        )
+
+    def reference(self) -> DeviceMirror:
+        """The device whose estimates stand for the model where no device is chosen yet."""
+        return self.holders[0] if self.holders else self.offered_by[0]
+
+    def reference_estimate(self, queue: ModelQueue) -> ExecEstimate:
+        return self.reference().exec_estimate(queue)
+
+
+class SchedulerState:
+    """The whole of it, in one place, for policies and invariants to read."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.models: dict[str, ModelState] = {}
+        self.devices: dict[str, DeviceMirror] = {}  # by worker id, in order of joining
+        self.num_queued = 0
+        self.pinned: dict[str, None] = {}  # all and only names of pinned models
+        # heap of (-demand per load time, sequence, model): an entry counts only while the model
+        # still stands under that key
+        self._wanted: list[tuple[float, int, ModelState]] = []
+        self._sequence = 0
+
+    def pinned_and_absent(self) -> list[str]:
+        return [name for name in self.pinned if self.models[name].is_cold]
+
+    def margin_ns(self, device: DeviceMirror) -> int:
+        """From the end of an execution on this device to the answer at the client, with care."""
+        return device.reply_delay_ns + self.config.reply_margin_ns
+
+    def savable(self, model: ModelState, device: DeviceMirror, now: int) -> int:
+        """Queued requests that could still be met if a LOAD began on the device now."""
+        ready_ns = device.load_start_at(now) + device.estimates(model.spec.name).load_plan_ns
+        margin_ns = self.margin_ns(device)
+        return sum(
+            queue.num_due_after(ready_ns + device.exec_estimate(queue).plan[1] + margin_ns)
+            for queue in model.queues.values()
+        )
+
+    def want(self, model: ModelState) -> None:
+        """Note that the demand for this model's weights has changed."""
+        load_ns = model.reference().estimates(model.spec.name).load_plan_ns
+        key = -model.num_queued / load_ns
+        if key != model.wanted_key:
+            model.wanted_key = key
+            self._sequence += 1
+            heappush(self._wanted, (key, self._sequence, model))
+
+    def pending_load_ns(self, model: ModelState) -> int:
+        """LOADs that other models still wait for, shared by the devices."""
+        total_ns = 0
+        for key, _, other in self._wanted[:MAX_PENDING_LOADS]:
+            if other is not model and key == other.wanted_key and other.wants_load:
+                total_ns += other.reference().estimates(other.spec.name).load_plan_ns
+        return total_ns // max(1, len(self.devices))
+
+    def wanted(self) -> Iterator[ModelState]:
+        """Up to MAX_PENDING_LOADS models that want weights, largest demand per load time first."""
+        taken: list[tuple[float, int, ModelState]] = []
+        while self._wanted and len(taken) < MAX_PENDING_LOADS:
+            entry = heappop(self._wanted)
+            if entry[0] == entry[2].wanted_key:
+                if entry[2].wants_load:
+                    taken.append(entry)
+                else:
+                    entry[2].wanted_key = None
+        for entry in taken:
+            heappush(self._wanted, entry)
+        return (entry[2] for entry in taken)
+
+    @property
+    def has_wanted(self) -> bool:
+        return bool(self._wanted)

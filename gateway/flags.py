@@ -1,0 +1,157 @@
+"""Flags of the `remontoir` command: their names, metavars and help, once.
+
+Owns words only. Where a flag has no default here, the setting's own default (gateway/config.py)
+counts, and the help shows that one.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.config import GatewayConfig
+
+DEFAULTS = GatewayConfig()
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--models",
+        metavar="DIR",
+        help="Model repository: DIR/<model>/<version>/model.onnx, and an optional "
+        "DIR/<model>/config.yaml (Triton's layout).",
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="DIR",
+        help="Where compiled models are kept between starts.",
+        show_default="$REMONTOIR_CACHE_DIR, else ~/.cache/remontoir",
+    ),
+]
+Host = Annotated[
+    str | None, typer.Option("--host", help="Address to listen on.", show_default=DEFAULTS.host)
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        "--port", help="Port to listen on; 0 takes a free one.", show_default=str(DEFAULTS.port)
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        help="Worker processes on this machine; 0 where all join from elsewhere.",
+        show_default=str(DEFAULTS.workers),
+    ),
+]
+CacheMb = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-mb",
+        help="Weights cache of each worker, MiB; models page in and out of it.",
+        show_default=str(DEFAULTS.cache_mb),
+    ),
+]
+PageMb = Annotated[
+    int | None,
+    typer.Option(
+        "--page-mb",
+        help="Page of the weights cache, MiB; the same for gateway and workers.",
+        show_default=str(DEFAULTS.page_mb),
+    ),
+]
+DefaultSloMs = Annotated[
+    float | None,
+    typer.Option(
+        "--default-slo-ms",
+        help="SLO of requests that name none, where their model has none either.",
+        show_default=f"{DEFAULTS.default_slo_ms:.0f}",
+    ),
+]
+DrainS = Annotated[
+    float | None,
+    typer.Option(
+        "--drain-s",
+        help="After SIGTERM or Ctrl-C: seconds in which /readyz says no and requests are still "
+        "served, so that a load balancer turns away first. A second Ctrl-C ends at once.",
+        show_default=f"{DEFAULTS.drain_s:.0f}",
+    ),
+]
+WorkerBind = Annotated[
+    str | None,
+    typer.Option(
+        "--worker-bind", metavar="tcp://HOST:PORT", help="Let workers of other machines join here."
+    ),
+]
+Emulate = Annotated[
+    str | None,
+    typer.Option(
+        "--emulate",
+        metavar="NAME:N",
+        help="In place of real devices, N emulated ones: durations of a published table, zeros "
+        "for answers. NAME is clockwork-v100.",
+    ),
+]
+EmulateOne = Annotated[
+    str | None,
+    typer.Option("--emulate", metavar="NAME", help="An emulated device: clockwork-v100."),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Settings as YAML; REMONTOIR_* in the environment and flags go before it.",
+    ),
+]
+LogLevel = Annotated[
+    str,
+    typer.Option("--log-level", help="debug, info, warning or error; the log goes to stderr."),
+]
+Connect = Annotated[
+    str,
+    typer.Option(
+        "--connect", metavar="tcp://HOST:PORT", help="What the gateway has as --worker-bind."
+    ),
+]
+WorkerName = Annotated[
+    str | None,
+    typer.Option("--name", help="Shown in metrics.", show_default="this machine's name"),
+]
+Cpu = Annotated[int | None, typer.Option("--cpu", help="Run on this CPU only.")]
+Url = Annotated[str, typer.Option("--url", help="Where the gateway listens.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
+InputFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        metavar="F",
+        help="Input: .npy, .npz or .json; for magika, any file whose type to name.",
+    ),
+]
+InputJson = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="TEXT",
+        help="Input: nested lists by input name, or the list alone where there is one input.",
+    ),
+]
+SloMs = Annotated[
+    float | None,
+    typer.Option(
+        "--slo-ms", help="The answer is wanted within this long.", show_default="the model's"
+    ),
+]
+DemoModelNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MODEL]...", help="Only these.", show_default="all six"),
+]
+Into = Annotated[
+    Path, typer.Option("--into", metavar="DIR", help="Model repository to put them into.")
+]

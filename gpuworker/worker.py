@@ -26,7 +26,7 @@ from gpuworker.lane import Flush, LaneThread, Stop
 from gpuworker.page_cache import PageCache
 from scheduler import wire
 from scheduler.actions import Action, Code, EvictWeights, Infer, LoadWeights, Result
-from scheduler.spec import MILLISECOND_NS, SECOND_NS
+from scheduler.spec import SECOND_NS
 
 _log = logging.getLogger("gpuworker")
 
@@ -38,8 +38,6 @@ EXIT_REFUSED = 3
 GATEWAY_SILENCE_NS = 3 * SECOND_NS
 # Hello is repeated until it is answered: often enough to be back a second after a restart.
 HELLO_INTERVAL_NS = 1 * SECOND_NS
-# A Hello that found no connection yet: the next try is soon.
-HELLO_RETRY_NS = 20 * MILLISECOND_NS
 # How often the main thread looks at the clock when nothing arrives, joined and not.
 TICK_MS = 100
 JOINING_TICK_MS = 20
@@ -257,8 +255,8 @@ class Worker:
             models=tuple(self._backend.models.values()),
             resident=self._pages.resident(),
         )
-        is_sent = self._link.send(hello)
-        self._hello_due_ns = now + (HELLO_INTERVAL_NS if is_sent else HELLO_RETRY_NS)
+        if self._link.send(hello):  # else there is no connection yet: again at the next tick
+            self._hello_due_ns = now + HELLO_INTERVAL_NS
 
     def _end_session(self, reason: str) -> None:
         """Forget the gateway's orders and prepare to say Hello; nothing when not joined."""

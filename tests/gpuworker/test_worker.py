@@ -1,0 +1,574 @@
+"""The worker against a puppet gateway over real ZeroMQ: who says what, and in which order.
+
+Execution and loading are puppets that wait to be told, and the clock moves only by hand.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import zmq
+
+from gpuworker.backend import EngineError, InvalidInput
+from gpuworker.worker import Worker
+from scheduler import wire
+from scheduler.actions import (
+    NO_SPAN,
+    Action,
+    Code,
+    EvictResult,
+    EvictWeights,
+    Infer,
+    InferResult,
+    LoadResult,
+    LoadWeights,
+    Result,
+)
+from scheduler.spec import DeviceSpec, ModelProfile, ModelSpec, TensorSpec
+
+START_NS = 8_000_000_000_000_001
+SECOND_NS = 1_000_000_000
+FAR_NS = START_NS + 3600 * SECOND_NS
+PATIENCE_S = 20  # only ever waited for in full by a test that fails
+PAGE_BYTES = 1 << 20
+Message = TypeVar("Message")
+
+
+def spec(name: str, num_pages: int, unavailable_reason: str | None = None) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        version="1",
+        content_hash=f"hash of {name}",
+        platform="puppet",
+        inputs=(TensorSpec("x", "UINT8", (-1, 4)),),
+        outputs=(TensorSpec("y", "UINT8", (-1, 2)),),
+        batch_sizes=(1, 2, 4),
+        runs_exact_batch=True,
+        weights_bytes=num_pages * PAGE_BYTES,
+        profile=ModelProfile(load_ns=1, shapes=()),
+        unavailable_reason=unavailable_reason,
+    )
+
+
+class ManualClock:
+    now_ns = START_NS
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+class PuppetBackend:
+    """Echoes the first two bytes of each row. `gate` holds executions until it is opened."""
+
+    def __init__(self) -> None:
+        self.device = DeviceSpec(
+            kind="puppet", page_bytes=PAGE_BYTES, total_pages=4, shares_exec_core=False
+        )
+        specs = [spec("a", 1), spec("b", 2), spec("big", 4), spec("broken", 1, "not ONNX")]
+        self.models: Mapping[str, ModelSpec] = {s.name: s for s in specs}
+        self.failures: dict[str, BaseException] = {}
+        self.log: list[str] = []
+        self.executing: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.is_closed = False
+
+    def load(self, model: str, pages: Sequence[int]) -> int:
+        self._fail("load")
+        self.log.append(f"load {model} {len(pages)}")
+        return 5
+
+    def evict(self, model: str) -> None:
+        self._fail("evict")
+        self.log.append(f"evict {model}")
+
+    def stage(
+        self,
+        order: Infer,
+        tensors: Sequence[wire.RequestTensors],
+        views: Sequence[Sequence[memoryview]],
+    ) -> tuple[str, list[bytes]]:
+        self._fail("stage")
+        return order.model, [bytes(request[0]) for request in views]
+
+    def execute(self, staged: tuple[str, list[bytes]]) -> int:
+        self.executing.put(staged[0])
+        assert self.gate.wait(PATIENCE_S)
+        self._fail("execute")
+        return 7
+
+    def unstage(
+        self, staged: tuple[str, list[bytes]]
+    ) -> tuple[tuple[wire.RequestTensors, ...], list[wire.Buffer]]:
+        self._fail("unstage")
+        outputs: list[wire.Buffer] = [request[:2] for request in staged[1]]
+        return tuple((wire.TensorMeta((1, 2), 2),) for _ in outputs), outputs
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _fail(self, phase: str) -> None:
+        if phase in self.failures:
+            raise self.failures.pop(phase)
+
+
+class Rig:
+    """A worker in a thread, and the gateway it talks to, played by hand."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.backend = PuppetBackend()
+        self.clock = ManualClock()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.worker: Worker | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.identity = b""
+        self.bind()
+
+    def bind(self) -> None:
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.linger = 0
+        self._router.bind(self.address)
+
+    def unbind(self) -> None:
+        self._router.close()
+
+    def start(self, parent_pid: int | None = None) -> "Rig":
+        self.worker = Worker(
+            connect=self.address,
+            name="w",
+            backend=self.backend,
+            parent_pid=parent_pid,
+            clock=self.clock,
+        )
+        self._thread.start()
+        return self
+
+    def join(self, refused: Mapping[str, str] | None = None) -> "Rig":
+        self.start()
+        self.expect(wire.Hello)
+        self.welcome(refused)
+        return self
+
+    def welcome(self, refused: Mapping[str, str] | None = None) -> None:
+        self.say(wire.Welcome("w#1", dict(refused or {})))
+        self.say(wire.Ping(1))  # its Pong says that the welcome has been taken
+        self.expect(wire.Pong)
+
+    def say(self, message: wire.ToWorker, frames: Sequence[wire.Buffer] = ()) -> None:
+        self.say_raw([wire.encode(message), *frames])
+
+    def say_raw(self, frames: Sequence[wire.Buffer]) -> None:
+        self._router.send_multipart([self.identity, *frames])
+
+    def order(
+        self, action: Action, *tensors: bytes, frames: Sequence[wire.Buffer] | None = None
+    ) -> None:
+        metas = tuple((wire.TensorMeta((1, len(t)), len(t)),) for t in tensors)
+        sent = wire.pack_tensors(tensors) if frames is None else frames
+        self.say(wire.Order(action, metas), sent)
+
+    def hear(self) -> tuple[wire.ToGateway, list[bytes]]:
+        assert self._router.poll(PATIENCE_S * 1000), "the worker says nothing"
+        self.identity, header, *frames = self._router.recv_multipart()
+        return wire.decode_to_gateway(header), frames
+
+    def expect(self, kind: type[Message]) -> Message:
+        message, _ = self.hear()
+        assert isinstance(message, kind), message
+        return message
+
+    def result(self) -> Result:
+        return self.expect(wire.Report).result
+
+    def code(self) -> Code:
+        return self.result().code
+
+    def load(self, model: str, action_id: int = 90) -> None:
+        self.order(load(action_id, model))
+        assert self.code() is Code.OK
+
+    def executing(self) -> str:
+        """Wait until the backend executes something."""
+        return self.backend.executing.get(timeout=PATIENCE_S)
+
+    def exit_code(self) -> int:
+        return self._exit_codes.get(timeout=PATIENCE_S)
+
+    def close(self) -> None:
+        self.backend.gate.set()
+        if self.worker is not None and self._thread.is_alive():
+            self.worker.request_stop("the test is over")
+        if self._thread.ident is not None:
+            self._thread.join(PATIENCE_S)
+            assert not self._thread.is_alive()
+        self._router.close()
+        self._context.term()
+
+    def _run(self) -> None:
+        assert self.worker is not None
+        self._exit_codes.put(self.worker.run())
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(f"ipc://{tmp_path}/workers")
+    yield rig
+    rig.close()
+
+
+def infer(action_id: int, model: str = "a", *, rows: tuple[int, ...] = (1,), **kw: int) -> Infer:
+    return Infer(
+        action_id,
+        model,
+        batch_size=kw.get("batch_size", sum(rows)),
+        request_ids=tuple(range(len(rows))),
+        rows=rows,
+        earliest_ns=kw.get("earliest_ns", START_NS),
+        latest_ns=kw.get("latest_ns", FAR_NS),
+        expected_duration_ns=1,
+    )
+
+
+def load(action_id: int, model: str, num_pages: int | None = None) -> LoadWeights:
+    pages = {"a": 1, "b": 2, "big": 4}.get(model, 1) if num_pages is None else num_pages
+    return LoadWeights(action_id, model, pages, START_NS, FAR_NS, 1)
+
+
+def evict(action_id: int, model: str) -> EvictWeights:
+    return EvictWeights(action_id, model, START_NS, FAR_NS)
+
+
+# Orders
+
+
+def test_hello_introduces_device_models_and_an_empty_cache(rig: Rig) -> None:
+    hello = rig.start().expect(wire.Hello)
+    assert (hello.name, hello.resident) == ("w", ())
+    assert hello.device == rig.backend.device
+    assert {m.name for m in hello.models} == {"a", "b", "big", "broken"}
+
+
+def test_a_model_is_loaded_executed_and_evicted(rig: Rig) -> None:
+    rig.join()
+    rig.order(load(1, "a"))
+    loaded = rig.result()
+    assert isinstance(loaded, LoadResult)
+    assert (loaded.action_id, loaded.code, loaded.load.duration_ns) == (1, Code.OK, 5)
+
+    rig.order(infer(2, rows=(1, 1)), b"abcd", b"efgh")
+    report, frames = rig.hear()
+    assert isinstance(report, wire.Report)
+    result = report.result
+    assert isinstance(result, InferResult)
+    assert (result.action_id, result.code, result.exec.duration_ns) == (2, Code.OK, 7)
+    assert result.received_ns == result.input.begin_ns == result.output.end_ns == START_NS
+    views = wire.unpack_tensors(report.tensors, frames)
+    assert [bytes(request[0]) for request in views] == [b"ab", b"ef"]
+
+    rig.order(evict(3, "a"))
+    assert rig.result() == EvictResult(3, Code.OK, "", START_NS)
+    assert rig.backend.log == ["load a 1", "evict a"]
+
+
+def test_pings_are_answered_while_a_batch_executes(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.backend.gate.clear()
+    rig.order(infer(1), b"abcd")
+    rig.executing()
+    rig.say(wire.Ping(17))
+    assert rig.expect(wire.Pong) == wire.Pong(17, START_NS, START_NS)
+    rig.backend.gate.set()
+    assert rig.code() is Code.OK
+
+
+def test_an_infer_of_weights_that_are_not_there_is_refused(rig: Rig) -> None:
+    rig.join().order(infer(1), b"abcd")
+    result = rig.result()
+    assert result.code is Code.WEIGHTS_MISSING
+    assert isinstance(result, InferResult)
+    assert result.exec == NO_SPAN
+    rig.order(evict(2, "a"))
+    assert rig.code() is Code.WEIGHTS_MISSING
+
+
+def test_weights_that_execute_are_not_evicted(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.backend.gate.clear()
+    rig.order(infer(1), b"abcd")
+    rig.executing()
+    rig.order(evict(2, "a"))
+    assert rig.result().code is Code.WEIGHTS_IN_USE
+    rig.backend.gate.set()
+    assert rig.result().action_id == 1
+    rig.order(evict(3, "a"))
+    assert rig.code() is Code.OK
+
+
+def test_the_load_lane_works_while_the_exec_lane_does(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.backend.gate.clear()
+    rig.order(infer(1), b"abcd")
+    rig.executing()
+    rig.order(load(2, "b"))
+    assert rig.result().action_id == 2
+    rig.backend.gate.set()
+    assert rig.result().action_id == 1
+
+
+def test_the_worker_never_evicts_to_make_room(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.order(load(2, "big"))
+    result = rig.result()
+    assert result.code is Code.PAGES_EXHAUSTED
+    assert result.message == "big: needs 4 pages, 3 of 4 free, 0 pinned"
+    rig.order(load(3, "a"))
+    assert rig.code() is Code.ALREADY_RESIDENT
+
+
+def test_an_eviction_and_a_load_sent_together_share_the_pages(rig: Rig) -> None:
+    rig.join().load("b")
+    rig.order(evict(1, "b"))
+    rig.order(load(2, "big"))
+    assert [rig.code(), rig.code()] == [Code.OK, Code.OK]
+
+
+def test_a_closed_window_is_refused(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.order(infer(1, latest_ns=START_NS - 1), b"abcd")
+    assert rig.code() is Code.TOO_LATE
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("nobody", "nobody: no such model here"), ("broken", "broken: not ONNX")],
+)
+def test_a_model_that_cannot_be_served_is_unknown(rig: Rig, model: str, message: str) -> None:
+    rig.join()
+    for action in (infer(1, model), load(2, model), evict(3, model)):
+        rig.order(action)
+        result = rig.result()
+        assert (result.action_id, result.code) == (action.action_id, Code.UNKNOWN_MODEL)
+        assert result.message == message
+
+
+@pytest.mark.parametrize(
+    ("action", "tensors", "frames", "message"),
+    [
+        (infer(1), [b"abcd"], [b"abc"], "small tensors take 3 bytes"),
+        (infer(1), [b"abcd"], [], "0 tensor frames, the header describes 1"),
+        (infer(1), [], None, "1 requests, 1 row counts, tensors of 0 requests"),
+        (infer(1, rows=()), [], None, "0 requests, 0 row counts, tensors of 0 requests"),
+        (infer(1, rows=(0,)), [b"abcd"], None, "rows (0,) do not fit a batch of 0"),
+        (infer(1, rows=(3,), batch_size=2), [b"abcd"], None, "rows (3,) do not fit a batch of 2"),
+        (load(1, "a", num_pages=2), [], None, "takes 1 pages here, the order says 2"),
+        (load(1, "a"), [b"abcd"], None, "tensors of 1 requests came with an action that takes"),
+        (evict(1, "a"), [], [b"abcd"], "1 tensor frames, the header describes 0"),
+    ],
+)
+def test_an_order_that_contradicts_itself_is_malformed(
+    rig: Rig,
+    action: Action,
+    tensors: list[bytes],
+    frames: list[wire.Buffer] | None,
+    message: str,
+) -> None:
+    rig.join().order(action, *tensors, frames=frames)
+    result = rig.result()
+    assert (result.action_id, result.code) == (1, Code.MALFORMED)
+    assert message in result.message
+    assert rig.worker is not None
+    assert rig.worker.num_malformed == 1
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"\x01", b"\x02\x80", b"\x01\xff\xfe", wire.encode(wire.Pong(1, 2, 3))]
+)
+def test_unreadable_frames_are_counted_answered_and_survived(rig: Rig, header: bytes) -> None:
+    rig.join().say_raw([header, b"more"])
+    assert rig.expect(wire.Unreadable).reason
+    rig.say(wire.Unreadable("yours was bad too"))  # is not answered
+    rig.say(wire.Ping(2))
+    rig.expect(wire.Pong)
+    assert rig.worker is not None
+    assert rig.worker.num_malformed == 1
+
+
+# Failures of the backend
+
+
+@pytest.mark.parametrize(
+    ("phase", "failure", "code", "message"),
+    [
+        ("stage", InvalidInput("x is short"), Code.INVALID_INPUT, "x is short"),
+        ("stage", KeyError("x"), Code.ENGINE_ERROR, "input phase: KeyError: 'x'"),
+        ("execute", EngineError("Reshape failed"), Code.ENGINE_ERROR, "Reshape failed"),
+        ("execute", MemoryError(), Code.ENGINE_ERROR, "MemoryError"),
+        ("unstage", ValueError("no"), Code.ENGINE_ERROR, "output phase: ValueError: no"),
+    ],
+)
+def test_a_failed_batch_is_reported_and_leaves_nothing_pinned(
+    rig: Rig, phase: str, failure: Exception, code: Code, message: str
+) -> None:
+    rig.join().load("a")
+    rig.backend.failures[phase] = failure
+    rig.order(infer(1), b"abcd")
+    result = rig.result()
+    assert (result.action_id, result.code, result.message) == (1, code, message)
+    rig.order(infer(2), b"abcd")
+    assert rig.code() is Code.OK
+    rig.order(evict(3, "a"))
+    assert rig.code() is Code.OK
+
+
+def test_a_failed_load_is_reported_and_gives_its_pages_back(rig: Rig) -> None:
+    rig.join()
+    rig.backend.failures["load"] = OSError("mmap: no")
+    rig.order(load(1, "big"))
+    result = rig.result()
+    assert (result.code, result.message) == (Code.LOAD_FAILED, "big: OSError: mmap: no")
+    rig.load("big")
+
+
+def test_a_failed_eviction_is_reported_and_ends_the_process(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.backend.failures["evict"] = OSError("munmap: no")
+    rig.order(evict(1, "a"))
+    assert rig.code() is Code.ENGINE_ERROR
+    assert rig.exit_code() == 1
+
+
+def test_a_dead_lane_ends_the_process(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.join().load("a")
+    rig.backend.failures["execute"] = SystemExit("out of the thread")
+    rig.order(infer(1), b"abcd")
+    assert rig.exit_code() == 1
+    assert "the exec lane died: SystemExit: out of the thread" in caplog.text
+    assert rig.backend.is_closed
+
+
+# Membership
+
+
+def test_an_unanswered_hello_is_repeated_after_a_second(rig: Rig) -> None:
+    first = rig.start().expect(wire.Hello)
+    rig.clock.now_ns += SECOND_NS
+    assert rig.expect(wire.Hello) == first
+
+
+def test_after_a_rejoin_only_what_is_true_is_told(rig: Rig) -> None:
+    """1. `a` is loaded and executes, another Infer waits. 2. The gateway forgets the worker.
+    3. Hello comes when the execution is over, with no report of either. 4. A new order works.
+    """
+    rig.join().load("a")
+    rig.backend.gate.clear()
+    rig.order(infer(1), b"abcd")
+    rig.executing()
+    rig.order(infer(2), b"abcd")
+    rig.say(wire.Rejoin())
+    rig.say(wire.Rejoin())  # one for each message the gateway did not place
+    rig.order(load(3, "b"))  # of the session that is over
+    rig.say(wire.Ping(4))
+    rig.expect(wire.Pong)
+    rig.backend.gate.set()
+    assert rig.expect(wire.Hello).resident == ("a",)
+    rig.welcome()
+    rig.order(infer(5), b"abcd")
+    assert rig.result().action_id == 5
+    assert rig.backend.log == ["load a 1"]
+
+
+def test_a_silent_gateway_is_greeted_again(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.clock.now_ns += 3 * SECOND_NS + 1
+    assert rig.expect(wire.Hello).resident == ("a",)
+    rig.welcome()
+    rig.load("b")
+
+
+def test_a_gateway_that_restarts_at_its_address_is_joined_again(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.unbind()
+    rig.bind()
+    rig.clock.now_ns += 3 * SECOND_NS + 1
+    while True:  # one Hello may have gone to the old gateway, unheard
+        rig.clock.now_ns += SECOND_NS
+        if rig.expect(wire.Hello).resident == ("a",):
+            break
+    rig.welcome()
+    rig.load("b")
+
+
+def test_a_second_welcome_is_answered_with_the_true_pages(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.say(wire.Welcome("w#2", {}))
+    assert rig.expect(wire.Hello).resident == ("a",)
+
+
+def test_models_the_gateway_refuses_are_not_served_and_hold_no_pages(rig: Rig) -> None:
+    rig.join().load("b")
+    rig.say(wire.Rejoin())
+    assert rig.expect(wire.Hello).resident == ("b",)
+    rig.welcome({"b": "another content hash"})
+    rig.load("big")  # needs the whole cache
+    rig.order(load(2, "b"))
+    result = rig.result()
+    assert (result.code, result.message) == (
+        Code.UNKNOWN_MODEL,
+        "b: refused: another content hash",
+    )
+
+
+# The end
+
+
+def by_request(rig: Rig) -> None:
+    assert rig.worker is not None
+    rig.worker.request_stop("SIGTERM")
+
+
+def by_goodbye(rig: Rig) -> None:
+    rig.say(wire.Goodbye("the gateway stops"))
+
+
+@pytest.mark.parametrize("stop", [by_request, by_goodbye])
+def test_stopping_finishes_what_runs_refuses_the_rest_and_says_goodbye(
+    rig: Rig, stop: Callable[[Rig], None]
+) -> None:
+    rig.join().load("a")
+    rig.backend.gate.clear()
+    rig.order(infer(1), b"abcd")
+    rig.executing()
+    rig.order(infer(2), b"abcd")
+    rig.order(LoadWeights(3, "b", 2, FAR_NS - 1, FAR_NS, 1))
+    rig.say(wire.Ping(1))
+    rig.expect(wire.Pong)
+    stop(rig)
+    waiting = rig.result()  # the load lane is idle, so it answers at once
+    assert (waiting.action_id, waiting.code) == (3, Code.SHUTTING_DOWN)
+    rig.order(infer(4), b"abcd")
+    new = rig.result()
+    assert (new.action_id, new.code) == (4, Code.SHUTTING_DOWN)
+    rig.backend.gate.set()
+    assert [(r.action_id, r.code) for r in (rig.result(), rig.result())] == [
+        (1, Code.OK),
+        (2, Code.SHUTTING_DOWN),
+    ]
+    rig.expect(wire.Goodbye)
+    assert rig.exit_code() == 0
+    assert rig.backend.is_closed
+
+
+def test_a_refused_worker_ends_with_its_own_exit_code(rig: Rig) -> None:
+    rig.start().expect(wire.Hello)
+    rig.say(wire.Refused("another wire version"))
+    assert rig.exit_code() == 3
+
+
+def test_a_worker_bound_to_a_parent_that_is_gone_stops(rig: Rig) -> None:
+    rig.start(parent_pid=-1)
+    assert rig.exit_code() == 0

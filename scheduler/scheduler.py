@@ -333,10 +333,11 @@ class Scheduler:
                         break
                     self._plan_infers(device, now)
         if model.wants_load:
-            for device in sorted(model.offered_by, key=lambda d: (d.num_moves, -d.pages_free)):
+            idle = [device for device in model.offered_by if not device.num_moves]
+            for device in sorted(idle, key=lambda d: -d.pages_free):
+                self._plan_loads(device, now)
                 if not model.wants_load:
                     break
-                self._plan_loads(device, now)
 
     def _plan(self, device: DeviceMirror, now: int) -> None:
         # LOADs first: where lanes are shared, an Infer sent now would stand in their way, and a
@@ -697,7 +698,7 @@ class Scheduler:
         for name in offered:
             model = self.state.models.get(name)
             if model is not None:
-                model.offered_by.append(device)
+                model.offer(device)
         for name in event.resident:
             if name not in offered:
                 self.anomalies["resident_but_not_offered"] += 1
@@ -718,11 +719,7 @@ class Scheduler:
             model = self.state.models.get(name)
             if model is None:
                 continue
-            model.offered_by.remove(device)
-            if device in model.holders:
-                model.holders.remove(device)
-            if device in model.loading_on:
-                model.loading_on.remove(device)
+            model.withdraw(device)
         for outstanding in device.outstanding.values():
             self._timers.clear(outstanding)
             for request in outstanding.requests:
@@ -792,7 +789,7 @@ class Scheduler:
         for device in self.state.devices.values():
             known = device.offered.get(spec.name)
             if known is not None and known.content_hash == spec.content_hash:
-                model.offered_by.append(device)
+                model.offer(device)
                 state = device.weights_state(spec.name)
                 if state is WeightsState.RESIDENT:
                     model.holders.append(device)

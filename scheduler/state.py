@@ -19,6 +19,7 @@ class ModelState:
     """One served model: its spec, its waiting requests, and where its weights are."""
 
     __slots__ = (
+        "_num_fitting",
         "holders",
         "is_pinned",
         "loading_on",
@@ -36,6 +37,7 @@ class ModelState:
         self.queues: dict[str, ModelQueue] = {}  # all and only non-empty queues, by batch key
         self.num_queued = 0
         self.offered_by: list[DeviceMirror] = []  # devices that could serve it, in order of joining
+        self._num_fitting = 0
         self.holders: list[DeviceMirror] = []  # devices where it is RESIDENT
         self.loading_on: list[DeviceMirror] = []  # devices where it is LOADING
         self.wanted_key: float | None = None  # under which SchedulerState.want last filed it
@@ -51,6 +53,27 @@ class ModelState:
         return self.num_queued > 0 and (
             self.is_cold or (self.wants_replica and not self.loading_on)
         )
+
+    @property
+    def fits_somewhere(self) -> bool:
+        return self._num_fitting > 0
+
+    def fits(self, device: DeviceMirror) -> bool:
+        return self.spec.num_pages(device.spec.page_bytes) <= device.spec.total_pages
+
+    def offer(self, device: DeviceMirror) -> None:
+        """The device can serve this model from now on."""
+        self.offered_by.append(device)
+        self._num_fitting += self.fits(device)
+
+    def withdraw(self, device: DeviceMirror) -> None:
+        """The device is gone."""
+        self.offered_by.remove(device)
+        self._num_fitting -= self.fits(device)
+        if device in self.holders:
+            self.holders.remove(device)
+        if device in self.loading_on:
+            self.loading_on.remove(device)
 
     def reference(self) -> DeviceMirror:
         """The device whose estimates stand for the model where no device is chosen yet."""

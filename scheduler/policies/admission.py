@@ -42,10 +42,10 @@ class DeadlineFeasible:
         if refused is not None:
             return refused
         model = state.models[request.model]
-        warm = _best(state, model, request, now, model.holders)
+        warm = _best(state, model, request, now)
         if warm is not None and warm[1] <= request.deadline_ns:
             return Admission(warm[0])
-        cold = _best(state, model, request, now, _loadable(model))
+        cold = _best_cold(state, model, request, now)
         if cold is not None and cold[1] <= request.deadline_ns:
             return Admission(cold[0], wants_replica=bool(model.holders))
         options = [option for option in (warm, cold) if option is not None]
@@ -79,24 +79,33 @@ def _refuse_impossible(state: SchedulerState, request: Request) -> Rejected | No
             f"{state.num_queued} requests are queued, the limit",
             retry_after_ns=SECOND_NS,
         )
-    fitting = [d for d in model.offered_by if _pages(d, model) <= d.spec.total_pages]
+    slo_ns = request.deadline_ns - request.arrival_ns
+    if model.fits_somewhere and slo_ns >= _best_case_ns(state, model.reference(), request):
+        return None
+    return _refuse_for_ever(state, model, request, slo_ns)
+
+
+def _refuse_for_ever(
+    state: SchedulerState, model: ModelState, request: Request, slo_ns: int
+) -> Rejected | None:
+    name = request.model
+    fitting = [d for d in model.offered_by if model.fits(d)]
     if not fitting:
         device = model.offered_by[0]
         return Rejected(
             Reason.LARGER_THAN_CACHE,
-            f"{name} needs {_pages(device, model)} pages, the cache of {device.worker_id} has"
-            f" {device.spec.total_pages}",
+            f"{name} needs {model.spec.num_pages(device.spec.page_bytes)} pages, the cache of"
+            f" {device.worker_id} has {device.spec.total_pages}",
         )
     best_ns = min(_best_case_ns(state, device, request) for device in fitting)
-    slo_ns = request.deadline_ns - request.arrival_ns
-    if slo_ns < best_ns:
-        return Rejected(
-            Reason.SLO_INFEASIBLE_EVER,
-            f"SLO {slo_ns / 1e6:.3f} ms, {name} takes {best_ns / 1e6:.3f} ms even idle and loaded",
-            predicted_ns=best_ns,
-            min_slo_ns=best_ns,
-        )
-    return None
+    if slo_ns >= best_ns:
+        return None
+    return Rejected(
+        Reason.SLO_INFEASIBLE_EVER,
+        f"SLO {slo_ns / 1e6:.3f} ms, {name} takes {best_ns / 1e6:.3f} ms even idle and loaded",
+        predicted_ns=best_ns,
+        min_slo_ns=best_ns,
+    )
 
 
 def _best_case_ns(state: SchedulerState, device: DeviceMirror, request: Request) -> int:
@@ -104,53 +113,48 @@ def _best_case_ns(state: SchedulerState, device: DeviceMirror, request: Request)
     return estimate.plan[request.rows] + device.command_delay_ns + state.config.reply_margin_ns
 
 
-def _loadable(model: ModelState) -> list[DeviceMirror]:
-    return [
-        device
-        for device in model.offered_by
-        if device.weights_state(model.spec.name) is not WeightsState.RESIDENT
-        and _pages(device, model) <= device.spec.total_pages
-    ]
-
-
-def _pages(device: DeviceMirror, model: ModelState) -> int:
-    return model.spec.num_pages(device.spec.page_bytes)
-
-
 def _best(
-    state: SchedulerState,
-    model: ModelState,
-    request: Request,
-    now: int,
-    devices: list[DeviceMirror],
+    state: SchedulerState, model: ModelState, request: Request, now: int
 ) -> tuple[int, int] | None:
-    """(planned finish, finish with guard and margin) on the best of the devices."""
+    """(planned finish, finish with guard and margin) on the best device that holds the weights."""
     best: tuple[int, int] | None = None
-    for device in devices:
-        start_ns = _weights_ready_at(state, model, device, now)
-        if start_ns is None:
-            continue
-        option = _finish_on(state, model, request, device, start_ns)
+    for device in model.holders:
+        option = _finish_on(state, model, request, device, device.start_at(now))
         if best is None or option[1] < best[1]:
             best = option
     return best
 
 
-def _weights_ready_at(
-    state: SchedulerState, model: ModelState, device: DeviceMirror, now: int
-) -> int | None:
-    """When an Infer of the model could start there; None where no LOAD is possible now."""
-    start_ns = device.start_at(now)
-    record = device.weights.get(model.spec.name)
-    if record is not None and record.state is WeightsState.RESIDENT:
-        return start_ns
-    if record is not None and record.state is WeightsState.LOADING:
-        return max(start_ns, record.ready_at_ns)
-    if record is not None and record.retry_at_ns > now:
+def _best_cold(
+    state: SchedulerState, model: ModelState, request: Request, now: int
+) -> tuple[int, int] | None:
+    """The same on the device where the weights could be soonest; None where none can load now."""
+    pending_ns = state.pending_load_ns(model)
+    soonest: tuple[int, DeviceMirror] | None = None
+    for device in model.loading_on or model.offered_by:
+        ready_ns = _weights_ready_at(model, device, now, pending_ns)
+        if ready_ns is not None and (soonest is None or ready_ns < soonest[0]):
+            soonest = (ready_ns, device)
+    if soonest is None:
         return None
-    load_start_ns = device.load_start_at(now) + state.pending_load_ns(model)
-    load_end_ns = load_start_ns + device.estimates(model.spec.name).load_plan_ns
-    return max(start_ns, load_end_ns)
+    start_ns = max(soonest[0], soonest[1].start_at(now))
+    return _finish_on(state, model, request, soonest[1], start_ns)
+
+
+def _weights_ready_at(
+    model: ModelState, device: DeviceMirror, now: int, pending_ns: int
+) -> int | None:
+    """When weights that are not resident there could be; None where no LOAD is possible now."""
+    name = model.spec.name
+    record = device.weights.get(name)
+    if record is not None:
+        if record.state is WeightsState.LOADING:
+            return record.ready_at_ns
+        if record.state is WeightsState.RESIDENT or record.retry_at_ns > now:
+            return None
+    if not model.fits(device):
+        return None
+    return device.load_start_at(now) + pending_ns + device.estimates(name).load_plan_ns
 
 
 def _finish_on(

@@ -30,10 +30,12 @@ class BatchPlan(NamedTuple):
 
 
 class LeastLatestStart:
-    """Least latest-feasible-start first, unless that start would cost more requests than it saves.
+    """Least latest-feasible-start first, with two looks around, since a batch cannot be preempted.
 
-    A batch cannot be preempted, so before a long one starts, the queues whose latest start falls
-    inside it are looked at: if they can go first at no loss they do; if one side must lose, the
+    Work with more requests per millisecond goes first where the most urgent can wait for it (in
+    overload the urgent head is always a long one at its limit, and short work would be deferred
+    into that crowd). And before a long batch starts, the queues whose latest start falls inside it
+    are looked at: the batch is cut short or waits if that loses nothing; if one side must lose, the
     side with more requests per millisecond wins.
     """
 
@@ -47,10 +49,6 @@ class LeastLatestStart:
         while len(taken) < MAX_CANDIDATES:
             queue = device.peek_ready()
             if queue is None:
-                break
-            key_ns = queue.latest_start_ns
-            assert key_ns is not None
-            if chosen is not None and key_ns >= start_ns + chosen.expected_ns:
                 break
             entry = device.pop_ready()
             assert entry is not None
@@ -161,18 +159,19 @@ def _first_of(
     urgent: BatchPlan, other: BatchPlan, margin_ns: int, device: DeviceMirror
 ) -> BatchPlan:
     """Which of two batches goes first, when `other` may not be able to wait for `urgent`."""
-    other_latest_ns = _latest_start(other, device, margin_ns)
-    wait_ns = other_latest_ns - urgent.start_ns
+    is_denser = other.rows * urgent.expected_ns > urgent.rows * other.expected_ns
+    urgent_can_wait = (
+        _latest_start(urgent, device, margin_ns) >= urgent.start_ns + other.expected_ns
+    )
+    if is_denser and urgent_can_wait:
+        return other
+    wait_ns = _latest_start(other, device, margin_ns) - urgent.start_ns
     if urgent.expected_ns <= wait_ns:
         return urgent
     shorter = build(urgent.queue, device, urgent.start_ns, margin_ns, max_ns=wait_ns)
     if shorter is not None and shorter.expected_ns <= wait_ns:
         return shorter
-    if _latest_start(urgent, device, margin_ns) >= urgent.start_ns + other.expected_ns:
-        return other
-    urgent_density = urgent.rows * other.expected_ns
-    other_density = other.rows * urgent.expected_ns
-    return other if other_density > urgent_density else urgent
+    return other if is_denser or urgent_can_wait else urgent
 
 
 def _latest_start(plan: BatchPlan, device: DeviceMirror, margin_ns: int) -> int:

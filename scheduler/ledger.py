@@ -1,0 +1,117 @@
+"""The book of open requests: queues, states, deadlines, and the one reply each.
+
+The parts of the scheduler share it; nothing else writes requests, queues or timers.
+"""
+
+from collections import Counter
+
+from scheduler.device import Outstanding
+from scheduler.events import Command, Expired, Outcome, Reason, Reply
+from scheduler.model_queue import ModelQueue
+from scheduler.request import Request, RequestState
+from scheduler.state import ModelState, SchedulerState
+from scheduler.timers import Timers
+
+
+class Ledger:
+    """`out` collects the commands of the event being handled; `now` is its instant."""
+
+    def __init__(self, state: SchedulerState) -> None:
+        self.state = state
+        self.requests: dict[int, Request] = {}  # all and only open requests
+        self.timers = Timers()
+        self.anomalies: Counter[str] = Counter()
+        self.out: list[Command] = []
+        self.now = 0
+
+    def enqueue(self, model: ModelState, request: Request) -> None:
+        queue = model.queues.get(request.batch_key)
+        if queue is None:
+            queue = ModelQueue(
+                request.model, request.batch_key, request.shape_key, request.elements
+            )
+            model.queues[request.batch_key] = queue
+        model.num_queued += 1
+        self.state.num_queued += 1
+        if queue.push(request):
+            self.announce(model, queue)
+        if model.wants_load:
+            self.state.want(model)
+
+    def dequeue(self, model: ModelState, request: Request) -> None:
+        queue = model.queues[request.batch_key]
+        was_head = queue.head is request
+        if was_head:
+            queue.pop_head()
+        else:
+            queue.remove(request)
+        model.num_queued -= 1
+        self.state.num_queued -= 1
+        if was_head:
+            self.announce(model, queue)
+
+    def announce(self, model: ModelState, queue: ModelQueue) -> None:
+        """The queue's head changed: tell the devices its new key, and set its expiry."""
+        head = queue.head
+        if head is None:
+            queue.latest_start_ns = None
+            self.timers.clear(queue)
+            del model.queues[queue.batch_key]
+            model.wants_replica = model.wants_replica and model.num_queued > 0
+            return
+        device = model.reference()
+        estimate = device.exec_estimate(queue)
+        latest_ns = head.deadline_ns - estimate.guard[head.rows] - self.state.margin_ns(device)
+        if latest_ns != queue.latest_start_ns:
+            queue.latest_start_ns = latest_ns
+            for holder in model.holders:
+                holder.push_ready(latest_ns, queue)
+        self.timers.set(queue, head.deadline_ns - estimate.plan[head.rows])
+
+    def close(self, request: Request, state: RequestState, outcome: Outcome) -> None:
+        request.move_to(state)
+        del self.requests[request.request_id]
+        self.reply(request.request_id, outcome)
+
+    def reply(self, request_id: int, outcome: Outcome) -> None:
+        self.out.append(Reply(request_id, outcome))
+
+    def expire_heads(self, queue: ModelQueue, now: int) -> None:
+        """Answer the heads that cannot make it any more even if they started this instant."""
+        model = self.state.models[queue.model]
+        estimate = model.reference_estimate(queue)
+        head = queue.head
+        while head is not None and now + estimate.plan[head.rows] >= head.deadline_ns:
+            queue.pop_head()
+            model.num_queued -= 1
+            self.state.num_queued -= 1
+            waited_ms = (now - head.arrival_ns) / 1e6
+            detail = f"waited {waited_ms:.1f} ms for a device; too late to execute now"
+            self.close(
+                head,
+                RequestState.EXPIRED,
+                Expired(Reason.DEADLINE_EXCEEDED_QUEUED, detail),
+            )
+            head = queue.head
+        self.announce(model, queue)
+
+    def expire_executing(self, outstanding: Outstanding, now: int) -> None:
+        """Answer the members of a batch whose deadline is here, without waiting for it."""
+        for request in outstanding.requests:
+            if request.state is RequestState.DISPATCHED and now >= request.deadline_ns:
+                detail = f"still executing after {(now - request.arrival_ns) / 1e6:.1f} ms"
+                self.close(
+                    request,
+                    RequestState.EXPIRED,
+                    Expired(Reason.DEADLINE_EXCEEDED_EXECUTING, detail),
+                )
+        self.watch_deadlines(outstanding)
+
+    def watch_deadlines(self, outstanding: Outstanding) -> None:
+        open_deadlines = [
+            request.deadline_ns
+            for request in outstanding.requests
+            if request.state is RequestState.DISPATCHED
+        ]
+        if open_deadlines:
+            self.timers.set(outstanding, min(open_deadlines))

@@ -1,0 +1,184 @@
+"""Applies what the policies decide: reserves, sends, and sets the next time to look.
+
+Everything an action needs is reserved before it is sent and released on its result
+(scheduler/results.py), on the failure path too.
+"""
+
+from scheduler.actions import Action, EvictWeights, Infer, LoadWeights
+from scheduler.device import DeviceMirror, Outstanding, WeightsState
+from scheduler.events import Send
+from scheduler.ledger import Ledger
+from scheduler.policies import BatchingPolicy, ResidencyPolicy
+from scheduler.policies.batching import BatchPlan
+from scheduler.request import Request, RequestState
+from scheduler.state import ModelState
+
+FOREVER_NS = 2**62
+
+
+class Planner:
+    """One call per device or model that an event touched; no walk over the others."""
+
+    def __init__(
+        self, ledger: Ledger, batching: BatchingPolicy, residency: ResidencyPolicy
+    ) -> None:
+        self._ledger = ledger
+        self._state = ledger.state
+        self._batching = batching
+        self._residency = residency
+        self._next_action_id = 1
+
+    def plan_for(self, model: ModelState, now: int) -> None:
+        """Something changed for this model only: look at the devices it concerns."""
+        if model.holders:
+            if len(model.holders) == 1:
+                self._plan_infers(model.holders[0], now)
+            else:
+                for device in sorted(model.holders, key=lambda d: d.exec_lane.free_at(now)):
+                    if not model.num_queued:
+                        break
+                    self._plan_infers(device, now)
+        if model.wants_load:
+            idle = [device for device in model.offered_by if not device.num_moves]
+            for device in sorted(idle, key=lambda d: -d.pages_free):
+                self.plan_loads(device, now)
+                if not model.wants_load:
+                    break
+
+    def plan(self, device: DeviceMirror, now: int) -> None:
+        # LOADs first: where lanes are shared, an Infer sent now would stand in their way, and a
+        # LOAD that is worth it has requests waiting that are cold until it ends.
+        self.plan_loads(device, now)
+        self._plan_infers(device, now)
+
+    def _plan_infers(self, device: DeviceMirror, now: int) -> None:
+        config = self._state.config
+        while device.num_infers < config.max_outstanding_infers:
+            if device.peek_ready() is None:
+                return
+            send_at_ns = device.exec_lane.free_at(now) - config.schedule_ahead_ns
+            if send_at_ns > now:
+                self._ledger.timers.set(device, send_at_ns)
+                return
+            plan = self._batching.next_infer(self._state, device, now)
+            if plan is None:
+                return
+            self._send_infer(device, plan, now)
+
+    def plan_loads(self, device: DeviceMirror, now: int) -> None:
+        state = self._state
+        if device.num_moves or not (state.has_wanted or state.pinned):
+            return
+        send_at_ns = device.load_lane.free_at(now) - state.config.schedule_ahead_ns
+        if send_at_ns > now:
+            if device.wake_at_ns is None or device.wake_at_ns > send_at_ns:
+                self._ledger.timers.set(device, send_at_ns)
+            return
+        plan = self._residency.next_load(state, device, now)
+        if plan is not None:
+            for name in plan.evict:
+                self.send_evict(device, name, now)
+            self._send_load(device, plan.model, now)
+
+    def _send_infer(self, device: DeviceMirror, plan: BatchPlan, now: int) -> None:
+        model = self._state.models[plan.queue.model]
+        queue = plan.queue
+        head_changed = plan.requests[0] is queue.head
+        for request in plan.requests:
+            if request is queue.head:
+                queue.pop_head()
+            else:
+                queue.remove(request)
+            request.move_to(RequestState.DISPATCHED)
+        model.num_queued -= len(plan.requests)
+        self._state.num_queued -= len(plan.requests)
+        if head_changed:
+            self._ledger.announce(model, queue)
+        record = device.touch(queue.model, plan.rows, now)
+        record.num_infers += 1
+        device.num_infers += 1
+        action = Infer(
+            self._new_action_id(),
+            queue.model,
+            plan.executed_rows,
+            tuple([request.request_id for request in plan.requests]),
+            tuple([request.rows for request in plan.requests]),
+            plan.start_ns - self._state.config.schedule_ahead_ns,
+            max(plan.latest_ns, plan.start_ns),
+            plan.expected_ns,
+        )
+        device.exec_lane.add(action.action_id, start_ns=plan.start_ns, duration_ns=plan.expected_ns)
+        outstanding = self._remember(
+            device, action, plan.expected_ns, plan.requests, record.generation
+        )
+        self._ledger.watch_deadlines(outstanding)
+        self._ledger.out.append(Send(device.worker_id, action))
+
+    def _send_load(self, device: DeviceMirror, name: str, now: int) -> None:
+        model = self._state.models[name]
+        record = device.record(name)
+        record.move_to(WeightsState.LOADING, name)
+        record.generation += 1
+        expected_ns = device.estimates(name).load_plan_ns
+        start_ns = device.load_start_at(now)
+        record.ready_at_ns = start_ns + expected_ns
+        device.pages_free -= record.num_pages
+        device.num_moves += 1
+        model.loading_on.append(device)
+        model.wants_replica = False
+        latest_ns = max(
+            (queue.last_deadline_ns for queue in model.queues.values()), default=FOREVER_NS
+        )
+        action = LoadWeights(
+            self._new_action_id(),
+            name,
+            record.num_pages,
+            start_ns - self._state.config.schedule_ahead_ns,
+            max(latest_ns - expected_ns, start_ns),
+            expected_ns,
+        )
+        device.load_lane.add(action.action_id, start_ns=start_ns, duration_ns=expected_ns)
+        self._remember(device, action, expected_ns, [], record.generation)
+        self._ledger.out.append(Send(device.worker_id, action))
+
+    def send_evict(self, device: DeviceMirror, name: str, now: int) -> None:
+        record = device.weights[name]
+        record.move_to(WeightsState.EVICTING, name)
+        self.drop_holder(name, device)
+        # The worker frees pages in the order of arrival, so the LOAD sent next may count on them.
+        device.pages_free += record.num_pages
+        start_ns = device.load_start_at(now) - self._state.config.schedule_ahead_ns
+        action = EvictWeights(self._new_action_id(), name, start_ns, FOREVER_NS)
+        self._remember(device, action, 0, [], record.generation)
+        self._ledger.out.append(Send(device.worker_id, action))
+
+    def drop_holder(self, name: str, device: DeviceMirror) -> None:
+        """The weights are on their way out there, or were never there."""
+        model = self._state.models.get(name)
+        if model is not None and device in model.holders:
+            model.holders.remove(device)
+            if model.wants_load:
+                self._state.want(model)
+
+    def _remember(
+        self,
+        device: DeviceMirror,
+        action: Action,
+        expected_ns: int,
+        requests: list[Request],
+        generation: int,
+    ) -> Outstanding:
+        outstanding = Outstanding(
+            action,
+            sent_ns=self._ledger.now,
+            expected_ns=expected_ns,
+            requests=requests,
+            generation=generation,
+        )
+        device.outstanding[action.action_id] = outstanding
+        return outstanding
+
+    def _new_action_id(self) -> int:
+        action_id = self._next_action_id
+        self._next_action_id += 1
+        return action_id

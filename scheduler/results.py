@@ -1,0 +1,269 @@
+"""What a worker's result changes: lanes, weights, estimates, and the requests of its batch.
+
+Remote input never raises: what is unknown, stale or of the wrong kind is counted as an anomaly.
+"""
+
+from scheduler.actions import (
+    Code,
+    EvictResult,
+    EvictWeights,
+    Infer,
+    InferResult,
+    LoadResult,
+    LoadWeights,
+    Span,
+)
+from scheduler.device import (
+    LOAD_RETRY_MAX_NS,
+    LOAD_RETRY_NS,
+    DeviceMirror,
+    Outstanding,
+    WeightsState,
+)
+from scheduler.events import ActionFinished, Expired, Failed, Reason, Served
+from scheduler.ledger import Ledger
+from scheduler.planner import Planner
+from scheduler.request import Request, RequestState
+from scheduler.spec import SECOND_NS
+
+MAX_FAILURES = 1  # a request is tried again once
+
+
+class Results:
+    """Releases what the Planner reserved."""
+
+    def __init__(self, ledger: Ledger, planner: Planner) -> None:
+        self._ledger = ledger
+        self._state = ledger.state
+        self._planner = planner
+
+    def on_finished(self, event: ActionFinished, now: int) -> None:
+        device = self._state.devices.get(event.worker_id)
+        result = event.result
+        outstanding = device.outstanding.pop(result.action_id, None) if device else None
+        if device is None or outstanding is None:
+            self._ledger.anomalies["result_of_unknown_action"] += 1
+            return
+        self._ledger.timers.clear(outstanding)
+        match outstanding.action, result:
+            case Infer(), InferResult():
+                self._on_inferred(device, outstanding, outstanding.action, result, now)
+            case LoadWeights(), LoadResult():
+                self._on_loaded(device, outstanding, outstanding.action, result, now)
+            case EvictWeights(), EvictResult():
+                self._on_evicted(device, outstanding.action, result)
+            case _:
+                # Treated as a failure of the action, so that nothing it holds is lost.
+                self._ledger.anomalies["result_of_another_kind"] += 1
+                self._on_wrong_kind(device, outstanding, now)
+        self._planner.plan(device, now)
+
+    def _on_inferred(
+        self,
+        device: DeviceMirror,
+        outstanding: Outstanding,
+        action: Infer,
+        result: InferResult,
+        now: int,
+    ) -> None:
+        device.num_infers -= 1
+        record = device.weights[action.model]
+        record.num_infers -= 1
+        done_ns = min(result.output.end_ns, now)
+        device.exec_lane.finish(action.action_id, done_ns)
+        if result.code is not Code.OK:
+            self._on_infer_failed(device, outstanding, action, result, now)
+            return
+        begin_ns = max(result.input.begin_ns, device.previous_done_ns)
+        device.previous_done_ns = done_ns
+        device.observe_delays(
+            command_ns=result.received_ns - outstanding.sent_ns, reply_ns=now - done_ns
+        )
+        requests = outstanding.requests
+        first = requests[0]
+        rows = sum(action.rows)
+        if done_ns > begin_ns:
+            estimate = device.estimates(action.model).exec(first.shape_key, first.elements)
+            estimate.observe(rows, done_ns - begin_ns)
+        for request in requests:
+            if request.state is not RequestState.DISPATCHED:
+                continue  # answered at its deadline, or cancelled: the output is ignored
+            if now > request.deadline_ns:
+                detail = f"executed, but only after {(now - request.arrival_ns) / 1e6:.1f} ms"
+                self._ledger.close(
+                    request,
+                    RequestState.EXPIRED,
+                    Expired(Reason.DEADLINE_EXCEEDED_EXECUTING, detail),
+                )
+                continue
+            self._ledger.close(
+                request,
+                RequestState.SERVED,
+                _served(device.worker_id, request, rows, result),
+            )
+
+    def _on_infer_failed(
+        self,
+        device: DeviceMirror,
+        outstanding: Outstanding,
+        action: Infer,
+        result: InferResult,
+        now: int,
+    ) -> None:
+        if result.code is Code.WEIGHTS_MISSING:
+            self._ledger.anomalies["weights_missing"] += 1
+            self._weights_gone(device, action.model)
+        # The engine's or the input's fault: alone, it is the request's; in a batch, anybody's.
+        is_input_fault = result.code in (Code.ENGINE_ERROR, Code.INVALID_INPUT)
+        for request in outstanding.requests:
+            if request.state is not RequestState.DISPATCHED:
+                continue
+            if is_input_fault and len(outstanding.requests) > 1:
+                request.runs_alone = True
+                self.requeue(request, now)
+            elif is_input_fault:
+                reason = (
+                    Reason.ENGINE_ERROR
+                    if result.code is Code.ENGINE_ERROR
+                    else Reason.INVALID_INPUT
+                )
+                self._ledger.close(request, RequestState.FAILED, Failed(reason, result.message))
+            elif request.num_failures < MAX_FAILURES:
+                request.num_failures += 1
+                self.requeue(request, now)
+            elif result.code is Code.TOO_LATE:
+                detail = f"no device could start it in time, twice: {result.message}"
+                self._ledger.close(
+                    request,
+                    RequestState.EXPIRED,
+                    Expired(Reason.DEADLINE_EXCEEDED_QUEUED, detail),
+                )
+            else:
+                detail = f"{result.code.name.lower()} after a retry: {result.message}"
+                self._ledger.close(
+                    request, RequestState.FAILED, Failed(Reason.ENGINE_ERROR, detail)
+                )
+
+    def requeue(self, request: Request, now: int) -> None:
+        """Back to its queue if any device could still serve it; what cannot make it expires."""
+        model = self._state.models.get(request.model)
+        if model is None or not model.offered_by:
+            detail = f"no worker is left that serves {request.model}"
+            outcome = Failed(Reason.WORKER_LOST, detail, retry_after_ns=SECOND_NS)
+            self._ledger.close(request, RequestState.FAILED, outcome)
+            return
+        request.move_to(RequestState.QUEUED)
+        self._ledger.enqueue(model, request)
+        queue = model.queues[request.batch_key]
+        self._ledger.expire_heads(queue, now)
+        if request.state is RequestState.QUEUED:
+            self._planner.plan_for(model, now)
+
+    def _on_loaded(
+        self,
+        device: DeviceMirror,
+        outstanding: Outstanding,
+        action: LoadWeights,
+        result: LoadResult,
+        now: int,
+    ) -> None:
+        name = action.model
+        device.num_moves -= 1
+        device.load_lane.finish(action.action_id, min(result.load.end_ns, now))
+        record = device.weights[name]
+        if record.generation != outstanding.generation or record.state is not WeightsState.LOADING:
+            self._ledger.anomalies["load_of_old_generation"] += 1
+            return
+        model = self._state.models.get(name)
+        if model is not None and device in model.loading_on:
+            model.loading_on.remove(device)
+        if result.code is Code.OK or result.code is Code.ALREADY_RESIDENT:
+            if result.code is Code.OK:
+                device.estimates(name).observe_load(
+                    max(1, result.load.end_ns - result.load.begin_ns)
+                )
+                record.num_failures = 0
+            self.weights_arrived(device, name, now)
+            return
+        record.move_to(WeightsState.ABSENT, name)
+        device.pages_free += record.num_pages
+        if result.code is not Code.TOO_LATE:
+            self._ledger.anomalies[f"load_{result.code.name.lower()}"] += 1
+            record.num_failures += 1
+            wait_ns = min(LOAD_RETRY_NS << min(record.num_failures - 1, 8), LOAD_RETRY_MAX_NS)
+            record.retry_at_ns = now + wait_ns
+            self._ledger.timers.set(device, record.retry_at_ns)
+        if model is not None and model.wants_load:
+            self._state.want(model)
+
+    def weights_arrived(self, device: DeviceMirror, name: str, now: int) -> None:
+        record = device.weights[name]
+        record.move_to(WeightsState.RESIDENT, name)
+        record.last_used_ns = now
+        model = self._state.models.get(name)
+        if model is None:
+            return  # removed while loading: evicted when its pages are wanted
+        model.holders.append(device)
+        for queue in model.queues.values():
+            if queue.latest_start_ns is not None:
+                device.push_ready(queue.latest_start_ns, queue)
+            for request in queue:
+                if request.cold_at_ns is not None and request.ready_at_ns is None:
+                    request.ready_at_ns = now
+
+    def _weights_gone(self, device: DeviceMirror, name: str) -> None:
+        """The worker says that resident weights are not there: believe it."""
+        record = device.weights[name]
+        if record.state is WeightsState.RESIDENT:
+            record.move_to(WeightsState.ABSENT, name)
+            device.pages_free += record.num_pages
+            self._planner.drop_holder(name, device)
+
+    def _on_evicted(self, device: DeviceMirror, action: EvictWeights, result: EvictResult) -> None:
+        record = device.weights[action.model]
+        if record.state is not WeightsState.EVICTING:
+            self._ledger.anomalies["evict_of_old_generation"] += 1
+            return
+        if result.code in (Code.OK, Code.WEIGHTS_MISSING):
+            record.move_to(WeightsState.ABSENT, action.model)
+            if result.code is not Code.OK:
+                self._ledger.anomalies["evict_weights_missing"] += 1
+            return
+        self._ledger.anomalies[f"evict_{result.code.name.lower()}"] += 1
+        device.pages_free -= record.num_pages
+        self.weights_arrived(device, action.model, self._ledger.now)
+
+    def _on_wrong_kind(self, device: DeviceMirror, outstanding: Outstanding, now: int) -> None:
+        action = outstanding.action
+        code, message = Code.MALFORMED, "the worker answered with another kind of result"
+        if isinstance(action, Infer):
+            failed = InferResult(action.action_id, code, message)
+            self._on_inferred(device, outstanding, action, failed, now)
+        elif isinstance(action, LoadWeights):
+            self._on_loaded(
+                device, outstanding, action, LoadResult(action.action_id, code, message), now
+            )
+        else:
+            self._on_evicted(device, action, EvictResult(action.action_id, code, message))
+
+
+def _served(worker_id: str, request: Request, rows: int, result: InferResult) -> Served:
+    load_ns = 0
+    if request.cold_at_ns is not None and request.ready_at_ns is not None:
+        load_ns = request.ready_at_ns - request.cold_at_ns
+    waited_ns = max(0, result.input.begin_ns - request.arrival_ns)
+    return Served(
+        worker_id,
+        rows,
+        request.cold_at_ns is not None,
+        request.predicted_ns,
+        max(0, waited_ns - load_ns),
+        load_ns,
+        _length(result.input),
+        _length(result.exec),
+        _length(result.output),
+    )
+
+
+def _length(span: Span) -> int:
+    return max(0, span.end_ns - span.begin_ns)

@@ -105,7 +105,6 @@ def _backend(config: WorkerConfig) -> Backend:
     return OnnxRuntimeBackend(
         specs=specs,
         cache_dir=config.cache_dir,
-        models_dir=config.models_dir,
         cache_bytes=config.cache_bytes,
         page_bytes=config.page_bytes,
     )

@@ -121,6 +121,8 @@ class Worker:
             self.num_malformed += 1
             _log.warning("unreadable message, the %d. so far: %s", self.num_malformed, error)
             self._link.send(wire.Unreadable(str(error)))
+            # It may have been an order, which nobody can answer now: both sides start over.
+            self._end_session("a message could not be read")
             return
         match message:
             case wire.Ping():

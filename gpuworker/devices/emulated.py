@@ -166,7 +166,7 @@ def _model(row: Mapping[str, str], line: str) -> EmulatedModel:
         outputs=(TensorSpec("y", "UINT8", (-1, output_row_bytes)),),
         batch_sizes=BATCH_SIZES,
         runs_exact_batch=False,
-        # The table's megabytes are decimal: 102.3 MB in 8.31 ms are PCIe's 12.3 GB/s.
+        # The table's megabytes are decimal: 102.2 MB in 8.32 ms are PCIe's 12.3 GB/s.
         weights_bytes=round(float(row["weights_mb"]) * 1_000_000),
         profile=ModelProfile(
             load_ns=load_ns,

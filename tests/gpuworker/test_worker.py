@@ -388,14 +388,22 @@ def test_an_order_that_contradicts_itself_is_malformed(
 @pytest.mark.parametrize(
     "header", [b"", b"\x01", b"\x02\x80", b"\x01\xff\xfe", wire.encode(wire.Pong(1, 2, 3))]
 )
-def test_unreadable_frames_are_counted_answered_and_survived(rig: Rig, header: bytes) -> None:
+def test_unreadable_frames_are_counted_and_answered_and_the_session_starts_over(
+    rig: Rig, header: bytes
+) -> None:
     rig.join().say_raw([header, b"more"])
     assert rig.expect(wire.Unreadable).reason
-    rig.say(wire.Unreadable("yours was bad too"))  # is not answered
-    rig.say(wire.Ping(2))
-    rig.expect(wire.Pong)
+    rig.expect(wire.Hello)
+    rig.welcome()
+    rig.load("a")
     assert rig.worker is not None
     assert rig.worker.num_malformed == 1
+
+
+def test_an_unreadable_is_not_answered(rig: Rig) -> None:
+    rig.join().say(wire.Unreadable("your report"))
+    rig.say(wire.Ping(2))
+    rig.expect(wire.Pong)
 
 
 # Failures of the backend

@@ -15,8 +15,8 @@ from scheduler.request import IllegalMove, Request
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, DeviceSpec, ModelSpec
 from scheduler.work_tracker import WorkTracker
 
-# What an order needs to reach a worker before the first one was measured.
-INITIAL_COMMAND_DELAY_NS = MILLISECOND_NS // 5
+# What a message between gateway and worker needs, before the first one was measured.
+INITIAL_DELAY_NS = MILLISECOND_NS // 5
 # How fast the memory of past use fades when weights are weighed against each other.
 USE_HALF_LIFE_NS = 10 * SECOND_NS
 # A model whose LOAD failed waits this long, doubling, before it is tried again on that device.
@@ -123,6 +123,10 @@ class DeviceMirror:
         self.num_moves = 0  # LoadWeights outstanding
         self.previous_done_ns = 0
         self.wake_at_ns: int | None = None
+        # from sending an order to its arrival at the worker, typically
+        self.command_delay_ns = INITIAL_DELAY_NS
+        # from the end of an action to the scheduler hearing of it, at worst lately
+        self.reply_delay_ns = INITIAL_DELAY_NS
         self._command_delay = RatioWindow()
         self._reply_delay = RatioWindow()
         self._estimates: dict[str, ModelEstimates] = {}
@@ -162,19 +166,12 @@ class DeviceMirror:
     def exec_estimate(self, queue: ModelQueue) -> ExecEstimate:
         return self.estimates(queue.model).exec(queue.shape_key, queue.elements)
 
-    @property
-    def command_delay_ns(self) -> int:
-        """From sending an order to its arrival at the worker, typically."""
-        return int(self._command_delay.plan) if self._command_delay else INITIAL_COMMAND_DELAY_NS
-
-    @property
-    def reply_delay_ns(self) -> int:
-        """From the end of an action to the scheduler hearing of it, at worst lately."""
-        return int(self._reply_delay.guard) if self._reply_delay else INITIAL_COMMAND_DELAY_NS
-
     def observe_delays(self, *, command_ns: int, reply_ns: int) -> None:
+        """Of one action: on its way to the worker, and from its end to the scheduler's hearing."""
         self._command_delay.add(max(1, command_ns))
         self._reply_delay.add(max(1, reply_ns))
+        self.command_delay_ns = int(self._command_delay.plan)
+        self.reply_delay_ns = int(self._reply_delay.guard)
 
     def start_at(self, now: int) -> int:
         """When an Infer sent now would start to execute."""

@@ -17,16 +17,20 @@ WINDOW_SAMPLES = 16
 OUTLIER_FACTOR = 3.0
 # A batch may be larger only where it saves this share of the time per row.
 WORTHWHILE_GAIN = 0.03
+# Figures are computed anew once a window has moved by this share.
+REFRESH_CHANGE = 0.01
 # Shape classes kept per model and device; clients choose sequence lengths, so there is a bound.
 MAX_SHAPES = 64
 
 
 class RatioWindow:
-    """The last measurements of something, as ratios to its expected value."""
+    """The last measurements of something, as ratios to its expected value; 1.0 before the first."""
 
-    __slots__ = ("_recent", "_sorted", "num_outliers")
+    __slots__ = ("_recent", "_sorted", "guard", "num_outliers", "plan")
 
     def __init__(self) -> None:
+        self.plan = 1.0  # the median
+        self.guard = 1.0  # the worst but for one in a full window; the worst before that
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
         self.num_outliers = 0
@@ -46,19 +50,8 @@ class RatioWindow:
             del ordered[bisect_left(ordered, oldest)]
         self._recent.append(ratio)
         insort(ordered, ratio)
-
-    @property
-    def plan(self) -> float:
-        """The median; 1.0 before the first sample."""
-        return self._sorted[len(self._sorted) // 2] if self._sorted else 1.0
-
-    @property
-    def guard(self) -> float:
-        """The worst but for one in a full window; the worst before that."""
-        ordered = self._sorted
-        if not ordered:
-            return 1.0
-        return ordered[-2] if len(ordered) == WINDOW_SAMPLES else ordered[-1]
+        self.plan = ordered[len(ordered) // 2]
+        self.guard = ordered[-2] if len(ordered) == WINDOW_SAMPLES else ordered[-1]
 
 
 class ExecEstimate:
@@ -70,6 +63,7 @@ class ExecEstimate:
     """
 
     __slots__ = (
+        "_applied",
         "_base",
         "_bucket_of",
         "_windows",
@@ -91,6 +85,7 @@ class ExecEstimate:
         known = sorted(profile.exec_ns.items())
         self._base = [0.0] + [max(1.0, scale * _interpolate(known, self.executed[n])) for n in rows]
         self._windows = [RatioWindow() for _ in sizes]
+        self._applied: list[tuple[float, float]] = []  # (plan, guard) ratios behind the figures
         self.plan = [0] * (self.max_rows + 1)
         self.guard = [0] * (self.max_rows + 1)
         self.efficient = [0] * (self.max_rows + 1)
@@ -100,10 +95,14 @@ class ExecEstimate:
         """A batch of this many rows kept the lane for so long."""
         if not 1 <= rows <= self.max_rows:
             return
-        window = self._windows[self._bucket_of[rows]]
-        before = (window.plan, window.guard, len(window))
+        bucket = self._bucket_of[rows]
+        window = self._windows[bucket]
         window.add(duration_ns / self._base[rows])
-        if (window.plan, window.guard) != before[:2] or before[2] == 0:
+        plan, guard = self._applied[bucket]
+        if (
+            abs(window.plan - plan) > REFRESH_CHANGE * plan
+            or abs(window.guard - guard) > REFRESH_CHANGE * guard
+        ):
             self._refresh()
 
     @property
@@ -122,6 +121,7 @@ class ExecEstimate:
 
     def _refresh(self) -> None:
         ratios = [_nearest_sampled(self._windows, bucket) for bucket in range(len(self._windows))]
+        self._applied = ratios
         best_per_row = float("inf")
         plan, guard, efficient = self.plan, self.guard, self.efficient
         previous = 0

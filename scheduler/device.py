@@ -122,6 +122,7 @@ class DeviceMirror:
         self.num_infers = 0
         self.num_moves = 0  # LoadWeights outstanding
         self.previous_done_ns = 0
+        self.retry_until_ns = 0  # some model's LOAD failed and is not tried again before then
         self.wake_at_ns: int | None = None
         # from sending an order to its arrival at the worker, typically
         self.command_delay_ns = INITIAL_DELAY_NS

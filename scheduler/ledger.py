@@ -5,7 +5,7 @@ The parts of the scheduler share it; nothing else writes requests, queues or tim
 
 from collections import Counter
 
-from scheduler.device import Outstanding
+from scheduler.device import DeviceMirror, Outstanding
 from scheduler.events import Command, Expired, Outcome, Reason, Reply
 from scheduler.model_queue import ModelQueue
 from scheduler.request import Request, RequestState
@@ -106,6 +106,11 @@ class Ledger:
                     Expired(Reason.DEADLINE_EXCEEDED_EXECUTING, detail),
                 )
         self.watch_deadlines(outstanding)
+
+    def wake_by(self, device: DeviceMirror, at_ns: int) -> None:
+        """Look at the device then, or earlier if somebody else wants that."""
+        if device.wake_at_ns is None or device.wake_at_ns > at_ns:
+            self.timers.set(device, at_ns)
 
     def watch_deadlines(self, outstanding: Outstanding) -> None:
         open_deadlines = [

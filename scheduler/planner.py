@@ -58,7 +58,7 @@ class Planner:
                 return
             send_at_ns = device.exec_lane.free_at(now) - config.schedule_ahead_ns
             if send_at_ns > now:
-                self._ledger.timers.set(device, send_at_ns)
+                self._ledger.wake_by(device, send_at_ns)
                 return
             plan = self._batching.next_infer(self._state, device, now)
             if plan is None:
@@ -71,11 +71,13 @@ class Planner:
             return
         send_at_ns = device.load_lane.free_at(now) - state.config.schedule_ahead_ns
         if send_at_ns > now:
-            if device.wake_at_ns is None or device.wake_at_ns > send_at_ns:
-                self._ledger.timers.set(device, send_at_ns)
+            self._ledger.wake_by(device, send_at_ns)
             return
         plan = self._residency.next_load(state, device, now)
-        if plan is not None:
+        if plan is None:
+            if device.retry_until_ns > now:
+                self._ledger.wake_by(device, device.retry_until_ns)
+        else:
             for name in plan.evict:
                 self.send_evict(device, name, now)
             self._send_load(device, plan.model, now)

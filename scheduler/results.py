@@ -192,7 +192,7 @@ class Results:
             record.num_failures += 1
             wait_ns = min(LOAD_RETRY_NS << min(record.num_failures - 1, 8), LOAD_RETRY_MAX_NS)
             record.retry_at_ns = now + wait_ns
-            self._ledger.timers.set(device, record.retry_at_ns)
+            device.retry_until_ns = max(device.retry_until_ns, record.retry_at_ns)
         if model is not None and model.wants_load:
             self._state.want(model)
 

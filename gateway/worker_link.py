@@ -269,11 +269,12 @@ class WorkerLink:
                 if session is not None:
                     self._membership.lose(session, f"it said goodbye: {message.reason}")
             case Unreadable():
-                # Never answered, or two sides that do not understand each other would never stop.
-                # What it was is unknown, so nothing that was ordered can be relied on.
+                # What it could not read is unknown, so nothing that was ordered can be relied on.
+                # Only a member is answered: two sides that do not understand each other must stop.
                 self.unreadable_replies += 1
                 if session is not None:
                     self._membership.lose(session, f"it could not read us: {message.reason}")
+                    self._transmit(identity, Rejoin())
             case _:
                 assert_never(message)
 

@@ -1,0 +1,137 @@
+"""Compiled models on disk: optimised graph, weights blob and measured profile, by content hash.
+
+Owns the cache directory. An artifact is written beside its place and moved there whole; it is
+believed only when the hashes inside it agree, and one that is damaged counts as absent. It knows
+nothing about how artifacts are made, and it never touches the model repository.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from gpuworker.model_store import file_sha256
+from scheduler.spec import ModelSpec
+
+# Raise it whenever what compiling writes, measures or decides has changed.
+FORMAT_VERSION = 1
+
+GRAPH_FILE = "graph.onnx"
+WEIGHTS_FILE = "weights.bin"
+MANIFEST_FILE = "artifact.json"
+
+
+class WeightTensor(msgspec.Struct, frozen=True):
+    """One initializer of the graph: where it lies in the weights blob. `onnx_type` is ONNX's."""
+
+    name: str
+    onnx_type: int
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+class SampleInputs(msgspec.Struct, frozen=True):
+    """How to make inputs that the model accepts: one row's shape per input, integers to draw."""
+
+    row_shapes: tuple[tuple[int, ...], ...]
+    integers_below: int
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    spec: ModelSpec
+    weights: tuple[WeightTensor, ...]
+    samples: tuple[SampleInputs, ...]
+
+
+class StoredArtifact(msgspec.Struct, frozen=True):
+    directory: Path
+    artifact: Artifact
+
+    @property
+    def graph_path(self) -> Path:
+        return self.directory / GRAPH_FILE
+
+    @property
+    def weights_path(self) -> Path:
+        return self.directory / WEIGHTS_FILE
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    file_sha256: dict[str, str]
+    artifact: Artifact
+
+
+class ArtifactCache:
+    """`engine_key` names what else decides an artifact: engine version and kind of device."""
+
+    def __init__(self, cache_dir: Path, *, engine_key: str) -> None:
+        self._cache_dir = cache_dir
+        self._engine_key = engine_key
+
+    def find(self, model: str, version: str, content_hash: str) -> StoredArtifact | None:
+        """The undamaged artifact of a model, or None. Reads every byte of it."""
+        directory = self._directory(model, version, content_hash)
+        try:
+            seal, _, content = (directory / MANIFEST_FILE).read_bytes().partition(b"\n")
+            if hashlib.sha256(content).hexdigest().encode() != seal:
+                return None
+            manifest = msgspec.json.decode(content, type=_Manifest)
+            for name, expected in manifest.file_sha256.items():
+                if file_sha256(directory / name) != expected:
+                    return None
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return StoredArtifact(directory, manifest.artifact)
+
+    def store(
+        self, model: str, version: str, content_hash: str, write: Callable[[Path], Artifact]
+    ) -> StoredArtifact:
+        """Have `write` fill a new directory, seal it and put it in place of what was there."""
+        directory = self._directory(model, version, content_hash)
+        self._cache_dir.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self._cache_dir))
+        try:
+            artifact = write(unfinished)
+            hashes = {path.name: file_sha256(path) for path in sorted(unfinished.iterdir())}
+            content = msgspec.json.encode(_Manifest(hashes, artifact))
+            seal = hashlib.sha256(content).hexdigest().encode()
+            (unfinished / MANIFEST_FILE).write_bytes(seal + b"\n" + content)
+            if directory.exists():
+                shutil.rmtree(directory)
+            os.replace(unfinished, directory)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return StoredArtifact(directory, artifact)
+
+    @contextlib.contextmanager
+    def lock(self, model: str, version: str, content_hash: str) -> Iterator[None]:
+        """One process at a time; the kernel frees the lock of a process that dies."""
+        self._cache_dir.mkdir(parents=True, exist_ok=True)
+        path = self._directory(model, version, content_hash).with_suffix(".lock")
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _directory(self, model: str, version: str, content_hash: str) -> Path:
+        key = "\n".join((model, version, content_hash, self._engine_key, str(FORMAT_VERSION)))
+        return self._cache_dir / f"{model}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+
+
+@functools.cache
+def cpu_key() -> str:
+    """Names the kind of CPU: an optimised graph may hold a layout that only this kind can run."""
+    facts = {"machine": os.uname().machine}
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            field, _, value = line.partition(":")
+            if field.strip() in ("model name", "flags", "Features", "CPU part"):
+                facts.setdefault(field.strip(), value.strip())
+    return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:16]

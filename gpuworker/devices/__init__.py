@@ -1,0 +1,1 @@
+"""Where weights live: fixed pages under address ranges that never change."""

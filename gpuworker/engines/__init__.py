@@ -1,0 +1,1 @@
+"""What executes a loaded model. The weights live in the device's pages."""

@@ -1,0 +1,160 @@
+"""The CPU backend: ONNX Runtime sessions over the host's pages.
+
+Owns one session per model that fits the cache, built at start. It obeys: which pages a model gets
+and when it leaves is the worker's page table's business.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import onnxruntime as ort
+
+from gpuworker.artifact_cache import ArtifactCache, StoredArtifact, cpu_key
+from gpuworker.backend import EngineError
+from gpuworker.devices.host import HostPages
+from gpuworker.engines.batch_tensors import BatchLayout
+from gpuworker.engines.datatypes import Array
+from gpuworker.engines.paged_session import NotResident, PagedSession
+from gpuworker.linux import num_usable_cpus
+from gpuworker.sample_inputs import make_inputs
+from scheduler.actions import Infer
+from scheduler.spec import DeviceSpec, ModelSpec
+from scheduler.wire import Buffer, RequestTensors
+
+_log = logging.getLogger("gpuworker")
+
+
+def engine_key() -> str:
+    """What an artifact of this engine depends on besides the model."""
+    return f"onnxruntime-{ort.__version__}-{cpu_key()}"
+
+
+class StagedBatch:
+    """One batch between its phases."""
+
+    __slots__ = ("batch_size", "inputs", "model", "outputs", "rows")
+
+    def __init__(
+        self, model: str, rows: tuple[int, ...], batch_size: int, inputs: dict[str, Array]
+    ) -> None:
+        self.model = model
+        self.rows = rows
+        self.batch_size = batch_size
+        self.inputs = inputs
+        self.outputs: list[Array] = []
+
+
+class OnnxRuntimeBackend:
+    """Raises DeviceError where the cache does not fit into memory.
+
+    A model whose session cannot be built is served as unavailable, with the reason, and so is one
+    whose artifact is gone; one that is larger than the cache has no session and is never loaded.
+    """
+
+    def __init__(
+        self,
+        *,
+        specs: Sequence[ModelSpec],
+        cache_dir: Path,
+        cache_bytes: int,
+        page_bytes: int,
+    ) -> None:
+        total_pages = cache_bytes // page_bytes
+        self.device = DeviceSpec(
+            kind="cpu",
+            page_bytes=page_bytes,
+            total_pages=total_pages,
+            shares_exec_core=num_usable_cpus() == 1,
+        )
+        self._pages = HostPages(page_bytes=page_bytes, total_pages=total_pages)
+        self._sessions: dict[str, PagedSession] = {}
+        self._layouts: dict[str, BatchLayout] = {}
+        models: dict[str, ModelSpec] = {}
+        artifacts = ArtifactCache(cache_dir, engine_key=engine_key())
+        for spec in specs:
+            models[spec.name] = self._add(spec, artifacts)
+        self.models: Mapping[str, ModelSpec] = models
+
+    def _add(self, spec: ModelSpec, artifacts: ArtifactCache) -> ModelSpec:
+        """Build the model's session, if it can be served; returns the spec to report."""
+        if spec.unavailable_reason is not None:
+            return spec
+        if spec.num_pages(self.device.page_bytes) > self.device.total_pages:
+            return spec
+        stored = artifacts.find(spec.name, spec.version, spec.content_hash)
+        if stored is None:
+            return _unavailable(spec, "its compiled artifact is missing or damaged")
+        try:
+            session = self._build(stored)
+        except Exception as error:  # one model's failure, of whatever kind, is not the worker's
+            _log.exception("model %s: no session", spec.name)
+            return _unavailable(spec, f"its session cannot be built: {error}")
+        self._sessions[spec.name] = session
+        self._layouts[spec.name] = BatchLayout(spec)
+        return spec
+
+    def _build(self, stored: StoredArtifact) -> PagedSession:
+        artifact = stored.artifact
+        session = PagedSession(
+            self._pages,
+            graph_path=stored.graph_path,
+            weights_path=stored.weights_path,
+            weights=artifact.weights,
+        )
+        # The first execution of a session plans its memory; no request should wait for that.
+        session.load(range(session.num_pages))
+        session.run(make_inputs(artifact.spec.inputs, artifact.samples[0], rows=1))
+        session.evict()
+        return session
+
+    def load(self, model: str, pages: Sequence[int]) -> int:
+        return self._session(model).load(pages)
+
+    def evict(self, model: str) -> None:
+        self._session(model).evict()
+
+    def stage(
+        self,
+        order: Infer,
+        tensors: Sequence[RequestTensors],
+        views: Sequence[Sequence[memoryview]],
+    ) -> StagedBatch:
+        inputs = self._layouts[order.model].join(order, tensors, views)
+        return StagedBatch(order.model, order.rows, order.batch_size, inputs)
+
+    def execute(self, staged: StagedBatch) -> int:
+        session = self._session(staged.model)
+        begin_ns = time.monotonic_ns()
+        try:
+            staged.outputs = session.run(staged.inputs)
+        except NotResident as error:
+            raise EngineError(f"{staged.model}: {error}") from error
+        except Exception as error:  # ONNX Runtime has a class per error code and no common parent
+            raise EngineError(f"{staged.model}: {error}") from error
+        duration_ns = time.monotonic_ns() - begin_ns
+        self._layouts[staged.model].check_outputs(staged.outputs, staged.batch_size)
+        return duration_ns
+
+    def unstage(self, staged: StagedBatch) -> tuple[tuple[RequestTensors, ...], list[Buffer]]:
+        return self._layouts[staged.model].split(staged.rows, staged.outputs)
+
+    def close(self) -> None:
+        """Sessions first: they point into the pages."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        self._pages.close()
+
+    def _session(self, model: str) -> PagedSession:
+        session = self._sessions.get(model)
+        if session is None:
+            raise EngineError(f"{model} cannot be served by this worker")
+        return session
+
+
+def _unavailable(spec: ModelSpec, reason: str) -> ModelSpec:
+    _log.warning("model %s is unavailable: %s", spec.name, reason)
+    return msgspec.structs.replace(spec, unavailable_reason=reason)

@@ -1,0 +1,137 @@
+"""A model repository on disk: which models it holds, what their config.yaml asks for, their hashes.
+
+Owns the reading of Triton's layout, `<repository>/<model>/<version>/model.onnx`, and of the
+optional `<model>/config.yaml`. It never writes, and one broken model never hides the others: what
+is wrong with a model is its `problem`.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+
+MODEL_FILE = "model.onnx"
+CONFIG_FILE = "config.yaml"
+
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+RowShape = tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+
+
+class RepositoryError(Exception):
+    """The repository as a whole cannot be used."""
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model's config.yaml. Every key is optional.
+
+    `profile_shapes` names, per input, the shapes of one row (without the batch axis) to measure;
+    the i-th shapes of all inputs belong together, and a single one is used with all.
+    """
+
+    default_slo_ms: Annotated[float, msgspec.Meta(gt=0, le=86_400_000)] | None = None
+    max_batch_size: _Positive | None = None
+    batch_sizes: Annotated[tuple[_Positive, ...], msgspec.Meta(min_length=1)] | None = None
+    priority: int = 0
+    pinned: bool = False
+    profile_shapes: dict[str, tuple[RowShape, ...]] = {}
+
+
+class RepositoryModel(msgspec.Struct, frozen=True, kw_only=True):
+    """The highest version of one model. `problem` says why it cannot be served, where it cannot."""
+
+    name: str
+    version: str = ""
+    content_hash: str = ""
+    model_path: Path | None = None
+    config: ModelConfig = ModelConfig()
+    problem: str | None = None
+
+
+def scan_repository(models_dir: Path) -> list[RepositoryModel]:
+    """Every model of the repository, by name. Raises RepositoryError where there is none."""
+    if not models_dir.is_dir():
+        raise RepositoryError(f"model repository {models_dir} is not a directory")
+    directories = sorted(
+        path for path in models_dir.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    if not directories:
+        raise RepositoryError(
+            f"model repository {models_dir} holds no model:"
+            f" expected <model>/<version>/{MODEL_FILE} in it"
+        )
+    return [_read_model(directory) for directory in directories]
+
+
+def _read_model(directory: Path) -> RepositoryModel:
+    name = directory.name
+    try:
+        version = _highest_version(directory)
+        content_hash = "" if version is None else _content_hash(directory, version)
+    except OSError as error:
+        return RepositoryModel(name=name, problem=f"cannot be read: {error}")
+    if version is None:
+        return RepositoryModel(name=name, problem=f"no version directory ({name}/1, ...)")
+    path = directory / version / MODEL_FILE
+    problem = None if path.is_file() else f"no {MODEL_FILE} in version {version}"
+    config = ModelConfig()
+    try:
+        config = _read_config(directory / CONFIG_FILE)
+    except _BadConfig as error:
+        problem = f"{CONFIG_FILE}: {error}"
+    return RepositoryModel(
+        name=name,
+        version=version,
+        content_hash=content_hash,
+        model_path=path,
+        config=config,
+        problem=problem,
+    )
+
+
+def _highest_version(directory: Path) -> str | None:
+    versions = [path.name for path in directory.iterdir() if path.is_dir() and _is_version(path)]
+    return max(versions, key=int, default=None)
+
+
+def _is_version(path: Path) -> bool:
+    return path.name.isascii() and path.name.isdigit()
+
+
+class _BadConfig(Exception):
+    pass
+
+
+def _read_config(path: Path) -> ModelConfig:
+    if not path.exists():
+        return ModelConfig()
+    try:
+        content: Any = yaml.safe_load(path.read_text("utf-8"))
+        config = msgspec.convert({} if content is None else content, ModelConfig)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise _BadConfig(" ".join(str(error).split())) from error
+    if config.default_slo_ms is not None and not math.isfinite(config.default_slo_ms):
+        raise _BadConfig("default_slo_ms is not a finite number")
+    return config
+
+
+def _content_hash(directory: Path, version: str) -> str:
+    """Hash of everything that decides how the model behaves: its version's files and its config."""
+    files = sorted(path for path in (directory / version).rglob("*") if path.is_file())
+    config = directory / CONFIG_FILE
+    if config.is_file():
+        files.append(config)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(directory).as_posix()}\n{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -16,6 +16,8 @@ LINGER_MS = 500
 # A gateway that restarts finds its workers back within about a second.
 MAX_RECONNECT_INTERVAL_MS = 1_000
 
+_SNDMORE_NOBLOCK = zmq.SNDMORE | zmq.NOBLOCK
+
 
 class GatewayLink:
     """All but `ring` is for the thread that made it."""
@@ -55,14 +57,18 @@ class GatewayLink:
 
     def send(self, message: wire.ToGateway, frames: Sequence[wire.Buffer] = ()) -> bool:
         """False when there is no connection. Large frames are not copied and must not change."""
+        last = len(frames) - 1
         try:
-            if frames:
-                header = wire.encode(message)
-                self._socket.send_multipart([header, *frames], zmq.NOBLOCK, copy=False)
-            else:
-                self._socket.send(wire.encode(message), zmq.NOBLOCK)
+            self._socket.send(wire.encode(message), _SNDMORE_NOBLOCK if frames else zmq.NOBLOCK)
         except zmq.Again:
             return False
+        # From here on ZeroMQ takes the whole message, or drops all of it with the connection.
+        for index, frame in enumerate(frames):
+            self._socket.send(
+                frame,
+                zmq.SNDMORE if index < last else 0,
+                copy=len(frame) <= wire.SMALL_TENSOR_BYTES,
+            )
         return True
 
     def close(self) -> None:

@@ -61,7 +61,7 @@ class ManualClock:
 
 
 class PuppetBackend:
-    """Echoes the first two bytes of each row. `gate` holds executions until it is opened."""
+    """Echoes each request's bytes. `gate` holds executions until it is opened."""
 
     def __init__(self) -> None:
         self.device = DeviceSpec(
@@ -104,8 +104,8 @@ class PuppetBackend:
         self, staged: tuple[str, list[bytes]]
     ) -> tuple[tuple[wire.RequestTensors, ...], list[wire.Buffer]]:
         self._fail("unstage")
-        outputs: list[wire.Buffer] = [request[:2] for request in staged[1]]
-        return tuple((wire.TensorMeta((1, 2), 2),) for _ in outputs), outputs
+        tensors = tuple((wire.TensorMeta((1, len(t)), len(t)),) for t in staged[1])
+        return tensors, list(staged[1])
 
     def close(self) -> None:
         self.is_closed = True
@@ -268,11 +268,22 @@ def test_a_model_is_loaded_executed_and_evicted(rig: Rig) -> None:
     assert (result.action_id, result.code, result.exec.duration_ns) == (2, Code.OK, 7)
     assert result.received_ns == result.input.begin_ns == result.output.end_ns == START_NS
     views = wire.unpack_tensors(report.tensors, frames)
-    assert [bytes(request[0]) for request in views] == [b"ab", b"ef"]
+    assert [bytes(request[0]) for request in views] == [b"abcd", b"efgh"]
 
     rig.order(evict(3, "a"))
     assert rig.result() == EvictResult(3, Code.OK, "", START_NS)
     assert rig.backend.log == ["load a 1", "evict a"]
+
+
+def test_large_tensors_travel_in_frames_of_their_own_and_keep_their_place(rig: Rig) -> None:
+    rig.join().load("a")
+    large, larger = b"l" * (wire.SMALL_TENSOR_BYTES + 1), b"L" * 1_000_000
+    rig.order(infer(1, rows=(1, 1, 1, 1)), b"ab", large, b"cd", larger)
+    report, frames = rig.hear()
+    assert isinstance(report, wire.Report)
+    assert [len(frame) for frame in frames] == [4, len(large), len(larger)]
+    views = wire.unpack_tensors(report.tensors, frames)
+    assert [bytes(request[0]) for request in views] == [b"ab", large, b"cd", larger]
 
 
 def test_pings_are_answered_while_a_batch_executes(rig: Rig) -> None:

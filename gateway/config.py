@@ -1,0 +1,111 @@
+"""GatewayConfig: every knob of the gateway once, checked at start, then frozen.
+
+It owns names, units, defaults and bounds. It must never be read from the environment anywhere else,
+and no part of the gateway gets more of it than it needs. Precedence: command line over environment
+(`REMONTOIR_<NAME>`) over file (YAML) over default. A key that is unknown or malformed stops the
+process with its name.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import yaml
+
+ENVIRONMENT_PREFIX = "REMONTOIR_"
+FILE_VARIABLE = "REMONTOIR_CONFIG_FILE"
+MEBIBYTE = 1024 * 1024
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+Milliseconds = Annotated[float, msgspec.Meta(gt=0, le=86_400_000)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. The message names the key and where it came from."""
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of one gateway process. "mb" means MiB, as in the command line's flags."""
+
+    host: str = "127.0.0.1"  # nobody else's machine until it is asked for: no authentication yet
+    port: Port = 8000  # where Triton and KServe listen; 0 takes a free one
+    models_dir: str | None = None  # no default: serving the wrong directory is worse than asking
+    cache_dir: str | None = None  # compiled artifacts; None: the user's cache directory
+    emulate: str | None = None  # "clockwork-v100:4": emulated devices in place of real ones
+
+    workers: Count = 1  # of our own, one device each; 0 where all join through worker_bind
+    worker_bind: str | None = None  # no door for other machines until it is asked for
+    cache_mb: Positive = 1024  # all demo models resident; fits the smallest cloud machine
+    page_mb: Positive = 16  # the OSDI'20 paper's page: a cost per page below 1 % of its copy
+    drain_s: Seconds = 5.0  # a load balancer's usual probe interval, so it sees readyz fail
+
+    default_slo_ms: Milliseconds = 1000.0  # an interactive page's patience where nobody said
+    max_body_mb: Positive = 64  # one batch of 16 camera images as FP32; also after decompression
+    body_timeout_ms: Milliseconds = 10_000.0  # 64 MiB at 55 Mbit/s; slower holds memory for nothing
+    max_open_requests: Positive = 16_384  # above the scheduler's own queue limit, which says more
+    max_buffered_mb: Positive = 1024  # bodies held at once: 16 of the largest
+    shed_status: Literal[429, 503] = 429  # contended, not broken: 5xx trips outlier ejection
+    retry_after_ms: Milliseconds = 1000.0  # where the core names no better time: a worker's restart
+
+
+def load_config(
+    *,
+    environ: Mapping[str, str],
+    file: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> GatewayConfig:
+    """Merges the sources. `overrides` are command-line flags; None there means "not given".
+
+    Raises ConfigError naming the key, its source and what is wrong with it.
+    """
+    if file is None and environ.get(FILE_VARIABLE):
+        file = Path(environ[FILE_VARIABLE])
+    settings: dict[str, object] = {}
+    if file is not None:
+        settings |= _converted(_read_file(file), source=str(file), strict=True)
+    settings |= _converted(_from_environment(environ), source="environment", strict=False)
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    settings |= _converted(given, source="command line", strict=True)
+    return GatewayConfig(**settings)  # type: ignore[arg-type]  # each value was converted by key
+
+
+def _read_file(file: Path) -> dict[str, object]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {file} is not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {file}: expected `key: value` lines at the top level")
+    return {str(key): value for key, value in content.items()}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(ENVIRONMENT_PREFIX) and name != FILE_VARIABLE
+    }
+
+
+def _converted(settings: Mapping[str, object], *, source: str, strict: bool) -> dict[str, object]:
+    """Each value as its field's type. `strict` is false for texts, which stand for numbers too."""
+    types = {field.name: field.type for field in msgspec.structs.fields(GatewayConfig)}
+    converted: dict[str, object] = {}
+    for key, value in settings.items():
+        shown_key = f"{ENVIRONMENT_PREFIX}{key.upper()}" if source == "environment" else key
+        if key not in types:
+            known = ", ".join(sorted(types))
+            raise ConfigError(f"{source}: unknown setting {shown_key}; known are {known}")
+        try:
+            converted[key] = msgspec.convert(value, type=types[key], strict=strict)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{source}: {shown_key} is {value!r}: {error}") from error
+    return converted

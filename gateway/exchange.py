@@ -1,0 +1,267 @@
+"""One inference request at the HTTP side: from its first sight to the one answer it gets.
+
+It owns what is known of the request and the writing of its answer. An answer that comes while the
+request's task waits for a disconnect is written at once, from the dispatcher's callback, by driving
+the server's `send` by hand: no future, and no turn of the event loop, between a result and the
+socket. It must never write twice, and never let an answer's failure reach the dispatcher.
+"""
+
+import asyncio
+import logging
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Protocol
+
+import msgspec
+
+from gateway.dispatcher import Outputs
+from gateway.errors import PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError
+from gateway.infer_body import HEADER_LENGTH, InferReply, PhaseFigures, SloFigures
+from gateway.metrics import Metrics, ModelTallies
+from gateway.request_body import BodyMemory, Message
+from gateway.tensors import ModelPlan, OutputChoice
+from gateway.views import Clock
+from scheduler.events import Cancelled, Expired, Failed, Outcome, Reason, Rejected, Served
+from scheduler.spec import MILLISECOND_NS
+
+logger = logging.getLogger(__name__)
+
+Send = Callable[[Message], Awaitable[None]]
+Reply = tuple[Message, Message]  # http.response.start, http.response.body
+
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+# What an outcome other than Served is called in metrics.
+_OUTCOME_NAMES = {Rejected: "rejected", Expired: "expired", Failed: "failed"}
+# The gateway's own refusals that are no fault of the request.
+_REJECTIONS = frozenset({"overloaded", "starting", "draining", "model_unavailable"})
+
+_encoder = msgspec.json.Encoder()
+
+
+class Surroundings(Protocol):
+    """What an exchange needs of its endpoint."""
+
+    clock: Clock
+    errors: ErrorReplies
+    metrics: Metrics
+    memory: BodyMemory
+    writing: set[asyncio.Task[None]]
+
+
+class Exchange:
+    """States: unanswered; answered with `reply` yet to be sent by the request's own task; sent."""
+
+    __slots__ = (
+        "arrival_ns",
+        "choices",
+        "client_id",
+        "held_bytes",
+        "is_answered",
+        "is_gone",
+        "media_type",
+        "plan",
+        "reply",
+        "request_id",
+        "send",
+        "sink_id",
+        "slo_ns",
+        "surroundings",
+        "tallies",
+        "task",
+    )
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        send: Send,
+        request_id: str,
+        arrival_ns: int,
+        media_type: bytes = PROBLEM_JSON,
+    ) -> None:
+        self.surroundings = surroundings
+        self.send = send
+        self.request_id = request_id
+        self.arrival_ns = arrival_ns
+        self.media_type = media_type  # of error bodies
+        self.held_bytes = 0
+        self.sink_id: int | None = None  # the dispatcher's id, once it has the request
+        self.tallies: ModelTallies | None = None  # once the model is known
+        self.reply: Reply | None = None
+        self.is_answered = False
+        self.is_gone = False
+        self.task: asyncio.Task[Any] | None = None  # set while the task waits for a disconnect
+        self.plan: ModelPlan
+        self.choices: tuple[OutputChoice, ...]
+        self.client_id: str | None
+        self.slo_ns: int
+
+    def hold(self, num_bytes: int) -> None:
+        """Counts bytes of the body in. Raises RequestError(overloaded) over the gateway's limit."""
+        self.surroundings.memory.take(num_bytes)
+        self.held_bytes += num_bytes
+
+    def abandon(self) -> None:
+        """The client went away before the dispatcher had the request, or after a 408."""
+        if not self.is_answered:
+            self.is_answered = True
+            self._count("cancelled", "")
+
+    def on_done(self, outcome: Outcome, outputs: Outputs | None) -> None:
+        """The dispatcher's callback: exactly once."""
+        if self.is_answered:
+            return
+        if self.is_gone:
+            self._count("cancelled", "")
+            self.is_answered = True
+            return
+        try:
+            reply = self._reply_of(outcome, outputs)
+        except Exception:  # ours: the client is still owed an answer, the dispatcher its calm
+            logger.exception("request %s: no reply could be made of %r", self.request_id, outcome)
+            reply = self._refusal("failed", Reason.INTERNAL_ERROR.value, "the gateway failed")
+        self._answer(reply)
+
+    def refuse(self, error: RequestError) -> None:
+        """The gateway's own no."""
+        if self.is_answered:
+            return
+        self._count("rejected" if error.reason in _REJECTIONS else "invalid", error.reason)
+        reply = self.surroundings.errors.of_error(
+            error, request_id=self.request_id, media_type=self.media_type
+        )
+        self._answer(_messages(reply))
+
+    def fail(self) -> None:
+        """Our own bug: whoever is still unanswered gets a 500."""
+        if not self.is_answered:
+            reason = Reason.INTERNAL_ERROR.value
+            self._answer(self._refusal("failed", reason, "the gateway failed on this request"))
+
+    def _answer(self, reply: Reply) -> None:
+        self.is_answered = True
+        if self.task is None:
+            self.reply = reply  # its own task is running and sends it
+            return
+        writing = _write(self.send, reply)
+        try:
+            yielded = writing.send(None)
+        except StopIteration:
+            return
+        except Exception:
+            logger.exception("request %s: its answer could not be written", self.request_id)
+            self.task.cancel()  # the server closes the connection
+            return
+        # The client reads slower than it is answered: a task waits for it.
+        task = asyncio.get_running_loop().create_task(_go_on(writing, yielded))
+        self.surroundings.writing.add(task)
+        task.add_done_callback(self.surroundings.writing.discard)
+
+    def _reply_of(self, outcome: Outcome, outputs: Outputs | None) -> Reply:
+        if type(outcome) is Served and outputs is not None:
+            latency_ns = self.surroundings.clock() - self.arrival_ns
+            if latency_ns <= self.slo_ns:
+                return self._success(outcome, outputs, latency_ns)
+            outcome = Expired(  # never 200 on a miss, however late it shows
+                Reason.DEADLINE_EXCEEDED_EXECUTING,
+                f"the outputs came {latency_ns / MILLISECOND_NS:.3f} ms after arrival, "
+                f"the SLO is {self.slo_ns / MILLISECOND_NS:.3f} ms",
+            )
+        if isinstance(outcome, Served | Cancelled):
+            raise RuntimeError(f"{type(outcome).__name__} does not fit a waiting client")
+        self._count(_OUTCOME_NAMES[type(outcome)], outcome.reason.value)
+        return _messages(
+            self.surroundings.errors.of_outcome(
+                outcome,
+                request_id=self.request_id,
+                slo_ns=self.slo_ns,
+                media_type=self.media_type,
+            )
+        )
+
+    def _success(self, served: Served, outputs: Outputs, latency_ns: int) -> Reply:
+        spec = self.plan.spec
+        slo_ns = self.slo_ns
+        written, binary = self.plan.write_outputs(self.choices, outputs.tensors, outputs.views)
+        body = _encoder.encode(
+            InferReply(
+                spec.name,
+                spec.version,
+                written,
+                SloFigures(
+                    slo_ns / MILLISECOND_NS,
+                    latency_ns / MILLISECOND_NS,
+                    (slo_ns - latency_ns) / MILLISECOND_NS,
+                    served.predicted_ns / MILLISECOND_NS,
+                    served.is_cold_start,
+                ),
+                PhaseFigures(
+                    served.queue_ns / MILLISECOND_NS,
+                    served.load_ns / MILLISECOND_NS,
+                    served.input_ns / MILLISECOND_NS,
+                    served.exec_ns / MILLISECOND_NS,
+                    served.output_ns / MILLISECOND_NS,
+                ),
+                self.client_id,
+            )
+        )
+        request_id = (b"x-request-id", self.request_id.encode("latin-1"))
+        if binary:
+            json_length = b"%d" % len(body)
+            body = b"".join((body, *binary))
+            headers = [
+                _BINARY,
+                (b"content-length", b"%d" % len(body)),
+                (HEADER_LENGTH, json_length),
+                request_id,
+            ]
+        else:
+            headers = [_JSON, (b"content-length", b"%d" % len(body)), request_id]
+        if self.tallies is not None:
+            self.tallies.observe_served(served, latency_ns=latency_ns, slo_ns=slo_ns)
+        return (
+            {"type": "http.response.start", "status": 200, "headers": headers},
+            {"type": "http.response.body", "body": body},
+        )
+
+    def _refusal(self, outcome: str, reason: str, detail: str) -> Reply:
+        self._count(outcome, reason)
+        return _messages(
+            self.surroundings.errors.build(
+                reason, detail, request_id=self.request_id, media_type=self.media_type
+            )
+        )
+
+    def _count(self, outcome: str, reason: str) -> None:
+        if self.tallies is None:
+            self.surroundings.metrics.observe_unnamed(outcome, reason)
+        else:
+            latency_ns = self.surroundings.clock() - self.arrival_ns
+            self.tallies.observe_refused(outcome, reason, latency_ns=latency_ns)
+
+
+def _messages(reply: ErrorReply) -> Reply:
+    return (
+        {"type": "http.response.start", "status": reply.status, "headers": reply.headers},
+        {"type": "http.response.body", "body": reply.body},
+    )
+
+
+async def _write(send: Send, reply: Reply) -> None:
+    await send(reply[0])
+    await send(reply[1])
+
+
+async def _go_on(writing: Coroutine[Any, None, None], yielded: Any) -> None:
+    await _resumed(writing, yielded)
+
+
+@types.coroutine
+def _resumed(writing: Coroutine[Any, None, None], yielded: Any) -> Generator[Any, None, None]:
+    """Waits for what `writing` last waited for, then drives it to its end."""
+    while True:
+        yield yielded
+        try:
+            yielded = writing.send(None)
+        except StopIteration:
+            return

@@ -1,0 +1,257 @@
+"""The hot path: one inference request from ASGI to the dispatcher and back.
+
+It owns the order of checks before a request exists for the scheduler: method, phase, number of open
+requests, size, body, encoding, model, tensors, SLO. It must never decide about scheduling, and
+costs no task or future per request: its own task waits in `receive()` for the client to hang up,
+which is also how it learns that the answer is out.
+"""
+
+import asyncio
+import itertools
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gateway import slo
+from gateway.config import MEBIBYTE, GatewayConfig
+from gateway.datatypes import DATATYPES
+from gateway.errors import PROBLEM_JSON, ErrorReplies, RequestError, bad_request
+from gateway.exchange import Exchange, Send
+from gateway.infer_body import HEADER_LENGTH, InferBody, decode_body
+from gateway.lifecycle import Lifecycle
+from gateway.metrics import Metrics
+from gateway.request_body import (
+    BodyMemory,
+    ClientGone,
+    Message,
+    Receive,
+    check_length,
+    decompress,
+    read_rest,
+)
+from gateway.tensors import ModelPlan
+from gateway.views import CallLater, Clock, RequestSink
+from scheduler.spec import MILLISECOND_NS, ModelSpec
+
+REQUEST_ID = b"x-request-id"
+DO_NOT_QUEUE = b"x-do-not-queue"
+CONTENT_ENCODING = b"content-encoding"
+# All and only headers that change how a request is read: most requests have none of them.
+SPECIAL_HEADERS = slo.HEADERS | {REQUEST_ID, DO_NOT_QUEUE, CONTENT_ENCODING, HEADER_LENGTH}
+
+_SAFE_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+_FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
+_PHASE_DETAILS = {
+    "starting": "the gateway is starting: models are being compiled or workers have not joined",
+    "draining": "the gateway is stopping and takes no new requests",
+}
+_NO_HEADERS: Mapping[bytes, bytes] = {}
+
+Scope = Mapping[str, Any]
+
+
+class InferEndpoint:
+    """`POST /infer`; routes that name a model in their path pass it as `model`."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        sink: RequestSink,
+        catalog: Mapping[str, ModelSpec],
+        *,
+        clock: Clock,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        errors: ErrorReplies,
+        call_later: CallLater | None = None,
+    ) -> None:
+        self.clock = clock
+        self.errors = errors
+        self.metrics = metrics
+        self.num_open = 0
+        self.memory = BodyMemory(max_bytes=config.max_buffered_mb * MEBIBYTE)
+        # All and only answers whose client reads slower than it is written to.
+        self.writing: set[asyncio.Task[None]] = set()
+        self._sink = sink
+        self._catalog = catalog
+        self._lifecycle = lifecycle
+        self._call_later = call_later
+        self._max_open = config.max_open_requests
+        self._max_body_bytes = config.max_body_mb * MEBIBYTE
+        self._body_timeout_s = config.body_timeout_ms / 1000
+        self._default_slo_ns = int(config.default_slo_ms * MILLISECOND_NS)
+        self._plans: dict[str, ModelPlan] = {}
+        self._id_prefix = os.urandom(4).hex()
+        self._id_numbers = itertools.count(1)
+
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        model: str | None = None,
+        media_type: bytes = PROBLEM_JSON,
+    ) -> None:
+        arrival_ns = self.clock()
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(headers) else headers
+        exchange = Exchange(self, send, self._request_id(special), arrival_ns, media_type)
+        self.num_open += 1
+        try:
+            try:
+                self._check_door(scope, headers)
+                message = await receive()
+                if message.get("more_body", True):  # or a disconnect, which has no such member
+                    body = await self._read_in_time(exchange, message, receive)
+                else:
+                    body = message["body"]
+                    exchange.hold(len(body))
+                    check_length(len(body), max_bytes=self._max_body_bytes)
+                if special and CONTENT_ENCODING in special:
+                    body = await self._decompressed(exchange, body, special[CONTENT_ENCODING])
+                self._submit(exchange, body, special, model)
+            except RequestError as error:
+                exchange.refuse(error)
+            except ClientGone:
+                exchange.abandon()
+            reply = exchange.reply
+            if reply is not None:
+                await send(reply[0])
+                await send(reply[1])
+            elif not exchange.is_answered:
+                exchange.task = asyncio.current_task()
+                while (await receive())["type"] != "http.disconnect":
+                    pass  # ASGI has nothing more to say of a request whose body is complete
+        except Exception:
+            if not exchange.is_answered:
+                exchange.task = asyncio.current_task()
+                exchange.fail()
+            raise
+        finally:
+            self.num_open -= 1
+            self.memory.give_back(exchange.held_bytes)
+            if exchange.sink_id is not None and not exchange.is_answered:
+                exchange.is_gone = True
+                self._sink.cancel(exchange.sink_id)
+
+    def plan_of(self, name: str) -> ModelPlan:
+        """Raises RequestError: not_found, or model_unavailable with the reason."""
+        spec = self._catalog.get(name)
+        plan = self._plans.get(name)
+        if plan is not None and plan.spec is spec:
+            return plan
+        if spec is None:
+            self._plans.pop(name, None)
+            raise RequestError("not_found", f"no model {name[:200]!r} is served here")
+        if spec.unavailable_reason is not None:
+            raise RequestError("model_unavailable", f"model {name}: {spec.unavailable_reason}")
+        for tensor in (*spec.inputs, *spec.outputs):
+            if tensor.datatype not in DATATYPES:
+                raise RequestError(
+                    "model_unavailable",
+                    f"model {name}: tensor {tensor.name!r} is {tensor.datatype}, "
+                    "which this gateway does not know",
+                )
+        plan = self._plans[name] = ModelPlan(spec)
+        return plan
+
+    def _request_id(self, special: Mapping[bytes, bytes]) -> str:
+        """The client's, where it can stand in a header and a log; else one of ours."""
+        given = special.get(REQUEST_ID)
+        if given is not None and _SAFE_REQUEST_ID.fullmatch(given):
+            return given.decode("ascii")
+        return f"{self._id_prefix}-{next(self._id_numbers):x}"
+
+    def _check_door(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        """What is refused before a byte of the body is read."""
+        if scope["method"] != "POST":
+            detail = f"{scope['method']} is not answered here, POST is"
+            raise RequestError("method_not_allowed", detail, allow="POST")
+        phase = self._lifecycle.refusal_reason
+        if phase is not None:
+            raise RequestError(phase, _PHASE_DETAILS[phase])
+        if self.num_open > self._max_open:
+            raise RequestError(
+                "overloaded", f"{self._max_open} requests are open, the most this gateway takes"
+            )
+        content_length = headers.get(b"content-length")
+        if content_length is not None and content_length.isdigit():
+            check_length(int(content_length), max_bytes=self._max_body_bytes)
+
+    async def _read_in_time(self, exchange: Exchange, first: Message, receive: Receive) -> bytes:
+        def on_slow() -> None:
+            limit = f"{self._body_timeout_s:g} s"
+            error = RequestError("timeout", f"the body was not complete after {limit}")
+            exchange.refuse(error)
+
+        exchange.task = asyncio.current_task()  # so that `on_slow` is answered at once
+        call_later = self._call_later or asyncio.get_running_loop().call_later
+        timer = call_later(self._body_timeout_s, on_slow)
+        try:
+            body = await read_rest(
+                first, receive, max_bytes=self._max_body_bytes, hold=exchange.hold
+            )
+        finally:
+            timer.cancel()
+            exchange.task = None
+        if exchange.is_answered:
+            raise ClientGone
+        return body
+
+    async def _decompressed(self, exchange: Exchange, body: bytes, encoding: bytes) -> bytes:
+        plain = await decompress(body, encoding, max_bytes=self._max_body_bytes)
+        if plain is not body:
+            exchange.hold(len(plain))
+        return plain
+
+    def _submit(
+        self,
+        exchange: Exchange,
+        body: bytes,
+        special: Mapping[bytes, bytes],
+        model: str | None,
+    ) -> None:
+        request, binary = decode_body(body, special.get(HEADER_LENGTH))
+        name = model or request.model
+        if name is None:
+            raise bad_request("the body names no model: member `model` is missing")
+        plan = self.plan_of(name)
+        exchange.tallies = self.metrics.of_model(name)
+        default_ns = plan.spec.default_slo_ns or self._default_slo_ns
+        exchange.slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
+        parameters = request.parameters
+        exchange.choices = plan.choose_outputs(
+            request.outputs, all_binary=parameters is not None and parameters.binary_data_output
+        )
+        inputs = plan.read_inputs(request.inputs, binary)
+        exchange.plan = plan
+        exchange.client_id = request.id
+        sink_id = self._sink.submit(
+            model=name,
+            arrival_ns=exchange.arrival_ns,
+            slo_ns=exchange.slo_ns,
+            rows=inputs.rows,
+            batch_key=inputs.batch_key,
+            shape_key=inputs.shape_key,
+            elements=inputs.elements,
+            do_not_queue=_do_not_queue(request, special),
+            tensors=inputs.tensors,
+            buffers=inputs.buffers,
+            on_done=exchange.on_done,
+        )
+        exchange.sink_id = sink_id
+
+
+def _do_not_queue(request: InferBody, special: Mapping[bytes, bytes]) -> bool:
+    """Body or `parameters.do_not_queue`, or header `x-do-not-queue`: any of them asks."""
+    if request.do_not_queue or (request.parameters and request.parameters.do_not_queue):
+        return True
+    header = special.get(DO_NOT_QUEUE)
+    if header is None:
+        return False
+    flag = _FLAGS.get(header.strip().lower())
+    if flag is None:
+        raise bad_request(f"header x-do-not-queue is {header[:60]!r}: expected true or false")
+    return flag

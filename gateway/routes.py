@@ -1,0 +1,220 @@
+"""Every route but the hot one: health, models, metrics, docs; and FastAPI's own errors as ours.
+
+It owns what these answer. It must never be on the way of an inference, and contains no logic
+beyond reading what others own.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Any
+
+import msgspec
+import yaml
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from gateway.config import MEBIBYTE, GatewayConfig
+from gateway.errors import ErrorReplies, ErrorReply, RequestError
+from gateway.lifecycle import Lifecycle
+from gateway.metrics import Metrics
+from gateway.views import SchedulerView
+from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
+
+_encoder = msgspec.json.Encoder()
+# Statuses that Starlette raises by itself. Others would be a route of ours without a reason.
+_REASONS_BY_STATUS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+
+
+class TensorEntry(msgspec.Struct, frozen=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    batch_axis: int | None
+
+
+class ShapeEntry(msgspec.Struct, frozen=True):
+    shape_key: str
+    exec_ms: dict[str, float]
+
+
+class ProfileEntry(msgspec.Struct, frozen=True):
+    load_ms: float
+    shapes: list[ShapeEntry]
+
+
+class DeviceEntry(msgspec.Struct, frozen=True):
+    worker: str
+    kind: str
+    state: str
+
+
+class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One model as `/models` shows it. `default_slo_ms` is what a request without an SLO gets."""
+
+    name: str
+    version: str
+    platform: str
+    inputs: list[TensorEntry]
+    outputs: list[TensorEntry]
+    batch_sizes: tuple[int, ...]
+    runs_exact_batch: bool
+    weights_bytes: int
+    pages: int
+    pinned: bool
+    default_slo_ms: float
+    queue_depth: int
+    devices: list[DeviceEntry]
+    profile: ProfileEntry | None
+    unavailable_reason: str | None
+
+
+def build_routes(
+    config: GatewayConfig,
+    scheduler: SchedulerView,
+    catalog: Mapping[str, ModelSpec],
+    *,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    errors: ErrorReplies,
+) -> FastAPI:
+    """The FastAPI app behind the hot path."""
+    # What a slash at the end redirects to, POST bodies included, nobody has asked for.
+    app = FastAPI(title="Remontoir", redoc_url=None, redirect_slashes=False)
+    app.openapi = read_contract  # type: ignore[method-assign]  # FastAPI's own way to replace it
+
+    def refusal(reason: str, detail: str, request: Request, allow: str | None = None) -> Response:
+        request_id = _request_id(request)
+        error = RequestError(reason, detail, allow=allow)
+        return _response(errors.of_error(error, request_id=request_id))
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        return _json({"live": True})
+
+    @app.get("/readyz")
+    async def readyz(request: Request) -> Response:
+        reason = lifecycle.unready_reason
+        if reason is not None:
+            return refusal(reason, f"the gateway is {reason}", request)
+        if not scheduler.devices:
+            return refusal("no_worker", "no worker has joined, or all were lost", request)
+        return _json({"live": True, "ready": True})
+
+    @app.get("/models")
+    async def models() -> Response:
+        return _json({"models": [describe(spec) for spec in catalog.values()]})
+
+    @app.get("/models/{name}")
+    async def model(name: str, request: Request) -> Response:
+        spec = catalog.get(name)
+        if spec is None:
+            return refusal("not_found", f"no model {name[:200]!r} is served here", request)
+        return _json(describe(spec))
+
+    @app.get("/metrics")
+    async def metrics_page() -> Response:
+        parts = []
+        for family in metrics.collect():
+            parts.append(generate_latest(_OneFamily(family)))
+            await asyncio.sleep(0)  # thousands of models make a long page; requests go on
+        return Response(b"".join(parts), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_exception(request: Request, error: HTTPException) -> Response:
+        reason = _REASONS_BY_STATUS.get(error.status_code, "internal_error")
+        allow = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow")
+        path = request.url.path[:200]
+        detail = {
+            "not_found": f"no route {path!r} here",
+            "method_not_allowed": f"{request.method} is not answered at {path!r}, {allow} is",
+        }.get(reason, str(error.detail))
+        return refusal(reason, detail, request, allow)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
+        return refusal("bad_request", str(error.errors()), request)
+
+    @app.exception_handler(Exception)
+    async def on_exception(request: Request, error: Exception) -> Response:
+        # Starlette raises it again afterwards, so that the log has it too.
+        return refusal("internal_error", f"the gateway failed at {request.url.path!r}", request)
+
+    def describe(spec: ModelSpec) -> ModelEntry:
+        is_available = spec.unavailable_reason is None
+        default_ns = spec.default_slo_ns
+        return ModelEntry(
+            name=spec.name,
+            version=spec.version,
+            platform=spec.platform,
+            inputs=[_tensor(tensor) for tensor in spec.inputs],
+            outputs=[_tensor(tensor) for tensor in spec.outputs],
+            batch_sizes=spec.batch_sizes,
+            runs_exact_batch=spec.runs_exact_batch,
+            weights_bytes=spec.weights_bytes,
+            pages=spec.num_pages(config.page_mb * MEBIBYTE),
+            pinned=spec.is_pinned,
+            default_slo_ms=(
+                config.default_slo_ms if default_ns is None else default_ns / MILLISECOND_NS
+            ),
+            queue_depth=scheduler.queue_depth(spec.name) if spec.name in scheduler.models else 0,
+            devices=[
+                DeviceEntry(worker, device.spec.kind, device.weights_state(spec.name).value)
+                for worker, device in scheduler.devices.items()
+            ],
+            profile=_profile(spec) if is_available else None,
+            unavailable_reason=spec.unavailable_reason,
+        )
+
+    return app
+
+
+def read_contract() -> dict[str, Any]:
+    """openapi/openapi.yaml, the source of truth of the HTTP contract."""
+    text = resources.files("openapi").joinpath("openapi.yaml").read_text(encoding="utf-8")
+    contract: dict[str, Any] = yaml.safe_load(text)
+    return contract
+
+
+class _OneFamily:
+    """Just enough of a registry for prometheus_client to write one family."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family
+
+
+def _tensor(spec: TensorSpec) -> TensorEntry:
+    return TensorEntry(spec.name, spec.datatype, spec.shape, spec.batch_axis)
+
+
+def _profile(spec: ModelSpec) -> ProfileEntry:
+    return ProfileEntry(
+        spec.profile.load_ns / MILLISECOND_NS,
+        [
+            ShapeEntry(
+                shape.shape_key,
+                {str(rows): ns / MILLISECOND_NS for rows, ns in shape.exec_ns.items()},
+            )
+            for shape in spec.profile.shapes
+        ],
+    )
+
+
+def _json(value: object) -> Response:
+    return Response(_encoder.encode(value), media_type="application/json")
+
+
+def _request_id(request: Request) -> str:
+    given = request.headers.get("x-request-id", "")
+    return given if given.isascii() and given.isprintable() and 0 < len(given) <= 128 else "-"
+
+
+def _response(reply: ErrorReply) -> Response:
+    headers = {name.decode(): value.decode("latin-1") for name, value in reply.headers}
+    return Response(reply.body, status_code=reply.status, headers=headers)

@@ -1,0 +1,62 @@
+"""What the HTTP side needs of the dispatcher and may read of the scheduler.
+
+It owns these Protocols alone: the seam that tests put puppets into. It must never grow a method
+that changes scheduling state.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from gateway.dispatcher import OnDone
+from gateway.wakeup_timer import Cancellable
+from scheduler.device import WeightsState
+from scheduler.spec import DeviceSpec, ModelSpec
+from scheduler.wire import Buffer, RequestTensors
+
+Clock = Callable[[], int]
+# (seconds, callback) → handle: asyncio's loop.call_later, or a hand-driven one in tests.
+CallLater = Callable[[float, Callable[[], None]], Cancellable]
+
+
+class RequestSink(Protocol):
+    """gateway.dispatcher.Dispatcher, as far as an endpoint uses it."""
+
+    def submit(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        do_not_queue: bool,
+        tensors: RequestTensors,
+        buffers: list[Buffer],
+        on_done: OnDone,
+    ) -> int: ...
+    def cancel(self, request_id: int) -> None: ...
+
+
+class DeviceView(Protocol):
+    """scheduler.device.DeviceMirror, read only."""
+
+    @property
+    def spec(self) -> DeviceSpec: ...
+    def weights_state(self, model: str) -> WeightsState: ...
+    def pages_by_state(self) -> Mapping[str, int]: ...
+
+
+class SchedulerView(Protocol):
+    """scheduler.scheduler.Scheduler, read only."""
+
+    @property
+    def models(self) -> Mapping[str, ModelSpec]: ...
+    @property
+    def devices(self) -> Mapping[str, DeviceView]: ...
+    @property
+    def anomalies(self) -> Mapping[str, int]: ...
+    @property
+    def num_queued(self) -> int: ...
+    def queue_depth(self, model: str) -> int: ...

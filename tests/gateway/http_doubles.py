@@ -1,0 +1,328 @@
+"""Puppets for the HTTP side: a dispatcher, a scheduler's read side, a client; moved by hand."""
+
+import asyncio
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.app import App, create_app
+from gateway.config import GatewayConfig
+from gateway.dispatcher import OnDone, Outputs
+from gateway.lifecycle import Lifecycle
+from gateway.metrics import Metrics
+from scheduler.device import WeightsState
+from scheduler.events import Cancelled, Served
+from scheduler.spec import (
+    MILLISECOND_NS,
+    DeviceSpec,
+    ModelProfile,
+    ModelSpec,
+    ShapeProfile,
+    TensorSpec,
+)
+from scheduler.wire import Buffer, RequestTensors, TensorMeta
+
+START_NS = 7_000_000_123_456_789  # large and odd: a forgotten time.monotonic_ns() shows at once
+
+
+def ms(milliseconds: float) -> int:
+    return int(milliseconds * MILLISECOND_NS)
+
+
+def model_spec(name: str = "mlp", **changes: Any) -> ModelSpec:
+    """x: FP32[n, 4] → y: FP32[n, 2], batches of up to 4."""
+    spec = ModelSpec(
+        name=name,
+        version="1",
+        content_hash="c0ffee",
+        platform="onnxruntime_onnx",
+        inputs=(TensorSpec("x", "FP32", (-1, 4)),),
+        outputs=(TensorSpec("y", "FP32", (-1, 2)),),
+        batch_sizes=(1, 2, 4),
+        runs_exact_batch=True,
+        weights_bytes=20 << 20,
+        profile=ModelProfile(ms(8), (ShapeProfile("", 4, {1: ms(1), 4: ms(3)}),)),
+    )
+    return msgspec.structs.replace(spec, **changes)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START_NS
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, duration_ns: int) -> None:
+        self.now += duration_ns
+
+
+class Timers:
+    """`loop.call_later` by hand."""
+
+    def __init__(self) -> None:
+        self.armed: list[PuppetTimer] = []
+
+    def __call__(self, delay_s: float, callback: Callable[[], None]) -> "PuppetTimer":
+        timer = PuppetTimer(delay_s, callback, self.armed)
+        self.armed.append(timer)
+        return timer
+
+
+class PuppetTimer:
+    def __init__(
+        self, delay_s: float, callback: Callable[[], None], armed: list["PuppetTimer"]
+    ) -> None:
+        self.delay_s = delay_s
+        self._callback = callback
+        self._armed = armed
+
+    def cancel(self) -> None:
+        self._armed.remove(self)
+
+    def fire(self) -> None:
+        self._callback()
+
+
+class Submitted(msgspec.Struct):
+    request_id: int
+    model: str
+    arrival_ns: int
+    slo_ns: int
+    rows: int
+    batch_key: str
+    shape_key: str
+    elements: int
+    do_not_queue: bool
+    tensors: RequestTensors
+    buffers: list[Any]
+    on_done: Any
+
+
+class PuppetDispatcher:
+    """Keeps what is submitted; `answer_at_once` is given what each on_done is called with."""
+
+    def __init__(self) -> None:
+        self.submitted: list[Submitted] = []
+        self.cancelled: list[int] = []
+        self.answer_at_once: tuple[Any, Outputs | None] | None = None
+
+    def submit(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        do_not_queue: bool,
+        tensors: RequestTensors,
+        buffers: list[Buffer],
+        on_done: OnDone,
+    ) -> int:
+        request_id = len(self.submitted) + 1
+        self.submitted.append(
+            Submitted(
+                request_id,
+                model,
+                arrival_ns,
+                slo_ns,
+                rows,
+                batch_key,
+                shape_key,
+                elements,
+                do_not_queue,
+                tensors,
+                buffers,
+                on_done,
+            )
+        )
+        if self.answer_at_once is not None:
+            on_done(*self.answer_at_once)
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
+        self.submitted[request_id - 1].on_done(Cancelled(), None)
+
+
+class PuppetDevice:
+    def __init__(self, states: Mapping[str, WeightsState]) -> None:
+        self.spec = DeviceSpec(
+            kind="cpu", page_bytes=16 << 20, total_pages=64, shares_exec_core=False
+        )
+        self._states = states
+
+    def weights_state(self, model: str) -> WeightsState:
+        return self._states.get(model, WeightsState.ABSENT)
+
+    def pages_by_state(self) -> Mapping[str, int]:
+        return {"free": 62, "resident": 2}
+
+
+class PuppetScheduler:
+    def __init__(self, models: Mapping[str, ModelSpec]) -> None:
+        self.models = models
+        self.devices: dict[str, PuppetDevice] = {}
+        self.anomalies: dict[str, int] = {}
+        self.num_queued = 0
+
+    def queue_depth(self, model: str) -> int:
+        return 3 if model == "mlp" else 0
+
+
+class Bench:
+    """One app over puppets, serving."""
+
+    def __init__(self, *specs: ModelSpec, config: GatewayConfig | None = None) -> None:
+        self.catalog = {spec.name: spec for spec in specs or (model_spec(),)}
+        self.clock = Clock()
+        self.timers = Timers()
+        self.dispatcher = PuppetDispatcher()
+        self.scheduler = PuppetScheduler(self.catalog)
+        self.lifecycle = Lifecycle()
+        self.lifecycle.serve()
+        self.metrics = Metrics(version="0.0.0", page_bytes=16 << 20)
+        self.app: App = create_app(
+            config or GatewayConfig(),
+            self.dispatcher,
+            self.scheduler,
+            self.catalog,
+            metrics=self.metrics,
+            clock=self.clock,
+            lifecycle=self.lifecycle,
+            call_later=self.timers,
+        )
+
+    def client(self) -> "Client":
+        return Client(self.app)
+
+    async def post(
+        self,
+        body: bytes | Mapping[str, Any],
+        *,
+        headers: Mapping[str, str] | None = None,
+        path: str = "/infer",
+        method: str = "POST",
+    ) -> "Client":
+        """A request whose body comes in one piece; returns once there is nothing to do."""
+        client = self.client()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        client.start(method, path, {"content-length": str(len(data)), **(headers or {})})
+        client.give(data)
+        await settle()
+        return client
+
+
+class Client:
+    """The server's side of one ASGI connection, as uvicorn behaves, moved by hand."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.sent: list[dict[str, Any]] = []
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "scheme": "http",
+            "server": ("127.0.0.1", 8000),
+            "client": ("127.0.0.1", 5),
+            "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in headers.items()],
+        }
+        self.task = asyncio.ensure_future(self._app(scope, self._receive, self._send))  # type: ignore[arg-type]
+
+    def give(self, body: bytes, *, more: bool = False) -> None:
+        self._incoming.put_nowait({"type": "http.request", "body": body, "more_body": more})
+
+    def hang_up(self) -> None:
+        self._incoming.put_nowait({"type": "http.disconnect"})
+
+    async def _receive(self) -> dict[str, Any]:
+        if self.is_answered:
+            return {"type": "http.disconnect"}
+        return await self._incoming.get()
+
+    async def _send(self, message: Mapping[str, Any]) -> None:
+        if not self.writable.is_set():
+            await self.writable.wait()
+        self.sent.append(dict(message))
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.hang_up()  # the server says so once the response is complete
+
+    @property
+    def is_answered(self) -> bool:
+        return any(m["type"] == "http.response.body" for m in self.sent)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {k.decode(): v.decode("latin-1") for k, v in self.sent[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(m["body"] for m in self.sent if m["type"] == "http.response.body")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+async def settle() -> None:
+    """Lets every task run until it waits for something that only the test can give."""
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
+def served(**changes: Any) -> Served:
+    figures = {
+        "worker_id": "w#1-1",
+        "batch_rows": 1,
+        "is_cold_start": False,
+        "predicted_ns": ms(5),
+        "queue_ns": ms(1),
+        "load_ns": 0,
+        "input_ns": ms(0.25),
+        "exec_ns": ms(2),
+        "output_ns": ms(0.5),
+    }
+    return Served(**{**figures, **changes})
+
+
+def fp32(*values: float) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def outputs(*tensors: tuple[Iterable[int], bytes]) -> Outputs:
+    """(shape, bytes) of each output, in the spec's order."""
+    return Outputs(
+        tuple(TensorMeta(tuple(shape), len(data)) for shape, data in tensors),
+        [memoryview(data) for _, data in tensors],
+    )
+
+
+def mlp_body(**changes: Any) -> dict[str, Any]:
+    body = {
+        "model": "mlp",
+        "slo_ms": 50,
+        "inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}],
+    }
+    return {**body, **changes}

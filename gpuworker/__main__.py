@@ -94,32 +94,38 @@ def _backend(config: WorkerConfig) -> Backend:
             config.emulate, cache_bytes=config.cache_bytes, page_bytes=config.page_bytes
         )
     from gpuworker.compile import compile_repository
+    from gpuworker.devices.host import DeviceError
     from gpuworker.engines.onnxruntime import OnnxRuntimeBackend
+    from gpuworker.model_store import RepositoryError
 
     assert config.models_dir is not None  # validate() says so
-    if not config.models_dir.is_dir():
-        raise ConfigError(f"--models {config.models_dir}: no such directory")
-    specs = compile_repository(
-        config.models_dir, config.cache_dir, page_bytes=config.page_bytes, quiet=True
-    )
-    return OnnxRuntimeBackend(
-        specs=specs,
-        cache_dir=config.cache_dir,
-        cache_bytes=config.cache_bytes,
-        page_bytes=config.page_bytes,
-    )
+    try:
+        specs = compile_repository(
+            config.models_dir, config.cache_dir, page_bytes=config.page_bytes, quiet=True
+        )
+        return OnnxRuntimeBackend(
+            specs=specs,
+            cache_dir=config.cache_dir,
+            cache_bytes=config.cache_bytes,
+            page_bytes=config.page_bytes,
+        )
+    except (RepositoryError, DeviceError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def _compile(args: argparse.Namespace) -> int:
     if args.emulate is not None:
-        _write_atomically(args.catalog_out, msgspec.json.encode(emulated_specs(args.emulate)))
-        return 0
-    if args.models is None:
+        specs = emulated_specs(args.emulate)
+    elif args.models is None:
         raise ConfigError("--models is needed, except with --emulate")
-    from gpuworker import compile as compiler
+    else:
+        from gpuworker.compile import compile_repository
 
-    exit_code: int = compiler.main(args)
-    return exit_code
+        specs = compile_repository(
+            args.models, args.cache_dir, page_bytes=args.page_mb * MEBIBYTE, quiet=args.quiet
+        )
+    _write_atomically(args.catalog_out, msgspec.json.encode(specs))
+    return 0
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -5,12 +5,9 @@ own: a model that crashes the engine, or never ends, becomes an unavailable one.
 does may raise out of here.
 """
 
-import argparse
 import multiprocessing
 import os
 import signal
-import sys
-import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,27 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gpuworker import linux
 from gpuworker.artifact_cache import Artifact, ArtifactCache
 from gpuworker.compile_model import PLATFORM, CompileError, compile_model
-from gpuworker.config import MEBIBYTE
 from gpuworker.engines.onnxruntime import engine_key
-from gpuworker.model_store import RepositoryError, RepositoryModel, scan_repository
+from gpuworker.model_store import RepositoryModel, scan_repository
 from scheduler.spec import ModelProfile, ModelSpec
 
 # The largest demo model takes 10 s; a model that takes this long is not coming back.
 COMPILE_TIMEOUT_S = 600.0
-EXIT_USAGE = 2
-
-
-def main(args: argparse.Namespace) -> int:
-    """`compile`: uses models, cache_dir, catalog_out, page_mb and quiet. Returns the exit code."""
-    try:
-        specs = compile_repository(
-            args.models, args.cache_dir, page_bytes=args.page_mb * MEBIBYTE, quiet=args.quiet
-        )
-    except RepositoryError as error:
-        print(f"gpuworker: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    write_atomically(args.catalog_out, msgspec.json.encode(specs))
-    return 0
 
 
 def compile_repository(
@@ -175,16 +157,3 @@ def _death(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return signal.Signals(-exit_code).name
     return f"exit code {exit_code}"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

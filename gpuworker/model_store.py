@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
+from gpuworker.config import ConfigError
+
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "config.yaml"
 
@@ -20,7 +22,7 @@ _Positive = Annotated[int, msgspec.Meta(ge=1)]
 RowShape = tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
 
 
-class RepositoryError(Exception):
+class RepositoryError(ConfigError):
     """The repository as a whole cannot be used."""
 
 
@@ -53,14 +55,13 @@ class RepositoryModel(msgspec.Struct, frozen=True, kw_only=True):
 def scan_repository(models_dir: Path) -> list[RepositoryModel]:
     """Every model of the repository, by name. Raises RepositoryError where there is none."""
     if not models_dir.is_dir():
-        raise RepositoryError(f"model repository {models_dir} is not a directory")
+        raise RepositoryError(f"--models {models_dir}: no such directory")
     directories = sorted(
         path for path in models_dir.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
     if not directories:
         raise RepositoryError(
-            f"model repository {models_dir} holds no model:"
-            f" expected <model>/<version>/{MODEL_FILE} in it"
+            f"--models {models_dir}: it holds no model (<model>/<version>/{MODEL_FILE})"
         )
     return [_read_model(directory) for directory in directories]
 

@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gpuworker.config import ConfigError
+
 Bytes = npt.NDArray[np.uint8]
 
 # x86's (and most ARM64's) large page: with it a 16 MiB page costs 8 page-table entries, not 4,096.
@@ -61,7 +63,7 @@ class AddressRange(msgspec.Struct, frozen=True):
 class HostPages:
     """`total_pages` pages of `page_bytes`, all of them in memory from the start.
 
-    Raises DeviceError where the machine has not that much memory. Not thread-safe for one range;
+    Raises ConfigError where the machine has not that much memory. Not thread-safe for one range;
     different ranges may be mapped and unmapped by different threads.
     """
 
@@ -75,9 +77,9 @@ class HostPages:
         num_bytes = page_bytes * total_pages
         available = _memory_available_bytes()
         if num_bytes > available:
-            raise DeviceError(
-                f"a cache of {num_bytes >> 20} MiB does not fit:"
-                f" {available >> 20} MiB of memory are available"
+            raise ConfigError(
+                f"a weights cache of {num_bytes >> 20} MiB does not fit into memory:"
+                f" {available >> 20} MiB are available"
             )
         # All and only reservations that are not given back: (address, bytes) as mmap returned them.
         self._reservations: list[tuple[int, int]] = []

@@ -48,7 +48,7 @@ class StagedBatch:
 
 
 class OnnxRuntimeBackend:
-    """Raises DeviceError where the cache does not fit into memory.
+    """Raises ConfigError where the cache does not fit into memory.
 
     A model whose session cannot be built is served as unavailable, with the reason, and so is one
     whose artifact is gone; one that is larger than the cache has no session and is never loaded.

@@ -104,6 +104,19 @@ def test_arguments_that_make_no_sense_end_with_the_usage_and_code_2(
     assert "usage: python -m gpuworker" in capsys.readouterr().err
 
 
+def test_a_repository_that_is_not_there_ends_with_one_line_and_code_2(tmp_path: Path) -> None:
+    flags = ["--connect", "ipc:///nowhere", "--models", str(tmp_path / "none")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "gpuworker", "run", *flags],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == f"gpuworker: model repository {tmp_path}/none is not a directory\n"
+
+
 class Gateway:
     """As much of a gateway as a worker process needs to join."""
 

@@ -17,6 +17,7 @@ from gateway.infer_endpoint import InferEndpoint
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.request_body import Receive
+from gateway.request_ids import RequestIds
 from gateway.routes import build_routes
 from gateway.views import CallLater, Clock, RequestSink, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec
@@ -62,6 +63,7 @@ def create_app(
         default_retry_after_ns=int(config.retry_after_ms * MILLISECOND_NS),
     )
     metrics.watch(scheduler)
+    request_ids = RequestIds()
     infer = InferEndpoint(
         config,
         dispatcher,
@@ -70,9 +72,16 @@ def create_app(
         lifecycle=lifecycle,
         metrics=metrics,
         errors=errors,
+        request_ids=request_ids,
         call_later=call_later,
     )
     routes = build_routes(
-        config, scheduler, catalog, lifecycle=lifecycle, metrics=metrics, errors=errors
+        config,
+        scheduler,
+        catalog,
+        lifecycle=lifecycle,
+        metrics=metrics,
+        errors=errors,
+        request_ids=request_ids,
     )
     return App(infer, routes, lifecycle)

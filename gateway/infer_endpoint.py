@@ -7,9 +7,6 @@ which is also how it learns that the answer is out.
 """
 
 import asyncio
-import itertools
-import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,17 +27,16 @@ from gateway.request_body import (
     decompress,
     read_rest,
 )
+from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.tensors import ModelPlan
 from gateway.views import CallLater, Clock, RequestSink
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
-REQUEST_ID = b"x-request-id"
 DO_NOT_QUEUE = b"x-do-not-queue"
 CONTENT_ENCODING = b"content-encoding"
 # All and only headers that change how a request is read: most requests have none of them.
 SPECIAL_HEADERS = slo.HEADERS | {REQUEST_ID, DO_NOT_QUEUE, CONTENT_ENCODING, HEADER_LENGTH}
 
-_SAFE_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
 _PHASE_DETAILS = {
     "starting": "the gateway is starting: models are being compiled or workers have not joined",
@@ -64,6 +60,7 @@ class InferEndpoint:
         lifecycle: Lifecycle,
         metrics: Metrics,
         errors: ErrorReplies,
+        request_ids: RequestIds,
         call_later: CallLater | None = None,
     ) -> None:
         self.clock = clock
@@ -73,6 +70,7 @@ class InferEndpoint:
         self.memory = BodyMemory(max_bytes=config.max_buffered_mb * MEBIBYTE)
         # All and only answers whose client reads slower than it is written to.
         self.writing: set[asyncio.Task[None]] = set()
+        self._request_ids = request_ids
         self._sink = sink
         self._catalog = catalog
         self._lifecycle = lifecycle
@@ -82,8 +80,6 @@ class InferEndpoint:
         self._body_timeout_s = config.body_timeout_ms / 1000
         self._default_slo_ns = int(config.default_slo_ms * MILLISECOND_NS)
         self._plans: dict[str, ModelPlan] = {}
-        self._id_prefix = os.urandom(4).hex()
-        self._id_numbers = itertools.count(1)
 
     async def __call__(
         self,
@@ -97,7 +93,8 @@ class InferEndpoint:
         arrival_ns = self.clock()
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(headers) else headers
-        exchange = Exchange(self, send, self._request_id(special), arrival_ns, media_type)
+        request_id = self._request_ids.of(special.get(REQUEST_ID))
+        exchange = Exchange(self, send, request_id, arrival_ns, media_type)
         self.num_open += 1
         try:
             try:
@@ -156,13 +153,6 @@ class InferEndpoint:
                 )
         plan = self._plans[name] = ModelPlan(spec)
         return plan
-
-    def _request_id(self, special: Mapping[bytes, bytes]) -> str:
-        """The client's, where it can stand in a header and a log; else one of ours."""
-        given = special.get(REQUEST_ID)
-        if given is not None and _SAFE_REQUEST_ID.fullmatch(given):
-            return given.decode("ascii")
-        return f"{self._id_prefix}-{next(self._id_numbers):x}"
 
     def _check_door(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         """What is refused before a byte of the body is read."""

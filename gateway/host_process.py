@@ -1,0 +1,132 @@
+"""What `serve` needs of the machine before anything runs: a port, a directory, limits, a log.
+
+Owns the checks whose failure is the reader's to mend, each with its one line. It must never start
+anything.
+"""
+
+import errno
+import logging
+import os
+import resource
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from gateway.config import GatewayConfig
+
+BACKLOG = 2048  # connections that wait for accept: a burst, not a queue
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_DEVICES = 1024  # emulated ones: each is a process
+# sun_path holds 108 bytes, of which "/workers" and a zero are ours.
+MAX_SOCKET_DIRECTORY_BYTES = 96
+
+
+class ServeError(Exception):
+    """Why serving cannot start, or had to end: one line. Exit code 2 stands for a wrong setting."""
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Emulation(msgspec.Struct, frozen=True):
+    name: str
+    num_devices: int
+
+
+def start_logging(level: str) -> None:
+    """The log goes to stderr. Raises ServeError for a level that there is not."""
+    if level not in LOG_LEVELS:
+        raise ServeError(f"--log-level {level}: not one of {', '.join(LOG_LEVELS)}", exit_code=2)
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
+
+
+def emulation_of(config: GatewayConfig) -> Emulation | None:
+    """`NAME:N`, or `NAME` for as many devices as `workers`. Raises ServeError."""
+    if config.emulate is None:
+        return None
+    name, colon, number = config.emulate.partition(":")
+    if not colon:
+        number = str(config.workers)
+    if not (name and number.isascii() and number.isdigit() and 0 < int(number) <= MAX_DEVICES):
+        raise ServeError(
+            f"--emulate {config.emulate}: expected NAME:N with N from 1 to {MAX_DEVICES},"
+            " for instance clockwork-v100:4",
+            exit_code=2,
+        )
+    return Emulation(name, int(number))
+
+
+def check_models_dir(config: GatewayConfig) -> None:
+    """Raises ServeError where there is nothing to serve."""
+    if config.emulate is not None:
+        return
+    if config.models_dir is None:
+        raise ServeError(
+            "which models? Give --models DIR (`remontoir fetch` makes one), or --emulate NAME:N",
+            exit_code=2,
+        )
+    directory = Path(config.models_dir)
+    if not directory.is_dir():
+        why = "is not a directory" if directory.exists() else "no such directory"
+        raise ServeError(f"--models {directory}: {why}", exit_code=2)
+    if not any(path.is_dir() for path in directory.iterdir()):
+        raise ServeError(
+            f"--models {directory}: no model in it; expected <model>/<version>/model.onnx",
+            exit_code=2,
+        )
+
+
+def cache_dir(config: GatewayConfig) -> Path:
+    """Where compiled models are kept. REMONTOIR_CACHE_DIR is the setting `cache_dir` itself."""
+    if config.cache_dir is not None:
+        return Path(config.cache_dir)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "remontoir"
+
+
+def raise_open_files_limit() -> None:
+    """A connection is an open file, and the usual soft limit is 1,024 of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Raises ServeError."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise ServeError(f"--host {host}: {error.strerror}", exit_code=2) from error
+    family, kind, protocol, _, address = addresses[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)  # at once: until then another process may bind the same port
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(
+                f"port {port} of {host} is in use: give another with --port, or 0 for a free one"
+            ) from error
+        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return listener
+
+
+@contextmanager
+def private_directory() -> Iterator[Path]:
+    """A directory of this process alone, gone afterwards; short enough for a socket's path."""
+    with tempfile.TemporaryDirectory(prefix="remontoir-", dir=_short_temporary_place()) as path:
+        yield Path(path)
+
+
+def _short_temporary_place() -> str:
+    place = tempfile.gettempdir()
+    is_short = len(os.fsencode(place)) + len("/remontoir-12345678") <= MAX_SOCKET_DIRECTORY_BYTES
+    return place if is_short else "/tmp"

@@ -42,7 +42,8 @@ class GatewayLink:
 
     def ring(self) -> None:
         """Have the present or next `wait` return. Safe in any thread and in signal handlers."""
-        os.eventfd_write(self._bell, 1)
+        if self._bell >= 0:  # a signal may come while, or after, we close
+            os.eventfd_write(self._bell, 1)
 
     def wait(self, timeout_ms: int) -> list[wire.Buffer] | None:
         """The frames of one message; None when the bell rang or the time passed without one."""
@@ -75,4 +76,5 @@ class GatewayLink:
         self._socket.close()
         if self._owns_context:
             self._context.term()
-        os.close(self._bell)
+        bell, self._bell = self._bell, -1
+        os.close(bell)

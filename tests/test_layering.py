@@ -39,7 +39,11 @@ SCHEDULER_ORDER = (
     ("model_queue",),
     ("device",),
     ("state",),
+    ("ledger",),
     ("policies",),
+    ("planner",),
+    ("results",),
+    ("fleet",),
     ("scheduler",),
     ("invariants", "simulation"),
 )

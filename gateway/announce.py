@@ -7,6 +7,9 @@ short, else in a file below the cache directory. It must never ask for what the 
 import ipaddress
 import json
 import math
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -18,6 +21,7 @@ from gateway import demo
 from scheduler.spec import ModelSpec, TensorSpec
 
 MAX_ELEMENTS = 65_536  # of a body: a quarter of a megabyte of zeros
+MAX_NAMES = 12  # of models, in the summary
 MAX_INLINE_CHARACTERS = 400  # of a body that is shown in the line itself
 # Inputs whose zeros a model could not work with.
 VALUES = {"sr": 16_000, "attention_mask": 1, "input_mask": 1}
@@ -42,27 +46,28 @@ def print_started(
     console.print(
         f"\n[bold]Remontoir serves on [green]{url}[/green][/bold] (started in {took_s:.1f} s)"
     )
+    names = sorted(spec.name for spec in served)
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     console.print(
         f"{len(served)} models, {num_pages} pages of {page_bytes >> 20} MiB: "
-        + ", ".join(sorted(spec.name for spec in served)),
+        f"{', '.join(names[:MAX_NAMES])}{more}",
         soft_wrap=True,
     )
-    for spec in specs:
-        if spec.unavailable_reason is not None:
-            console.print(
-                f"{spec.name} is unavailable: {spec.unavailable_reason}",
-                style="red",
-                markup=False,
-                soft_wrap=True,
-            )
+    if unavailable := [spec.name for spec in specs if spec.unavailable_reason is not None]:
+        console.print(
+            f"{len(unavailable)} unavailable, see above: {', '.join(unavailable)}",
+            style="red",
+            soft_wrap=True,
+        )
     console.print(
         "\nTry, in another terminal (-H 'x-slo-ms: ...' says by when the answer is wanted):"
     )
     for line in curl_lines(url, served, bodies_dir):
         console.print(f"  {line}", style="cyan", markup=False, soft_wrap=True)
     if any(spec.name == demo.MODEL_NAME for spec in served):
-        console.print("and, to name the type of any file of yours:")
-        console.print("  remontoir infer magika --file README.md --slo-ms 50", style="cyan")
+        command = f"  {own_command()} infer magika --file /bin/ls --slo-ms 50 --url {url}"
+        console.print("or, to name the type of any file:")
+        console.print(command, style="cyan", markup=False, soft_wrap=True)
     console.print("Ctrl-C stops.\n")
 
 
@@ -72,6 +77,17 @@ def url_of(host: str, port: int) -> str:
     if address.is_unspecified:
         address = ipaddress.ip_address("::1" if address.version == 6 else "127.0.0.1")
     return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
+
+
+def own_command() -> str:
+    """How this very installation is called from a shell in this directory."""
+    script = Path(sys.executable).with_name("remontoir")
+    if not script.exists():
+        return f"{quote(sys.executable)} -m gateway"
+    found = shutil.which("remontoir")
+    if found is not None and Path(found).resolve() == script.resolve():
+        return "remontoir"
+    return quote(os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script))
 
 
 def curl_lines(url: str, specs: Sequence[ModelSpec], bodies_dir: Path) -> list[str]:

@@ -18,7 +18,9 @@ from rich.console import Console
 from gateway import flags
 from gateway.config import MEBIBYTE
 
-console = Console(highlight=False)
+PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 errors = Console(stderr=True, highlight=False)
 
 
@@ -167,7 +169,7 @@ def compile_models(
             raise typer.Exit(exit_code)
         specs = msgspec.json.decode(catalogue.read_bytes(), type=list[ModelSpec])
     page_bytes = (page_mb or flags.DEFAULTS.page_mb) * MEBIBYTE
-    console.print(display.specs_table(specs, page_bytes=page_bytes))
+    display.print_specs(console, specs, page_bytes=page_bytes)
 
 
 @app.command("models")
@@ -182,7 +184,7 @@ def list_models(url: flags.Url = flags.DEFAULT_URL) -> None:
     from gateway.client import Client, ClientError
 
     try:
-        console.print(display.models_table(Client(url).models()))
+        display.print_models(console, Client(url).models())
     except ClientError as error:
         raise CommandError(str(error)) from error
 

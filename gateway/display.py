@@ -6,7 +6,7 @@ Owns layout and rounding. It must never fetch or compute what it shows.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gateway.client import NUMPY_TYPES, Answer, JsonObject
 from gateway.fetch import OnProgress
-from scheduler.spec import ModelSpec
+from scheduler.spec import MILLISECOND_NS, ModelSpec
 
 # The phases of a request, as `timing_ms` names them, and what each is.
 PHASES = {
@@ -30,47 +30,63 @@ PHASES = {
 SHOWN_VALUES = 12  # of a tensor, counting both ends
 
 
-def specs_table(specs: Sequence[ModelSpec], *, page_bytes: int) -> Table:
+class _Row(NamedTuple):
+    """A model's line: what is known of it before it is served, and `state`, where its weights are.
+
+    `exec_ms` are (shape class, batch size → ms); `unavailable` is why it has none of this.
+    """
+
+    name: str
+    state: str
+    num_pages: int
+    weights_bytes: int
+    load_ms: float
+    exec_ms: list[tuple[str, dict[int, float]]]
+    unavailable: str | None
+
+
+def print_specs(console: Console, specs: Sequence[ModelSpec], *, page_bytes: int) -> None:
     """What compiling found and measured."""
-    table = _models_table()
-    for spec in sorted(specs, key=lambda spec: spec.name):
-        if spec.unavailable_reason is not None:
-            table.add_row(spec.name, _unavailable(spec.unavailable_reason))
-            continue
-        shapes = [
-            (shape.shape_key, {str(rows): ns / 1e6 for rows, ns in shape.exec_ns.items()})
-            for shape in spec.profile.shapes
-        ]
-        table.add_row(
-            spec.name,
-            "compiled",
-            str(spec.num_pages(page_bytes)),
-            f"{spec.weights_bytes / 1e6:.1f}",
-            _batch_sizes(spec.batch_sizes),
-            f"{spec.profile.load_ns / 1e6:.1f}",
-            _exec_ms(shapes),
-        )
-    return table
+    _print_rows(
+        console,
+        [
+            _Row(
+                spec.name,
+                "",
+                spec.num_pages(page_bytes),
+                spec.weights_bytes,
+                spec.profile.load_ns / MILLISECOND_NS,
+                [
+                    (shape.shape_key, {n: ns / MILLISECOND_NS for n, ns in shape.exec_ns.items()})
+                    for shape in spec.profile.shapes
+                ],
+                spec.unavailable_reason,
+            )
+            for spec in specs
+        ],
+    )
 
 
-def models_table(models: Sequence[JsonObject]) -> Table:
-    """GET /models: the same, with where the weights are now instead."""
-    table = _models_table()
-    for model in sorted(models, key=lambda model: str(model["name"])):
-        if model["unavailable_reason"] is not None:
-            table.add_row(model["name"], _unavailable(model["unavailable_reason"]))
-            continue
-        profile = model["profile"]
-        table.add_row(
-            model["name"],
-            _weights_states([device["state"] for device in model["devices"]]),
-            str(model["pages"]),
-            f"{model['weights_bytes'] / 1e6:.1f}",
-            _batch_sizes(model["batch_sizes"]),
-            f"{profile['load_ms']:.1f}",
-            _exec_ms([(shape["shape_key"], shape["exec_ms"]) for shape in profile["shapes"]]),
-        )
-    return table
+def print_models(console: Console, models: Sequence[JsonObject]) -> None:
+    """GET /models."""
+    _print_rows(
+        console,
+        [
+            _Row(
+                model["name"],
+                _weights_states([device["state"] for device in model["devices"]]),
+                model["pages"],
+                model["weights_bytes"],
+                model["profile"]["load_ms"] if model["profile"] else 0.0,
+                [
+                    (shape["shape_key"], {int(n): ms for n, ms in shape["exec_ms"].items()})
+                    for shape in (model["profile"]["shapes"] if model["profile"] else ())
+                ],
+                model["unavailable_reason"],
+            )
+            for model in models
+        ],
+    )
 
 
 def print_answer(console: Console, answer: Answer, *, headline: str | None = None) -> None:
@@ -136,21 +152,33 @@ def _tensor_text(output: JsonObject) -> Text:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in columns:
-        is_number = column in ("pages", "MB", "load ms", "ms")
-        table.add_column(column, justify="right" if is_number else "left")
+        is_number = column in ("pages", "MB", "load ms", "ms") or column.isdigit()
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=True)
     return table
 
 
-def _models_table() -> Table:
-    return _table(
-        "model", "weights", "pages", "MB", "batch sizes", "load ms", "exec ms by batch size"
-    )
-
-
-def _unavailable(reason: str) -> Text:
-    return Text(f"unavailable: {reason}", style="red")
+def _print_rows(console: Console, rows: Sequence[_Row]) -> None:
+    """A line per model and measured shape; the columns on the right are the batch sizes."""
+    served = sorted(row for row in rows if row.unavailable is None)
+    sizes = sorted({size for row in served for _, exec_ms in row.exec_ms for size in exec_ms})
+    if served:
+        console.print(Text("execution in ms by batch size on the right", style="dim"))
+        states = ["weights"] if any(row.state for row in served) else []
+        table = _table("model", *states, "pages", "MB", "load ms", "shape", *map(str, sizes))
+        for row in served:
+            facts = [row.name, *([row.state] if states else []), str(row.num_pages)]
+            facts += [f"{row.weights_bytes / 1e6:.1f}", _ms(row.load_ms)]
+            for shape_key, exec_ms in row.exec_ms or [("", {})]:
+                cells = [_ms(exec_ms[size]) if size in exec_ms else "" for size in sizes]
+                table.add_row(*facts, _shape(shape_key), *cells)
+                facts = [""] * len(facts)
+        console.print(table)
+    for row in rows:
+        if row.unavailable is not None:
+            line = Text(f"{row.name} is unavailable: {row.unavailable}", style="red")
+            console.print(line, soft_wrap=True)
 
 
 def _weights_states(states: Sequence[str]) -> str:
@@ -162,13 +190,12 @@ def _weights_states(states: Sequence[str]) -> str:
     return ", ".join(f"{state} {count}" for state, count in Counter(states).items())
 
 
-def _batch_sizes(sizes: Sequence[int]) -> str:
-    return " ".join(map(str, sizes))
+def _ms(value: float) -> str:
+    """Four characters, whatever the size: 0.07, 4.41, 16.7, 349."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
-def _exec_ms(shapes: Sequence[tuple[str, dict[str, float]]]) -> str:
-    """A line per measured shape: "3x48x192  1: 0.91  2: 1.8"."""
-    return "\n".join(
-        "  ".join([*filter(None, [key]), *(f"{rows}: {ms:.3g}" for rows, ms in exec_ms.items())])
-        for key, exec_ms in shapes
-    )
+def _shape(shape_key: str) -> str:
+    """ "32;32;32" is 32: inputs of one shape are the rule where there are several."""
+    shapes = shape_key.split(";")
+    return shapes[0] if len(set(shapes)) == 1 else shape_key.rstrip(";")

@@ -110,7 +110,7 @@ def _refuse_for_ever(
 
 def _best_case_ns(state: SchedulerState, device: DeviceMirror, request: Request) -> int:
     estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
-    return estimate.plan[request.rows] + device.command_delay_ns + state.config.reply_margin_ns
+    return estimate.plan[request.rows] + state.config.reply_margin_ns
 
 
 def _best(

@@ -87,6 +87,8 @@ def pack_json(datatype: Datatype, data: memoryview, shape: tuple[int, ...], coun
         values = _decoder(datatype.name, depth).decode(data)
     except msgspec.ValidationError as error:
         raise TensorDataError(_explained(str(error), data, datatype)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # strings are only looked at here
+        raise TensorDataError(f"data is not valid JSON: {error}") from None
     if depth != 1:
         values = _flat(values, depth, shape)
     if len(values) != count:
@@ -217,5 +219,5 @@ def _explained(message: str, data: memoryview, datatype: Datatype) -> str:
 def _out_of_range(datatype: Datatype, values: Sequence[Any]) -> str:
     assert datatype.bounds is not None  # struct takes every float as FP64 and every bool
     low, high = datatype.bounds
-    index, worst = max(enumerate(values), key=lambda pair: abs(pair[1] - (low + high) / 2))
-    return f"data[{index}] is {worst!r}: {datatype.name} holds {low!r} to {high!r}"
+    index = next(i for i, value in enumerate(values) if not low <= value <= high)
+    return f"data[{index}] is {values[index]!r}: {datatype.name} holds {low!r} to {high!r}"

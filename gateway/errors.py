@@ -16,6 +16,7 @@ from scheduler.spec import MILLISECOND_NS, SECOND_NS
 Headers = list[tuple[bytes, bytes]]
 PROBLEM_JSON = b"application/problem+json"
 JSON = b"application/json"  # what clients of the Open Inference Protocol need to show the text
+MAX_DETAIL = 500  # characters: several lines of a terminal, no more of what a client sent
 TYPE_PREFIX = "urn:remontoir:error:"
 
 
@@ -74,7 +75,8 @@ class RequestError(Exception):
     def __init__(self, reason: str, detail: str, *, allow: str | None = None) -> None:
         super().__init__(detail)
         self.reason = reason
-        self.detail = detail
+        # what a client wrote may stand in it, and may be of any length
+        self.detail = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]}…"
         self.allow = allow
 
 

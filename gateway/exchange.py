@@ -17,8 +17,9 @@ import msgspec
 from gateway.dispatcher import Outputs
 from gateway.errors import PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError
 from gateway.infer_body import HEADER_LENGTH, InferReply, PhaseFigures, SloFigures
-from gateway.metrics import Metrics, ModelTallies
+from gateway.metrics import Metrics
 from gateway.request_body import BodyMemory, Message
+from gateway.tallies import ModelTallies
 from gateway.tensors import ModelPlan, OutputChoice
 from gateway.views import Clock
 from scheduler.events import Cancelled, Expired, Failed, Outcome, Reason, Rejected, Served

@@ -19,7 +19,7 @@ NumBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
 _NO_DATA = msgspec.Raw()
 _BYTE_POSITION = re.compile(r"\(byte (\d+)\)")
-_LITERALS = (b"NaN", b"Infinity", b"-Infinity")  # what JavaScript and Python write, JSON has not
+_LITERALS = (b"NaN", b"-Infinity", b"Infinity")  # what JavaScript and Python write, JSON has not
 
 
 class TensorParameters(msgspec.Struct, gc=False):
@@ -136,8 +136,10 @@ def _decode_json(data: Buffer) -> InferBody:
         raise bad_request(f"the body is not an inference request: {error}") from None
     except msgspec.DecodeError as error:
         raise _malformed(data, str(error)) from None
+    except RecursionError:
+        raise bad_request("the body is nested too deep for an inference request") from None
     except UnicodeDecodeError as error:
-        raise bad_request(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise bad_request(f"the body is not UTF-8: {error.reason} in a string") from None
 
 
 def _malformed(data: Buffer, message: str) -> RequestError:

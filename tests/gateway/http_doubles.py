@@ -3,7 +3,7 @@
 import asyncio
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -218,6 +218,24 @@ class Bench:
         await settle()
         return client
 
+    async def get(self, path: str, *, method: str = "GET", **headers: str) -> "Client":
+        """A request without a body, until it is answered."""
+        client = self.client()
+        client.start(method, path, headers)
+        client.give(b"")
+        assert client.task is not None
+        await client.task
+        return client
+
+    async def served(self, body: Mapping[str, Any], *tensors: tuple[Iterable[int], bytes]) -> Any:
+        """JSON of the answer to a request whose outputs are `tensors`, 3 ms after its arrival."""
+        client = await self.post(body)
+        self.clock.advance(ms(3))
+        self.dispatcher.submitted[-1].on_done(served(), outputs(*tensors))
+        await settle()
+        assert client.status == 200
+        return client.json
+
 
 class Client:
     """The server's side of one ASGI connection, as uvicorn behaves, moved by hand."""
@@ -229,6 +247,7 @@ class Client:
         self.writable = asyncio.Event()
         self.writable.set()
         self.task: asyncio.Task[None] | None = None
+        self.override_send: Callable[[Mapping[str, Any]], Awaitable[None]] | None = None
 
     def start(self, method: str, path: str, headers: Mapping[str, str]) -> None:
         scope = {
@@ -259,6 +278,8 @@ class Client:
         return await self._incoming.get()
 
     async def _send(self, message: Mapping[str, Any]) -> None:
+        if self.override_send is not None:
+            await self.override_send(message)
         if not self.writable.is_set():
             await self.writable.wait()
         self.sent.append(dict(message))
@@ -286,9 +307,9 @@ class Client:
         return json.loads(self.body)
 
 
-async def settle() -> None:
+async def settle(turns: int = 8) -> None:
     """Lets every task run until it waits for something that only the test can give."""
-    for _ in range(8):
+    for _ in range(turns):
         await asyncio.sleep(0)
 
 

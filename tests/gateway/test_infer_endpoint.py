@@ -1,0 +1,776 @@
+"""The hot path over puppets: every request here is moved by hand, none waits for time."""
+
+import asyncio
+import gzip
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import pytest
+
+from gateway.config import MEBIBYTE, GatewayConfig
+from gateway.request_body import INFLATE_INPUT_BYTES, INFLATE_STEP_BYTES
+from scheduler.events import Expired, Failed, Reason, Rejected
+from scheduler.spec import TensorSpec
+from scheduler.wire import TensorMeta
+from tests.gateway.http_doubles import (
+    Bench,
+    Client,
+    fp32,
+    mlp_body,
+    model_spec,
+    ms,
+    outputs,
+    served,
+    settle,
+)
+
+MLP_OUTPUTS = outputs(((1, 2), fp32(0.5, 0.25)))
+
+
+def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(story())
+
+
+def refused(client: Client, status: int, reason: str) -> dict[str, Any]:
+    """Asserts the form that every refusal has, and returns its body."""
+    assert client.status == status
+    body: dict[str, Any] = client.json
+    assert body["reason"] == reason
+    assert body["status"] == status
+    assert body["error"] == body["detail"] != ""
+    assert client.headers["content-type"] == "application/problem+json"
+    assert client.headers["x-request-id"] == body["request_id"] != ""
+    assert client.headers["content-length"] == str(len(client.body))
+    return body
+
+
+def binary(header: Mapping[str, Any], *tensors: bytes) -> tuple[bytes, dict[str, str]]:
+    text = json.dumps(header).encode()
+    return b"".join((text, *tensors)), {"inference-header-content-length": str(len(text))}
+
+
+def binary_mlp(data: bytes = fp32(1, 2, 3, 4), **changes: Any) -> tuple[bytes, dict[str, str]]:
+    tensor = {
+        "name": "x",
+        "shape": [1, 4],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": len(data)},
+    }
+    return binary(mlp_body(inputs=[tensor], **changes), data)
+
+
+# ---------------------------------------------------------------------- success
+
+
+def test_a_request_reaches_the_dispatcher_as_it_was_sent() -> None:
+    async def story() -> None:
+        bench = Bench()
+        arrival_ns = bench.clock.now
+        await bench.post(mlp_body(do_not_queue=True))
+        (request,) = bench.dispatcher.submitted
+        assert (request.model, request.arrival_ns, request.slo_ns) == ("mlp", arrival_ns, ms(50))
+        assert (request.rows, request.batch_key, request.elements) == (1, "", 4)
+        assert request.tensors == (TensorMeta((1, 4), 16),)
+        assert request.buffers == [fp32(1, 2, 3, 4)]
+        assert request.do_not_queue is True
+
+    run(story)
+
+
+def test_outputs_come_with_the_promise_and_where_the_time_went() -> None:
+    async def story() -> None:
+        body = await Bench().served(mlp_body(id="42"), ((1, 2), fp32(0.5, 0.25)))
+        assert body == {
+            "model_name": "mlp",
+            "model_version": "1",
+            "outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 0.25]}],
+            "slo": {
+                "slo_ms": 50.0,
+                "latency_ms": 3.0,
+                "slack_ms": 47.0,
+                "predicted_ms": 5.0,
+                "cold_start": False,
+            },
+            "timing_ms": {"queue": 1.0, "load": 0.0, "input": 0.25, "exec": 2.0, "output": 0.5},
+            "id": "42",
+        }
+
+    run(story)
+
+
+def test_an_answer_is_written_from_the_callback_and_the_task_ends() -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+        assert not client.is_answered
+        bench.dispatcher.submitted[0].on_done(served(), MLP_OUTPUTS)
+        assert client.is_answered  # without a turn of the event loop
+        await settle()
+        assert client.task is not None
+        assert client.task.done()
+        assert bench.app.infer.num_open == 0
+        assert bench.dispatcher.cancelled == []
+
+    run(story)
+
+
+def test_an_answer_may_come_before_submit_returns() -> None:
+    async def story() -> None:
+        bench = Bench()
+        bench.dispatcher.answer_at_once = (served(), MLP_OUTPUTS)
+        client = await bench.post(mlp_body())
+        assert client.status == 200
+        assert "id" not in client.json
+        assert bench.app.infer.num_open == 0
+
+    run(story)
+
+
+def test_binary_tensors_in_and_out() -> None:
+    async def story() -> None:
+        bench = Bench()
+        bench.dispatcher.answer_at_once = (served(), MLP_OUTPUTS)
+        body, headers = binary_mlp(parameters={"binary_data_output": True})
+        client = await bench.post(body, headers=headers)
+        assert bench.dispatcher.submitted[0].buffers == [fp32(1, 2, 3, 4)]
+        assert client.headers["content-type"] == "application/octet-stream"
+        length = int(client.headers["inference-header-content-length"])
+        header = json.loads(client.body[:length])
+        assert client.body[length:] == fp32(0.5, 0.25)
+        assert header["outputs"] == [
+            {
+                "name": "y",
+                "shape": [1, 2],
+                "datatype": "FP32",
+                "parameters": {"binary_data_size": 8},
+            }
+        ]
+        assert header["slo"]["slo_ms"] == 50.0
+
+    run(story)
+
+
+def test_a_body_in_pieces_is_the_same_body() -> None:
+    async def story() -> None:
+        bench = Bench()
+        body, headers = binary_mlp()
+        client = bench.client()
+        client.start("POST", "/infer", headers)  # no content-length: chunked
+        for byte, more in itertools.zip_longest(body, [True] * (len(body) - 1), fillvalue=False):
+            client.give(bytes([byte]), more=bool(more))
+        await settle(2 * len(body))
+        assert bench.dispatcher.submitted[0].buffers == [fp32(1, 2, 3, 4)]
+        assert bench.timers.armed == []
+
+    run(story)
+
+
+@pytest.mark.parametrize("given", ["abc-123", "!~", "x" * 128])
+def test_a_clients_request_id_is_returned(given: str) -> None:
+    async def story() -> None:
+        client = await Bench().post(b"", headers={"x-request-id": given})
+        assert refused(client, 400, "bad_request")["request_id"] == given
+
+    run(story)
+
+
+@pytest.mark.parametrize("given", ["", "with space", "tab\t", "\xff", "x" * 129, "a\nb"])
+def test_an_unsafe_request_id_is_replaced(given: str) -> None:
+    async def story() -> None:
+        bench = Bench()
+        ids = {
+            refused(await bench.post(b"", headers=headers), 400, "bad_request")["request_id"]
+            for headers in ({"x-request-id": given}, {})
+        }
+        assert len(ids) == 2
+        assert given not in ids
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "expected_ns"),
+    [
+        ({}, {}, ms(250)),
+        ({}, {"x-slo-ms": "40"}, ms(40)),
+        ({"slo_ms": 10}, {"x-slo-ms": "40"}, ms(10)),
+        ({"parameters": {"timeout": 30000}}, {"x-slo-ms": "40"}, ms(30)),
+        ({"slo_ms": 10}, {"grpc-timeout": "5m"}, ms(5)),
+        ({"slo_ms": None}, {}, ms(250)),
+    ],
+)
+def test_the_slo_is_found_where_the_contract_says(
+    body: dict[str, Any], headers: dict[str, str], expected_ns: int
+) -> None:
+    async def story() -> None:
+        bench = Bench(model_spec(default_slo_ns=ms(250)))
+        request = mlp_body()
+        del request["slo_ms"]
+        await bench.post({**request, **body}, headers=headers)
+        assert bench.dispatcher.submitted[0].slo_ns == expected_ns
+
+    run(story)
+
+
+def test_the_gateways_default_slo_is_the_last_resort() -> None:
+    async def story() -> None:
+        bench = Bench(config=GatewayConfig(default_slo_ms=750))
+        await bench.post(mlp_body(slo_ms=None))
+        assert bench.dispatcher.submitted[0].slo_ns == ms(750)
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "expected"),
+    [
+        ({}, None, False),
+        ({}, "true", True),
+        ({}, "1", True),
+        ({}, "false", False),
+        ({"do_not_queue": True}, "0", True),
+        ({"parameters": {"do_not_queue": True}}, None, True),
+    ],
+)
+def test_not_queueing_is_asked_for_in_body_parameters_or_header(
+    body: dict[str, Any], header: str | None, expected: bool
+) -> None:
+    async def story() -> None:
+        bench = Bench()
+        headers = {} if header is None else {"x-do-not-queue": header}
+        await bench.post(mlp_body(**body), headers=headers)
+        assert bench.dispatcher.submitted[0].do_not_queue is expected
+
+    run(story)
+
+
+# ---------------------------------------------------------------------- the core's no
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Rejected(Reason.SLO_INFEASIBLE_NOW, "61 ms", ms(11.2), ms(61)), 429),
+        (Rejected(Reason.SLO_INFEASIBLE_EVER, "too short", min_slo_ns=ms(2)), 422),
+        (Expired(Reason.DEADLINE_EXCEEDED_QUEUED, "late"), 504),
+        (Failed(Reason.ENGINE_ERROR, "it raised"), 500),
+        (Failed(Reason.WORKER_LOST, "w1 was lost", ms(100)), 503),
+        (Failed(Reason.INVALID_INPUT, "not for this engine"), 400),
+        (Failed(Reason.INTERNAL_ERROR, "the gateway stops"), 500),
+    ],
+)
+def test_an_outcome_becomes_its_error(outcome: Rejected | Expired | Failed, status: int) -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+        bench.dispatcher.submitted[0].on_done(outcome, None)
+        body = refused(client, status, outcome.reason.value)
+        assert (body["detail"], body["slo_ms"]) == (outcome.detail, 50.0)
+        await settle()
+        assert bench.app.infer.num_open == 0
+
+    run(story)
+
+
+def test_a_late_result_is_never_a_200() -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+        bench.clock.advance(ms(50) + 1)
+        bench.dispatcher.submitted[0].on_done(served(), MLP_OUTPUTS)
+        refused(client, 504, "deadline_exceeded_executing")
+
+    run(story)
+
+
+def test_a_result_at_the_deadline_is_in_time() -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+        bench.clock.advance(ms(50))
+        bench.dispatcher.submitted[0].on_done(served(), MLP_OUTPUTS)
+        assert client.status == 200
+        assert client.json["slo"]["slack_ms"] == 0
+
+    run(story)
+
+
+def test_a_result_that_cannot_be_written_as_a_reply_is_a_500_for_its_client_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+        bench.dispatcher.submitted[0].on_done(served(), outputs(((1, 2), b"odd")))
+        refused(client, 500, "internal_error")
+
+    run(story)
+    assert "no reply could be made" in caplog.text
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is empty"),
+        (b"{", "not valid JSON: Input data was truncated, after 1 bytes"),
+        (json.dumps(mlp_body()).encode()[:-1], "not valid JSON: Input data was truncated"),
+        (b"not json", "not valid JSON: JSON is malformed"),
+        (b"[]", "not an inference request: Expected `object`, got `array`"),
+        (b"{}", "missing required field `inputs`"),
+        (b'{"inputs":[]}', "the body names no model"),
+        (b'{"inputs":[],"model":5}', "Expected `str | null`, got `int` - at `$.model`"),
+        (
+            b'{"slo_ms": NaN, "inputs":[]}',
+            'NaN at byte 11 is no JSON number, near \'{"slo_ms": NaN',
+        ),
+        (b'{"slo_ms": -Infinity, "inputs":[]}', "-Infinity at byte 12 is no JSON number"),
+        (b'{"slo_ms": Infinity, "inputs":[]}', "Infinity at byte 11 is no JSON number"),
+        (b'{"inputs":[],"slo_ms":1e999}', "Number out of range - at `$.slo_ms`"),
+        (b'{"inputs":[],"id":"\xff"}', "the body is not UTF-8"),
+        (b'{"inputs":[],"x":' + b"[" * 100_000, "nested too deep"),
+        (mlp_body(slo_ms=-1), "slo_ms is -1: expected"),
+        (mlp_body(slo_ms=0), "slo_ms is 0: expected"),
+        (mlp_body(slo_ms=1e18), "slo_ms is 1e+18: expected"),
+        (mlp_body(slo_ms="50"), "slo_ms is '50': expected"),
+        (mlp_body(slo_ms=True), "slo_ms is True: expected"),
+        (mlp_body(inputs=[]), "model mlp needs input 'x'"),
+        (mlp_body(outputs=[{"name": "z"}]), "model mlp has no output 'z'"),
+        (mlp_body(do_not_queue="yes"), "Expected `bool`, got `str` - at `$.do_not_queue`"),
+    ],
+)
+def test_a_malformed_body_is_refused_saying_what_and_where(
+    body: bytes | dict[str, Any], message: str
+) -> None:
+    async def story() -> None:
+        bench = Bench()
+        detail = refused(await bench.post(body), 400, "bad_request")["detail"]
+        assert message in detail
+        assert bench.dispatcher.submitted == []
+        assert bench.app.infer.num_open == 0
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"x-slo-ms": "nan"}, "header x-slo-ms is 'nan'"),
+        ({"x-do-not-queue": "maybe"}, "header x-do-not-queue is b'maybe'"),
+        ({"grpc-timeout": "soon"}, "header grpc-timeout is 'soon'"),
+        ({"inference-header-content-length": "-1"}, "Content-Length is b'-1'"),
+        ({"inference-header-content-length": "9" * 13}, "expected a number of bytes"),
+        ({"inference-header-content-length": "9999"}, "is 9999, the body has"),
+        ({"inference-header-content-length": "0"}, "the body is empty"),
+        ({"inference-header-content-length": "10"}, "not valid JSON"),
+    ],
+)
+def test_a_malformed_header_is_refused_by_name(headers: dict[str, str], message: str) -> None:
+    async def story() -> None:
+        request = mlp_body()
+        del request["slo_ms"]
+        client = await Bench().post(request, headers=headers)
+        assert message in refused(client, 400, "bad_request")["detail"]
+
+    run(story)
+
+
+def test_an_unknown_model_is_not_found_and_no_label() -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body(model="x" * 10_000))
+        assert "no model 'xxx" in refused(client, 404, "not_found")["detail"]
+        assert "xxx" not in (await bench.get("/metrics")).body.decode()
+
+    run(story)
+
+
+def test_a_broken_model_says_why_and_the_others_serve() -> None:
+    async def story() -> None:
+        bench = Bench(model_spec("good"), model_spec("bad", unavailable_reason="not an ONNX file"))
+        client = await bench.post(mlp_body(model="bad"))
+        body = refused(client, 503, "model_unavailable")
+        assert body["detail"] == "model bad: not an ONNX file"
+        assert "retry-after" not in client.headers
+        await bench.post(mlp_body(model="good"))
+        assert len(bench.dispatcher.submitted) == 1
+
+    run(story)
+
+
+def test_a_model_with_a_datatype_unknown_here_is_unavailable() -> None:
+    async def story() -> None:
+        bench = Bench(model_spec(outputs=(TensorSpec("y", "COMPLEX64", (-1, 2)),)))
+        body = refused(await bench.post(mlp_body()), 503, "model_unavailable")
+        assert body["detail"].startswith("model mlp: tensor 'y' is COMPLEX64")
+
+    run(story)
+
+
+def test_a_changed_catalogue_counts_from_the_next_request() -> None:
+    async def story() -> None:
+        bench = Bench()
+        await bench.post(mlp_body())
+        bench.catalog["mlp"] = model_spec(inputs=(TensorSpec("x", "FP64", (-1, 4)),))
+        refused(await bench.post(mlp_body()), 400, "bad_request")
+        del bench.catalog["mlp"]
+        refused(await bench.post(mlp_body()), 404, "not_found")
+
+    run(story)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS"])
+def test_another_method_is_told_which_is_right(method: str) -> None:
+    async def story() -> None:
+        client = await Bench().post(b"", method=method)
+        refused(client, 405, "method_not_allowed")
+        assert client.headers["allow"] == "POST"
+
+    run(story)
+
+
+# ---------------------------------------------------------------------- phases
+
+
+def test_nothing_is_taken_before_and_after_serving() -> None:
+    async def story() -> None:
+        bench = Bench()
+        bench.lifecycle.drain()
+        await bench.post(mlp_body())
+        assert len(bench.dispatcher.submitted) == 1  # draining still serves
+        bench.lifecycle.refuse()
+        client = await bench.post(mlp_body())
+        refused(client, 503, "draining")
+        assert client.headers["retry-after"] == "1"
+        assert len(bench.dispatcher.submitted) == 1
+
+        starting = Bench()
+        starting.lifecycle.__init__()  # type: ignore[misc]  # as it was before serve()
+        refused(await starting.post(mlp_body()), 503, "starting")
+
+    run(story)
+
+
+# ---------------------------------------------------------------------- limits
+
+
+def test_too_many_open_requests_are_refused_with_our_own_body() -> None:
+    async def story() -> None:
+        bench = Bench(config=GatewayConfig(max_open_requests=2))
+        first = await bench.post(mlp_body())
+        await bench.post(mlp_body())
+        third = await bench.post(mlp_body())
+        assert "2 requests are open" in refused(third, 503, "overloaded")["detail"]
+        assert third.headers["retry-after"] == "1"
+        bench.dispatcher.submitted[0].on_done(served(), MLP_OUTPUTS)
+        await settle()
+        assert first.status == 200
+        await bench.post(mlp_body())
+        assert len(bench.dispatcher.submitted) == 3
+
+    run(story)
+
+
+def test_bodies_in_memory_are_bounded_all_together() -> None:
+    async def story() -> None:
+        spec = model_spec(inputs=(TensorSpec("x", "UINT8", (-1, -1)),))
+        bench = Bench(spec, config=GatewayConfig(max_buffered_mb=1))
+
+        def request(size: int) -> tuple[bytes, dict[str, str]]:
+            tensor = {
+                "name": "x",
+                "shape": [1, size],
+                "datatype": "UINT8",
+                "parameters": {"binary_data_size": size},
+            }
+            return binary(mlp_body(inputs=[tensor]), bytes(size))
+
+        body, headers = request(MEBIBYTE // 2)
+        first = await bench.post(body, headers=headers)
+        second = await bench.post(body, headers=headers)
+        assert "over the limit of 1048576" in refused(second, 503, "overloaded")["detail"]
+        first.hang_up()
+        await settle()
+        assert bench.app.infer.memory.num_bytes == 0
+        assert not (await bench.post(body, headers=headers)).is_answered
+
+    run(story)
+
+
+def test_an_announced_body_over_the_limit_is_refused_unread() -> None:
+    async def story() -> None:
+        bench = Bench(config=GatewayConfig(max_body_mb=1))
+        client = bench.client()
+        client.start("POST", "/infer", {"content-length": str(MEBIBYTE + 1)})
+        await settle()  # not a byte of the body has come
+        body = refused(client, 413, "too_large")
+        assert body["detail"] == "the body has 1048577 bytes, the limit is 1048576"
+        assert client.headers["connection"] == "close"
+
+    run(story)
+
+
+def test_a_chunked_body_is_refused_at_the_first_byte_over_the_limit() -> None:
+    async def story() -> None:
+        bench = Bench(config=GatewayConfig(max_body_mb=1))
+        client = bench.client()
+        client.start("POST", "/infer", {"transfer-encoding": "chunked"})
+        client.give(bytes(MEBIBYTE), more=True)
+        await settle()
+        assert not client.is_answered
+        client.give(b"\0", more=True)
+        await settle()
+        refused(client, 413, "too_large")
+        assert client.headers["connection"] == "close"
+        assert bench.app.infer.memory.num_bytes == 0
+        assert bench.timers.armed == []
+
+    run(story)
+
+
+def test_a_body_of_exactly_the_limit_is_read() -> None:
+    async def story() -> None:
+        bench = Bench(config=GatewayConfig(max_body_mb=1))
+        client = await bench.post(b" " * (MEBIBYTE - 1) + b"x")
+        refused(client, 400, "bad_request")
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("GZIP", gzip.compress),
+        ("deflate", zlib.compress),
+    ],
+)
+def test_a_compressed_body_is_read(encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    async def story() -> None:
+        bench = Bench()
+        body, headers = binary_mlp()
+        client = await bench.post(compress(body), headers={**headers, "content-encoding": encoding})
+        assert bench.dispatcher.submitted[0].buffers == [fp32(1, 2, 3, 4)], client.sent
+
+    run(story)
+
+
+def test_identity_is_no_compression() -> None:
+    async def story() -> None:
+        bench = Bench()
+        await bench.post(mlp_body(), headers={"content-encoding": "identity"})
+        assert len(bench.dispatcher.submitted) == 1
+
+    run(story)
+
+
+def test_a_large_compressed_body_comes_out_whole_in_many_steps() -> None:
+    async def story() -> None:
+        # long runs beside noise: steps end both for want of input and for want of room
+        noise = bytes((i * i + (i >> 3)) & 0xFF for i in range(3 * INFLATE_INPUT_BYTES))
+        plain = bytes(3 * INFLATE_STEP_BYTES) + noise + bytes(2 * INFLATE_STEP_BYTES)
+        size = len(plain)
+        spec = model_spec(inputs=(TensorSpec("x", "UINT8", (-1, -1)),))
+        bench = Bench(spec)
+        tensor = {
+            "name": "x",
+            "shape": [1, size],
+            "datatype": "UINT8",
+            "parameters": {"binary_data_size": size},
+        }
+        body, headers = binary(mlp_body(inputs=[tensor]), plain)
+        client = await bench.post(
+            gzip.compress(body), headers={**headers, "content-encoding": "gzip"}
+        )
+        await settle(100)
+        assert client.sent == []
+        assert bench.dispatcher.submitted[0].buffers[0] == plain
+
+    run(story)
+
+
+def test_a_gzip_bomb_is_refused_at_the_limit() -> None:
+    async def story() -> None:
+        bench = Bench(config=GatewayConfig(max_body_mb=1))
+        bomb = gzip.compress(bytes(64 * MEBIBYTE))
+        assert len(bomb) < MEBIBYTE
+        client = await bench.post(bomb, headers={"content-encoding": "gzip"})
+        await settle(MEBIBYTE // INFLATE_STEP_BYTES + 8)
+        body = refused(client, 413, "too_large")
+        assert body["detail"] == "the body has over 1048576 bytes decompressed, the limit"
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"not gzip", "the body is not gzip: Error"),
+        (gzip.compress(b"{}")[:-9], "the gzip body is cut off after 13 bytes"),
+        (gzip.compress(b"{}") + b"tail", "4 bytes follow the end of the gzip body"),
+        (b"", "the gzip body is cut off after 0 bytes"),
+    ],
+)
+def test_a_damaged_compressed_body_is_refused(body: bytes, message: str) -> None:
+    async def story() -> None:
+        client = await Bench().post(body, headers={"content-encoding": "gzip"})
+        assert message in refused(client, 400, "bad_request")["detail"]
+
+    run(story)
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, deflate", "\xff"])
+def test_another_encoding_is_refused_by_name(encoding: str) -> None:
+    async def story() -> None:
+        client = await Bench().post(mlp_body(), headers={"content-encoding": encoding})
+        detail = refused(client, 415, "unsupported_media_type")["detail"]
+        assert f"content-encoding is {encoding!r}" in detail
+
+    run(story)
+
+
+# ---------------------------------------------------------------------- slow and gone clients
+
+
+def test_a_body_that_does_not_come_is_answered_when_its_time_is_over() -> None:
+    async def story() -> None:
+        bench = Bench(config=GatewayConfig(body_timeout_ms=2500))
+        client = bench.client()
+        client.start("POST", "/infer", {"content-length": "1000"})
+        client.give(b"{", more=True)
+        await settle()
+        (timer,) = bench.timers.armed
+        assert timer.delay_s == 2.5
+        client.give(b'"model"', more=True)
+        await settle()
+        assert not client.is_answered
+        timer.fire()
+        assert refused(client, 408, "timeout")["detail"] == "the body was not complete after 2.5 s"
+        assert client.headers["connection"] == "close"
+        await settle()
+        assert bench.app.infer.num_open == 0
+        assert bench.app.infer.memory.num_bytes == 0
+        assert bench.timers.armed == []
+        assert bench.dispatcher.submitted == []
+
+    run(story)
+
+
+def test_a_body_in_one_piece_arms_no_timer() -> None:
+    async def story() -> None:
+        bench = Bench()
+        await bench.post(mlp_body())
+        assert bench.timers.armed == []
+
+    run(story)
+
+
+def test_a_client_that_hangs_up_frees_its_queued_request() -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+        client.hang_up()
+        await settle()
+        assert bench.dispatcher.cancelled == [1]
+        assert client.sent == []
+        assert bench.app.infer.num_open == 0
+        page = (await bench.get("/metrics")).body.decode()
+        assert 'remontoir_requests_total{model="mlp",outcome="cancelled",reason=""} 1.0' in page
+
+    run(story)
+
+
+@pytest.mark.parametrize("pieces", [0, 1])
+def test_a_client_that_hangs_up_before_its_body_is_complete_is_forgotten(pieces: int) -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = bench.client()
+        client.start("POST", "/infer", {})
+        for _ in range(pieces):
+            client.give(b"{", more=True)
+        client.hang_up()
+        await settle()
+        assert client.task is not None
+        assert client.task.done()
+        assert client.sent == []
+        assert bench.dispatcher.submitted == []
+        assert bench.app.infer.num_open == 0
+        assert bench.timers.armed == []
+
+    run(story)
+
+
+def test_a_cancelled_task_frees_its_request() -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+        assert client.task is not None
+        client.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await client.task
+        assert bench.dispatcher.cancelled == [1]
+        assert bench.app.infer.num_open == 0
+
+    run(story)
+
+
+def test_an_answer_waits_for_a_client_that_reads_slowly() -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+        client.writable.clear()
+        bench.dispatcher.submitted[0].on_done(served(), MLP_OUTPUTS)
+        await settle()
+        assert client.sent == []
+        assert len(bench.app.infer.writing) == 1
+        client.writable.set()
+        await settle()
+        assert client.status == 200
+        assert client.json["outputs"][0]["data"] == [0.5, 0.25]
+        await settle()
+        assert bench.app.infer.writing == set()
+        assert bench.dispatcher.cancelled == []
+
+    run(story)
+
+
+def test_a_bug_of_ours_is_a_500_and_is_raised() -> None:
+    async def story() -> None:
+        bench = Bench()
+
+        def broken(**_: Any) -> int:
+            raise ZeroDivisionError("a bug")
+
+        bench.dispatcher.submit = broken  # type: ignore[method-assign]
+        client = await bench.post(mlp_body())
+        refused(client, 500, "internal_error")
+        assert client.task is not None
+        assert isinstance(client.task.exception(), ZeroDivisionError)
+        assert bench.app.infer.num_open == 0
+
+    run(story)
+
+
+def test_an_answer_that_cannot_be_written_ends_its_task(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+
+        async def broken(message: Mapping[str, Any]) -> None:
+            raise RuntimeError("the server does not like it")
+
+        client.override_send = broken
+        bench.dispatcher.submitted[0].on_done(served(), MLP_OUTPUTS)  # and does not raise
+        await settle()
+        assert client.task is not None
+        assert client.task.cancelled()
+        assert bench.app.infer.num_open == 0
+
+    run(story)
+    assert "could not be written" in caplog.text

@@ -1,7 +1,7 @@
-"""`remontoir serve`: the composition root. Settings in, a serving process out, and its orderly end.
+"""`remontoir serve`: settings in, a serving process out, and its orderly end.
 
-Owns the parts of the process and the order in which they start and stop. It must never decide about
-a request, and leaves nothing behind, however it ends: no process, no socket file, no shared memory.
+Owns signals, and what a person reads while it starts and stops. It leaves nothing behind, however
+it ends: no process, no socket file, no shared memory.
 
 Start: HTTP first, so that a taken port is known before minutes of compiling and /readyz can say
 "starting"; compile; start workers; serve when the first has joined. Stop: /readyz says no for
@@ -9,55 +9,29 @@ Start: HTTP first, so that a taken port is known before minutes of compiling and
 """
 
 import asyncio
-import gc
-import logging
+import contextlib
 import signal
 import socket
-import sys
 import time
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 from rich.console import Console
 
 from gateway import announce, host_process
-from gateway.app import create_app
+from gateway.assembly import Assembly
 from gateway.config import MEBIBYTE, GatewayConfig
-from gateway.dispatcher import Dispatcher
-from gateway.host_process import Emulation, ServeError
-from gateway.lifecycle import Lifecycle
-from gateway.metrics import Metrics
-from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile
-from gateway.worker_link import BindError, WorkerLink
-from scheduler import __version__
-from scheduler.events import Event, ModelAdded, WorkerJoined
-from scheduler.scheduler import Scheduler
-from scheduler.spec import SECOND_NS, ModelSpec
-
-logger = logging.getLogger(__name__)
-
-# Longer than any SLO worth waiting for at the end, and within Kubernetes' usual 30 s in all.
-ANSWER_GRACE_S = 20.0
-# On SIGTERM a worker finishes its batch: the demo's longest takes a second.
-WORKER_GRACE_S = 5.0
-# Clients that come when nothing is in flight any more still hear "draining", not a reset.
-REFUSE_AT_LEAST_S = 0.5
-# A worker that ends this often before any has joined will not join at all.
-MAX_FAILED_STARTS = 4
-# Load balancers keep idle connections for 60 s; the server must not be the first to close.
-KEEP_ALIVE_S = 75
-FLUSH_GRACE_S = 5  # for answers that clients are slow to read
+from gateway.host_process import ServeError
+from scheduler.spec import SECOND_NS
 
 
 def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
     """Serves until SIGTERM or Ctrl-C. Raises ServeError."""
     begin_ns = time.monotonic_ns()
     host_process.start_logging(log_level)
-    emulation = host_process.emulation_of(config)
+    host_process.emulation_of(config)
     host_process.check_models_dir(config)
     host_process.raise_open_files_limit()
     with (
@@ -66,21 +40,21 @@ def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         try:
-            runner.run(_live(config, emulation, listener, directory, console, begin_ns))
+            runner.run(_live(config, listener, directory, log_level, console, begin_ns))
         except asyncio.CancelledError:
             raise ServeError("ended at once, as asked a second time", exit_code=130) from None
 
 
 async def _live(
     config: GatewayConfig,
-    emulation: Emulation | None,
     listener: socket.socket,
     directory: Path,
+    log_level: str,
     console: Console,
     begin_ns: int,
 ) -> None:
     """The whole life: start, serve, drain, stop. A second signal skips what is left of it."""
-    parts = _Parts(config, emulation, directory)
+    parts = Assembly(config, directory=directory, log_level=log_level)
     loop = asyncio.get_running_loop()
     life = asyncio.current_task()
     stop_asked = asyncio.Event()
@@ -90,8 +64,9 @@ async def _live(
             life.cancel()
         stop_asked.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # not under nohup
+            loop.add_signal_handler(number, on_signal)
     parts.open(listener)
     try:
         is_up = await _unless(stop_asked, parts.broken, parts.start())
@@ -99,8 +74,11 @@ async def _live(
             took_s = (time.monotonic_ns() - begin_ns) / SECOND_NS
             _announce(config, parts, listener, console, took_s)
             await _unless(stop_asked, parts.broken, asyncio.Event().wait())
-            console.print(f"Draining for {config.drain_s:g} s; Ctrl-C again ends at once.")
+            with contextlib.suppress(OSError):  # the terminal may be what went away
+                console.print(f"Draining for {config.drain_s:g} s; Ctrl-C again ends at once.")
             await parts.drain()
+        if parts.broken.done():
+            parts.broken.result()
     except asyncio.CancelledError:
         parts.hurry()
         raise
@@ -130,7 +108,7 @@ async def _unless(
 
 def _announce(
     config: GatewayConfig,
-    parts: "_Parts",
+    parts: Assembly,
     listener: socket.socket,
     console: Console,
     took_s: float,
@@ -144,179 +122,3 @@ def _announce(
         bodies_dir=host_process.cache_dir(config) / "examples",
         took_s=took_s,
     )
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: it would stop listening before we have drained."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class _Parts:
-    """What a gateway process consists of, from `open` to `close`."""
-
-    def __init__(self, config: GatewayConfig, emulation: Emulation | None, directory: Path) -> None:
-        self._config = config
-        self._emulation = emulation
-        self._directory = directory
-        self._workers_address = f"ipc://{directory}/workers"
-        self._num_workers = config.workers if emulation is None else emulation.num_devices
-        self._worker_grace_s = WORKER_GRACE_S
-        self._has_worker = asyncio.Event()
-        self._failed_starts = 0
-        # Done when we cannot go on: a part of ours ended that must not, or workers never start.
-        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.catalog: dict[str, ModelSpec] = {}  # filled once, when compiling is done
-        self._lifecycle = Lifecycle()
-        scheduler = Scheduler()
-        metrics = Metrics(version=__version__, page_bytes=config.page_mb * MEBIBYTE)
-        addresses = [self._workers_address]
-        if config.worker_bind is not None:
-            addresses.append(config.worker_bind)
-        try:
-            self._link = WorkerLink(addresses, self.catalog, clock=time.monotonic_ns)
-        except BindError as error:
-            raise ServeError(str(error)) from error
-        self._dispatcher = Dispatcher(
-            scheduler,
-            self._link,
-            clock=time.monotonic_ns,
-            timer=asyncio.get_running_loop(),
-            on_fatal=self._on_fatal,
-            observers=[metrics],
-        )
-        self._supervisor = Supervisor(
-            self._num_workers, self._worker_command, on_exit=self._on_worker_exit
-        )
-        app = create_app(
-            config,
-            self._dispatcher,
-            scheduler,
-            self.catalog,
-            metrics=metrics,
-            lifecycle=self._lifecycle,
-        )
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=FLUSH_GRACE_S,
-                backlog=host_process.BACKLOG,
-            )
-        )
-
-    def open(self, listener: socket.socket) -> None:
-        """From now on HTTP is answered and workers are heard."""
-        self._link.start(
-            on_event=self._on_event, on_report=self._dispatcher.report, on_fatal=self._on_fatal
-        )
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
-        self._serving.add_done_callback(self._on_server_ended)
-
-    async def start(self) -> None:
-        """Compiles, starts the workers and waits for the first. Raises ServeError."""
-        for spec in await self._compile():
-            self.catalog[spec.name] = spec
-            self._dispatcher.feed(ModelAdded(spec))
-        self._supervisor.start()
-        if self._num_workers:
-            await self._has_worker.wait()
-        # What is here now stays until the end: no use in looking at it in every collection.
-        gc.collect()
-        gc.freeze()
-        self._lifecycle.serve()
-
-    async def drain(self) -> None:
-        """/readyz says no, then everything new is refused, then what was admitted is answered."""
-        self._lifecycle.drain()
-        await asyncio.sleep(self._config.drain_s)
-        self._lifecycle.refuse()
-        await asyncio.sleep(REFUSE_AT_LEAST_S)
-        try:
-            await asyncio.wait_for(self._dispatcher.wait_idle(), ANSWER_GRACE_S)
-        except TimeoutError:
-            logger.error(
-                "%d requests still wait for an answer: given up", self._dispatcher.num_open
-            )
-
-    def hurry(self) -> None:
-        """What is left of `close` must not wait for anybody."""
-        self._server.force_exit = True
-        self._worker_grace_s = 0.0
-
-    async def close(self) -> None:
-        """Ends HTTP, workers and link; nothing of them is left."""
-        self._server.should_exit = True
-        self._dispatcher.close()
-        self._link.close("the gateway stops")  # first, as a worker that we stop is not a lost one
-        try:
-            await self._supervisor.stop(self._worker_grace_s)
-        finally:
-            await self._serving
-            if self.broken.done():
-                self.broken.exception()  # asked for, as it may not have been
-
-    async def _compile(self) -> list[ModelSpec]:
-        file = self._directory / "catalog.json"
-        command = [sys.executable, "-m", "gpuworker", "compile", "--catalog-out", str(file)]
-        try:
-            specs = await run_compile([*command, *self._common_flags()], file)
-        except CompileError as error:
-            raise ServeError(str(error), exit_code=error.exit_code) from error
-        if all(spec.unavailable_reason is not None for spec in specs):
-            reasons = "; ".join(f"{spec.name}: {spec.unavailable_reason}" for spec in specs)
-            raise ServeError(f"no model can be served: {reasons}")
-        return specs
-
-    def _worker_command(self, index: int) -> list[str]:
-        command = [sys.executable, "-m", "gpuworker", "run", "--connect", self._workers_address]
-        command += ["--name", f"local-{index}", "--cache-mb", str(self._config.cache_mb)]
-        return [*command, "--die-with-parent", *self._common_flags()]
-
-    def _common_flags(self) -> list[str]:
-        flags = ["--page-mb", str(self._config.page_mb)]
-        flags += ["--cache-dir", str(host_process.cache_dir(self._config))]
-        if self._config.models_dir is not None:
-            flags += ["--models", self._config.models_dir]
-        if self._emulation is not None:
-            flags += ["--emulate", self._emulation.name]
-        return flags
-
-    def _on_event(self, event: Event) -> None:
-        self._dispatcher.feed(event)
-        if isinstance(event, WorkerJoined):
-            self._has_worker.set()
-
-    def _on_worker_exit(self, ended: WorkerExit) -> None:
-        self._link.probe()
-        if self._has_worker.is_set():
-            return
-        self._failed_starts += 1
-        if ended.restart_delay_ns is None or self._failed_starts >= MAX_FAILED_STARTS:
-            self._break(
-                ServeError(
-                    f"workers do not start: exit code {ended.exit_code}, see the lines above"
-                )
-            )
-
-    def _on_fatal(self, error: Exception) -> None:
-        self._break(ServeError(f"stopped by a fault of its own: {type(error).__name__}: {error}"))
-
-    def _on_server_ended(self, serving: asyncio.Task[None]) -> None:
-        if not self._server.should_exit:
-            error = None if serving.cancelled() else serving.exception()
-            self._break(ServeError(f"the HTTP server ended by itself: {error!r}"))
-
-    def _break(self, error: ServeError) -> None:
-        if not self.broken.done():
-            self.broken.set_exception(error)

@@ -36,7 +36,9 @@ SWITCH_INTERVAL_S = 0.0005
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 broken, 2 unusable settings, 3 refused by the gateway."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
     try:
         exit_code: int = args.command(args)
         return exit_code
@@ -183,6 +185,13 @@ def _parser() -> argparse.ArgumentParser:
         "--emulate",
         metavar="NAME",
         help=f"no hardware, durations of a published profile: {', '.join(EMULATIONS)}",
+    )
+
+    common.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="what goes to stderr (default: %(default)s)",
     )
 
     run = commands.add_parser(

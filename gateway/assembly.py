@@ -1,0 +1,223 @@
+"""Assembly: the parts of a gateway process, wired together, from `open` to `close`.
+
+Owns who is told of what, and the order in which parts start and end. It must never decide about a
+request, nor when to stop: `serve` does that.
+"""
+
+import asyncio
+import gc
+import logging
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from gateway import host_process
+from gateway.app import create_app
+from gateway.config import MEBIBYTE, GatewayConfig
+from gateway.dispatcher import Dispatcher
+from gateway.host_process import ServeError
+from gateway.lifecycle import Lifecycle
+from gateway.metrics import Metrics
+from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile
+from gateway.worker_link import BindError, WorkerLink
+from scheduler import __version__
+from scheduler.events import Event, ModelAdded, WorkerJoined
+from scheduler.scheduler import Scheduler
+from scheduler.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+# Longer than any SLO worth waiting for at the end, and within Kubernetes' usual 30 s in all.
+ANSWER_GRACE_S = 20.0
+# On SIGTERM a worker finishes its batch: the demo's longest takes a second.
+WORKER_GRACE_S = 5.0
+# Clients that come when nothing is in flight any more still hear "draining", not a reset.
+REFUSE_AT_LEAST_S = 0.5
+# A worker that ends this often before any has joined will not join at all.
+MAX_FAILED_STARTS = 4
+# Load balancers keep idle connections for 60 s; the server must not be the first to close.
+KEEP_ALIVE_S = 75
+FLUSH_GRACE_S = 5  # for answers that clients are slow to read
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would stop listening before we have drained."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Assembly:
+    """Made on the running event loop; nothing happens before `open`. Raises ServeError."""
+
+    def __init__(self, config: GatewayConfig, *, directory: Path, log_level: str) -> None:
+        emulation = host_process.emulation_of(config)
+        self._config = config
+        self._emulation = emulation
+        self._directory = directory
+        self._log_level = log_level
+        self._workers_address = f"ipc://{directory}/workers"
+        self._num_workers = config.workers if emulation is None else emulation.num_devices
+        self._worker_grace_s = WORKER_GRACE_S
+        self._has_worker = asyncio.Event()
+        self._failed_starts = 0
+        # Done when we cannot go on: a part of ours ended that must not, or workers never start.
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.catalog: dict[str, ModelSpec] = {}  # filled once, when compiling is done
+        self._lifecycle = Lifecycle()
+        scheduler = Scheduler()
+        metrics = Metrics(version=__version__, page_bytes=config.page_mb * MEBIBYTE)
+        addresses = [self._workers_address]
+        if config.worker_bind is not None:
+            addresses.append(config.worker_bind)
+        try:
+            self._link = WorkerLink(addresses, self.catalog, clock=time.monotonic_ns)
+        except BindError as error:
+            raise ServeError(str(error)) from error
+        self._dispatcher = Dispatcher(
+            scheduler,
+            self._link,
+            clock=time.monotonic_ns,
+            timer=asyncio.get_running_loop(),
+            on_fatal=self._on_fatal,
+            observers=[metrics],
+        )
+        self._supervisor = Supervisor(
+            self._num_workers, self._worker_command, on_exit=self._on_worker_exit
+        )
+        app = create_app(
+            config,
+            self._dispatcher,
+            scheduler,
+            self.catalog,
+            metrics=metrics,
+            lifecycle=self._lifecycle,
+        )
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=FLUSH_GRACE_S,
+                backlog=host_process.BACKLOG,
+            )
+        )
+
+    def open(self, listener: socket.socket) -> None:
+        """From now on HTTP is answered and workers are heard."""
+        self._link.start(
+            on_event=self._on_event, on_report=self._dispatcher.report, on_fatal=self._on_fatal
+        )
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        self._serving.add_done_callback(self._on_server_ended)
+
+    async def start(self) -> None:
+        """Compiles, starts the workers and waits for the first. Raises ServeError."""
+        for spec in await self._compile():
+            self.catalog[spec.name] = spec
+            self._dispatcher.feed(ModelAdded(spec))
+        self._supervisor.start()
+        if self._num_workers:
+            await self._has_worker.wait()
+        # What is here now stays until the end: no use in looking at it in every collection.
+        gc.collect()
+        gc.freeze()
+        self._lifecycle.serve()
+
+    async def drain(self) -> None:
+        """/readyz says no, then everything new is refused, then what was admitted is answered."""
+        self._lifecycle.drain()
+        await asyncio.sleep(self._config.drain_s)
+        self._lifecycle.refuse()
+        await asyncio.sleep(REFUSE_AT_LEAST_S)
+        try:
+            await asyncio.wait_for(self._dispatcher.wait_idle(), ANSWER_GRACE_S)
+        except TimeoutError:
+            logger.error(
+                "%d requests still wait for an answer: given up", self._dispatcher.num_open
+            )
+
+    def hurry(self) -> None:
+        """What is left of `close` must not wait for anybody."""
+        self._server.force_exit = True
+        self._worker_grace_s = 0.0
+
+    async def close(self) -> None:
+        """Ends HTTP, workers and link; nothing of them is left."""
+        self._server.should_exit = True
+        self._dispatcher.close()
+        self._link.close("the gateway stops")  # first, as a worker that we stop is not a lost one
+        try:
+            await self._supervisor.stop(self._worker_grace_s)
+        finally:
+            await asyncio.wait({self._serving})
+            if self.broken.done():
+                self.broken.exception()  # asked for, as it may not have been
+
+    async def _compile(self) -> list[ModelSpec]:
+        file = self._directory / "catalog.json"
+        command = [sys.executable, "-m", "gpuworker", "compile", "--catalog-out", str(file)]
+        try:
+            specs = await run_compile([*command, *self._common_flags()], file)
+        except CompileError as error:
+            raise ServeError(str(error), exit_code=error.exit_code) from error
+        if all(spec.unavailable_reason is not None for spec in specs):
+            reasons = "; ".join(f"{spec.name}: {spec.unavailable_reason}" for spec in specs)
+            raise ServeError(f"no model can be served: {reasons}")
+        return specs
+
+    def _worker_command(self, index: int) -> list[str]:
+        command = [sys.executable, "-m", "gpuworker", "run", "--connect", self._workers_address]
+        command += ["--name", f"local-{index}", "--cache-mb", str(self._config.cache_mb)]
+        return [*command, "--die-with-parent", *self._common_flags()]
+
+    def _common_flags(self) -> list[str]:
+        flags = ["--page-mb", str(self._config.page_mb), "--log-level", self._log_level]
+        flags += ["--cache-dir", str(host_process.cache_dir(self._config))]
+        if self._config.models_dir is not None:
+            flags += ["--models", self._config.models_dir]
+        if self._emulation is not None:
+            flags += ["--emulate", self._emulation.name]
+        return flags
+
+    def _on_event(self, event: Event) -> None:
+        self._dispatcher.feed(event)
+        if isinstance(event, WorkerJoined):
+            self._has_worker.set()
+
+    def _on_worker_exit(self, ended: WorkerExit) -> None:
+        self._link.probe()
+        if self._has_worker.is_set():
+            return
+        self._failed_starts += 1
+        if ended.restart_delay_ns is None or self._failed_starts >= MAX_FAILED_STARTS:
+            self._break(
+                ServeError(
+                    f"workers do not start: exit code {ended.exit_code}, see the lines above"
+                )
+            )
+
+    def _on_fatal(self, error: Exception) -> None:
+        self._break(ServeError(f"stopped by a fault of its own: {type(error).__name__}: {error}"))
+
+    def _on_server_ended(self, serving: asyncio.Task[None]) -> None:
+        if not self._server.should_exit:
+            error = None if serving.cancelled() else serving.exception()
+            self._break(ServeError(f"the HTTP server ended by itself: {error!r}"))
+
+    def _break(self, error: ServeError) -> None:
+        if not self.broken.done():
+            self.broken.set_exception(error)

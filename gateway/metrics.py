@@ -1,8 +1,9 @@
 """Prometheus metrics of the gateway: counted in plain Python, shown on demand.
 
-It owns names, labels and buckets. It is told of events and commands by the dispatcher (as its
+It owns names, labels and gauges. It is told of events and commands by the dispatcher (as its
 Observer) and of answers by the endpoints; gauges are read from the scheduler when somebody looks.
-It must never slow the hot path and never let a client choose a label: models are those of the catalogue, reasons those of the error table.
+It must never slow the hot path and never let a client choose a label: models are those of the
+catalogue, reasons those of the error table.
 """
 
 from collections import Counter

@@ -1,0 +1,221 @@
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.metrics import MAX_WORKER_NAMES, Metrics
+from gateway.tallies import ModelTallies, Tally
+from scheduler.actions import (
+    Code,
+    EvictResult,
+    EvictWeights,
+    Infer,
+    InferResult,
+    LoadResult,
+    LoadWeights,
+    Result,
+    Span,
+)
+from scheduler.events import (
+    ActionFinished,
+    Command,
+    Event,
+    Reply,
+    Send,
+    Tick,
+    WorkerJoined,
+    WorkerLost,
+)
+from tests.gateway.http_doubles import PuppetDevice, PuppetScheduler, model_spec, ms, served
+
+NOW = ms(1000)
+
+
+class Observed:
+    """Metrics with what they show."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics(version="1.2.3", page_bytes=16 << 20)
+        self._registry = CollectorRegistry()
+        self._registry.register(self.metrics)
+
+    def event(self, event: Event, *commands: Command) -> None:
+        self.metrics.on_event(event, NOW)
+        self.metrics.on_commands(event, commands, NOW)
+
+    def finished(self, result: Result, worker_id: str = "w#1-1") -> None:
+        self.event(ActionFinished(worker_id, result))
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self._registry.get_sample_value(f"remontoir_{name}", labels)
+
+
+def infer(action_id: int, *rows: int, expected_ns: int = ms(2)) -> Send:
+    ids = tuple(range(len(rows)))
+    return Send("w#1-1", Infer(action_id, "mlp", sum(rows), ids, rows, 0, 0, expected_ns))
+
+
+def span(duration_ns: int) -> Span:
+    return Span(0, duration_ns + 5, duration_ns)
+
+
+def test_a_tally_counts_a_value_on_a_bound_below_it() -> None:
+    tally = Tally([1, 10])
+    for value in (0, 1, 2, 10, 11):
+        tally.observe(value)
+    assert tally.buckets(1) == [("1.0", 2.0), ("10.0", 4.0), ("+Inf", 5.0)]
+    assert tally.total == 24
+
+
+def test_served_requests_are_counted_with_their_figures() -> None:
+    observed = Observed()
+    tallies = observed.metrics.of_model("mlp")
+    figures = served(predicted_ns=ms(5), queue_ns=ms(1.5), is_cold_start=True)
+    tallies.observe_served(figures, latency_ns=ms(4), slo_ns=ms(50))
+    tallies.observe_served(served(), latency_ns=ms(6), slo_ns=ms(50))
+    assert observed.value("requests_total", model="mlp", outcome="served", reason="") == 2
+    assert observed.value("cold_starts_total", model="mlp") == 1
+    assert observed.value("request_duration_seconds_count", model="mlp") == 2
+    assert observed.value("request_duration_seconds_sum", model="mlp") == pytest.approx(0.01)
+    assert observed.value("request_duration_seconds_bucket", model="mlp", le="0.005") == 1
+    assert observed.value("queue_duration_seconds_bucket", model="mlp", le="0.002") == 2
+    assert observed.value("slack_seconds_bucket", model="mlp", le="0.05") == 2
+    assert observed.value("slack_seconds_bucket", model="mlp", le="0.02") == 0
+    # the first was 1 ms faster than predicted, the second 1 ms slower
+    error = {"model": "mlp", "kind": "request"}
+    assert observed.value("prediction_error_seconds_bucket", **error, le="-0.001") == 1
+    assert observed.value("prediction_error_seconds_bucket", **error, le="0.0") == 1
+    assert observed.value("prediction_error_seconds_bucket", **error, le="0.001") == 2
+    # OpenMetrics has no sum, and so no count, where a bucket is negative
+    assert observed.value("prediction_error_seconds_bucket", **error, le="+Inf") == 2
+    assert observed.value("prediction_error_seconds_sum", **error) is None
+
+
+def test_refusals_are_counted_by_outcome_and_reason() -> None:
+    observed = Observed()
+    tallies = observed.metrics.of_model("mlp")
+    tallies.observe_refused("rejected", "cold_model", latency_ns=ms(0.1))
+    tallies.observe_refused("expired", "deadline_exceeded_queued", latency_ns=ms(50))
+    observed.metrics.observe_unnamed("invalid", "not_found")
+    observed.metrics.observe_unnamed("rejected", "overloaded")
+    rejected = {"model": "mlp", "reason": "cold_model"}
+    assert observed.value("requests_total", outcome="rejected", **rejected) == 1
+    assert observed.value("rejections_total", **rejected) == 1
+    assert observed.value("rejections_total", model="", reason="overloaded") == 1
+    assert observed.value("rejections_total", model="", reason="not_found") is None
+    assert observed.value("requests_total", model="", outcome="invalid", reason="not_found") == 1
+    assert observed.value("request_duration_seconds_bucket", model="mlp", le="0.0005") == 1
+
+
+def test_executions_are_counted_with_rows_duration_and_error_of_the_prediction() -> None:
+    observed = Observed()
+    observed.event(Tick(), infer(1, 1, 2), Reply(1, served()))
+    observed.finished(InferResult(1, Code.OK, exec=span(ms(3))))
+    assert observed.value("batch_size_bucket", model="mlp", le="2.0") == 0
+    assert observed.value("batch_size_bucket", model="mlp", le="3.0") == 1
+    assert observed.value("exec_duration_seconds_sum", model="mlp") == pytest.approx(0.003)
+    error = {"model": "mlp", "kind": "exec"}  # 1 ms above what was expected
+    assert observed.value("prediction_error_seconds_bucket", **error, le="0.0005") == 0
+    assert observed.value("prediction_error_seconds_bucket", **error, le="0.001") == 1
+    assert observed.value("action_results_total", action="infer", code="ok") == 1
+
+
+def test_loads_and_evictions_are_counted() -> None:
+    observed = Observed()
+    observed.event(
+        Tick(),
+        Send("w#1-1", LoadWeights(1, "mlp", 2, 0, 0, ms(10))),
+        Send("w#1-1", LoadWeights(2, "mlp", 2, 0, 0, ms(10))),
+        Send("w#1-1", EvictWeights(3, "mlp", 0, 0)),
+        Send("w#1-1", EvictWeights(4, "mlp", 0, 0)),
+    )
+    observed.finished(LoadResult(1, Code.OK, load=span(ms(8))))
+    observed.finished(LoadResult(2, Code.LOAD_FAILED))
+    observed.finished(EvictResult(3, Code.OK))
+    observed.finished(EvictResult(4, Code.WEIGHTS_IN_USE))
+    assert observed.value("loads_total", model="mlp", result="ok") == 1
+    assert observed.value("loads_total", model="mlp", result="failed") == 1
+    assert observed.value("load_duration_seconds_sum", model="mlp") == pytest.approx(0.008)
+    error = {"model": "mlp", "kind": "load"}  # 2 ms below
+    assert observed.value("prediction_error_seconds_bucket", **error, le="-0.005") == 0
+    assert observed.value("prediction_error_seconds_bucket", **error, le="-0.002") == 1
+    assert observed.value("evictions_total", model="mlp") == 1
+    assert observed.value("action_results_total", action="evict", code="weights_in_use") == 1
+
+
+def test_a_failed_execution_has_no_duration() -> None:
+    observed = Observed()
+    observed.event(Tick(), infer(1, 1))
+    observed.finished(InferResult(1, Code.TOO_LATE))
+    assert observed.value("exec_duration_seconds_count", model="mlp") == 0
+    assert observed.value("action_results_total", action="infer", code="too_late") == 1
+
+
+def test_unknown_doubled_and_orphaned_results_are_not_counted() -> None:
+    observed = Observed()
+    observed.event(Tick(), infer(1, 1), infer(2, 1))
+    observed.finished(InferResult(9, Code.OK, exec=span(ms(3))))
+    observed.finished(InferResult(1, Code.OK, exec=span(ms(3))), worker_id="other#1-1")
+    observed.finished(InferResult(1, Code.OK, exec=span(ms(3))))
+    observed.finished(InferResult(1, Code.OK, exec=span(ms(3))))
+    observed.event(WorkerLost("w#1-1", "silent"))
+    observed.finished(InferResult(2, Code.OK, exec=span(ms(3))))
+    assert observed.value("exec_duration_seconds_count", model="mlp") == 1
+    assert observed.metrics._sent == {}
+
+
+def joined(worker_id: str) -> WorkerJoined:
+    return WorkerJoined(worker_id, PuppetDevice({}).spec, (), ())
+
+
+def test_a_worker_is_up_by_its_name_whatever_its_incarnation() -> None:
+    observed = Observed()
+    observed.event(joined("w#1-1"))
+    assert observed.value("worker_up", worker="w") == 1
+    observed.event(joined("w#2-1"))  # it is back before the loss of the first is noticed
+    observed.event(WorkerLost("w#1-1", "silent"))
+    assert observed.value("worker_up", worker="w") == 1
+    observed.event(WorkerLost("w#2-1", "silent"))
+    assert observed.value("worker_up", worker="w") == 0
+
+
+def test_workers_names_are_bounded() -> None:
+    observed = Observed()
+    for number in range(MAX_WORKER_NAMES + 5):
+        observed.event(joined(f"w{number}#1-1"))
+    assert observed.value("worker_up", worker="w0") == 1
+    assert observed.value("worker_up", worker=f"w{MAX_WORKER_NAMES}") is None
+
+
+def test_gauges_are_read_from_the_scheduler() -> None:
+    observed = Observed()
+    assert observed.value("queue_depth", model="mlp") is None
+    scheduler = PuppetScheduler({"mlp": model_spec()})
+    scheduler.devices = {"w#1-1": PuppetDevice({}), "w#2-1": PuppetDevice({})}
+    scheduler.anomalies = {"unknown_action": 4}
+    observed.metrics.watch(scheduler)
+    assert observed.value("queue_depth", model="mlp") == 3
+    assert observed.value("weights_pages", worker="w", state="free") == 124
+    assert observed.value("weights_page_bytes") == 16 << 20
+    assert observed.value("anomalies_total", kind="unknown_action") == 4
+    assert observed.value("build_info", version="1.2.3") == 1
+
+
+def test_every_name_begins_with_the_prefix_and_ends_with_its_unit() -> None:
+    observed = Observed()
+    observed.metrics.watch(PuppetScheduler({}))
+    names: dict[str, Any] = {family.name: family for family in observed.metrics.collect()}
+    for name, family in names.items():
+        assert name.startswith("remontoir_")
+        assert family.documentation
+        if family.type == "histogram":
+            assert name.endswith(("_seconds", "_batch_size"))
+    assert len(names) == 19
+
+
+def test_nothing_is_allocated_per_figure() -> None:
+    tallies = ModelTallies()
+    for _ in range(100):
+        tallies.observe_served(served(), latency_ns=ms(4), slo_ns=ms(50))
+    assert len(tallies.outcomes) == 1
+    assert sum(tallies.request_ns.counts) == 100

@@ -1,0 +1,262 @@
+"""openapi.yaml, the error table, the core's reasons and the app, walked against each other."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.app import INFER_PATH
+from gateway.datatypes import DATATYPES
+from gateway.errors import PROBLEMS, ErrorBody
+from gateway.infer_body import (
+    InferBody,
+    InferReply,
+    InputTensor,
+    OutputTensor,
+    PhaseFigures,
+    RequestedOutput,
+    RequestParameters,
+    SloFigures,
+)
+from gateway.routes import ModelEntry, TensorEntry, read_contract
+from gateway.slo import MAX_SLO_MS
+from scheduler.device import WeightsState
+from scheduler.events import Reason
+from tests.gateway.http_doubles import (
+    Bench,
+    PuppetDevice,
+    fp32,
+    mlp_body,
+    model_spec,
+)
+
+CONTRACT = read_contract()
+SCHEMAS = CONTRACT["components"]["schemas"]
+# Not part of the contract: they show it.
+UNDOCUMENTED = {"/docs", "/docs/oauth2-redirect", "/openapi.json"}
+
+
+def resolved(node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        found: Any = CONTRACT
+        for key in node["$ref"].removeprefix("#/").split("/"):
+            found = found[key]
+        node = found
+    return node
+
+
+def references(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "$ref":
+                yield value
+            else:
+                yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in CONTRACT["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+def error_responses() -> Iterator[tuple[int, dict[str, Any]]]:
+    for _, _, operation in operations():
+        for status, response in operation["responses"].items():
+            if status != "200":
+                yield int(status), resolved(response)
+
+
+def names_of(struct: type[msgspec.Struct]) -> set[str]:
+    return {field.encode_name for field in msgspec.structs.fields(struct)}
+
+
+def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
+    used = set(references(CONTRACT))
+    for reference in used:
+        assert resolved({"$ref": reference})
+    for kind, members in CONTRACT["components"].items():
+        for name in members:
+            assert f"#/components/{kind}/{name}" in used
+
+
+def test_app_and_contract_have_the_same_routes() -> None:
+    routes = {
+        (route.path, method.lower())  # type: ignore[attr-defined]
+        for route in Bench().app.routes.routes
+        for method in route.methods  # type: ignore[attr-defined]
+        if method != "HEAD" and route.path not in UNDOCUMENTED  # type: ignore[attr-defined]
+    }
+    documented = {(path, method) for path, method, _ in operations()}
+    assert documented == routes | {(INFER_PATH, "post")}
+
+
+def test_every_reason_is_in_the_table_the_schema_and_an_example() -> None:
+    assert set(SCHEMAS["Reason"]["enum"]) == set(PROBLEMS)
+    assert {reason.value for reason in Reason} <= set(PROBLEMS)
+    infer = CONTRACT["paths"][INFER_PATH]["post"]["responses"]
+    shown = {
+        name
+        for status, response in infer.items()
+        if status != "200"
+        for name in resolved(response)["content"]["application/problem+json"]["examples"]
+    }
+    assert shown == set(PROBLEMS)
+
+
+def test_examples_of_errors_are_what_the_table_would_say() -> None:
+    required = set(SCHEMAS["Error"]["required"])
+    for status, response in error_responses():
+        may_retry = False
+        for reason, example in response["content"]["application/problem+json"]["examples"].items():
+            row, value = PROBLEMS[reason], example["value"]
+            assert (value["reason"], value["status"], value["title"]) == (
+                reason,
+                status,
+                row.title,
+            )
+            assert row.status == status
+            assert value["type"].endswith(f":{reason}")
+            assert value["error"] == value["detail"]
+            assert required <= set(value) <= names_of(ErrorBody)
+            assert ("retry_after_ms" in value) is row.may_retry
+            may_retry |= row.may_retry
+        assert ("retry-after" in response["headers"]) is may_retry
+
+
+def test_every_route_documents_the_errors_that_all_have() -> None:
+    for _, _, operation in operations():
+        assert {"200", "405", "500"} <= set(operation["responses"])
+
+
+@pytest.mark.parametrize(
+    ("schema", "struct"),
+    [
+        ("InferRequest", InferBody),
+        ("InputTensor", InputTensor),
+        ("RequestedOutput", RequestedOutput),
+        ("InferReply", InferReply),
+        ("OutputTensor", OutputTensor),
+        ("Error", ErrorBody),
+        ("Model", ModelEntry),
+        ("ModelTensor", TensorEntry),
+    ],
+)
+def test_schemas_have_the_members_of_our_structs(schema: str, struct: type[msgspec.Struct]) -> None:
+    assert set(SCHEMAS[schema]["properties"]) == names_of(struct)
+    optional = {f.encode_name for f in msgspec.structs.fields(struct) if not f.required}
+    assert set(SCHEMAS[schema]["required"]) - optional <= names_of(struct)
+
+
+def test_inner_schemas_have_the_members_of_our_structs() -> None:
+    reply, request = SCHEMAS["InferReply"]["properties"], SCHEMAS["InferRequest"]["properties"]
+    assert set(reply["slo"]["required"]) == names_of(SloFigures)
+    assert set(reply["timing_ms"]["required"]) == names_of(PhaseFigures)
+    assert set(request["parameters"]["properties"]) == names_of(RequestParameters)
+
+
+def test_values_that_have_names_are_those_of_the_code() -> None:
+    assert SCHEMAS["Datatype"]["enum"] == list(DATATYPES)
+    assert SCHEMAS["InferRequest"]["properties"]["slo_ms"]["maximum"] == MAX_SLO_MS
+    states = SCHEMAS["Model"]["properties"]["devices"]["items"]["properties"]["state"]["enum"]
+    assert states == [state.value for state in WeightsState]
+
+
+def test_examples_of_requests_are_served_and_answered_like_the_example() -> None:
+    operation = CONTRACT["paths"][INFER_PATH]["post"]
+    examples = operation["requestBody"]["content"]["application/json"]["examples"]
+
+    async def story() -> None:
+        for example in examples.values():
+            body = example["value"]
+            rows = body["inputs"][0]["shape"][0]
+            answer = await Bench().served(body, ((rows, 2), fp32(*[0.5] * 2 * rows)))
+            check(answer, SCHEMAS["InferReply"], "reply")
+
+    asyncio.run(story())
+    for example in operation["responses"]["200"]["content"]["application/json"][
+        "examples"
+    ].values():
+        check(example["value"], SCHEMAS["InferReply"], "example")
+
+
+def test_answers_of_the_other_routes_fit_their_schemas_and_so_do_the_examples() -> None:
+    async def story() -> None:
+        bench = Bench(model_spec(), model_spec("bad", unavailable_reason="not ONNX"))
+        bench.scheduler.devices["w#1-1"] = PuppetDevice({})
+        for path in ("/livez", "/readyz", "/models", "/models/mlp", "/models/bad"):
+            template = "/models/{name}" if path.startswith("/models/") else path
+            media = CONTRACT["paths"][template]["get"]["responses"]["200"]["content"]
+            answer = await bench.get(path)
+            assert answer.status == 200
+            check(answer.json, media["application/json"]["schema"], path)
+            for example in media["application/json"]["examples"].values():
+                value = resolved(example)["value"]
+                check(value, media["application/json"]["schema"], f"example of {path}")
+
+    asyncio.run(story())
+
+
+def test_errors_fit_their_schema() -> None:
+    async def story() -> None:
+        bench = Bench()
+        for client in (
+            await bench.post(b""),
+            await bench.post(mlp_body(model="nope")),
+            await bench.get("/nope"),
+            await bench.get("/readyz"),
+        ):
+            assert client.status >= 400
+            check(client.json, SCHEMAS["Error"], "error")
+
+    asyncio.run(story())
+
+
+def test_a_checker_that_finds_nothing_would_be_noticed() -> None:
+    with pytest.raises(AssertionError):
+        check({"live": 1}, CONTRACT["paths"]["/livez"]["get"]["responses"]["200"]["content"]
+              ["application/json"]["schema"], "livez")  # fmt: skip
+    with pytest.raises(AssertionError, match="model_version"):
+        check({"model_name": "x"}, SCHEMAS["InferReply"], "reply")
+
+
+def check(value: Any, schema: dict[str, Any], where: str) -> None:
+    """The part of JSON Schema that our contract uses; objects have no undocumented members."""
+    schema = resolved(schema)
+    types = schema.get("type", [])
+    types = [types] if isinstance(types, str) else types
+    assert not types or any(_is(value, name) for name in types), f"{where}: {value!r} is no {types}"
+    if "enum" in schema:
+        assert value in schema["enum"], where
+    if "const" in schema:
+        assert value == schema["const"], where
+    if isinstance(value, dict):
+        missing = set(schema.get("required", [])) - set(value)
+        assert not missing, f"{where}: {missing} missing"
+        properties = schema.get("properties", {})
+        for key, member in value.items():
+            other = schema.get("additionalProperties")
+            assert key in properties or other, f"{where}: {key} is not in the contract"
+            check(member, properties.get(key, other), f"{where}.{key}")
+    elif isinstance(value, list) and "items" in schema:
+        for index, item in enumerate(value):
+            check(item, schema["items"], f"{where}[{index}]")
+
+
+def _is(value: Any, name: str) -> bool:
+    if isinstance(value, bool):
+        return name == "boolean"
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "null": type(None),
+    }
+    return name in kinds and isinstance(value, kinds[name])

@@ -84,6 +84,8 @@ class Membership:
             namesake.newcomer = (identity, hello, self._clock())
             self._ping(namesake)
             return
+        if namesake is not None:
+            self._refuse_newcomer(namesake)  # the process it wanted to replace lives
         for old in (namesake, self.by_identity.get(identity)):
             if old is not None:
                 self.lose(old, "it said Hello again")
@@ -98,10 +100,7 @@ class Membership:
             now=self._clock(),
         )
         if session.newcomer is not None and pong.ping_sent_ns >= session.newcomer[2]:
-            identity, hello, _ = session.newcomer
-            session.newcomer = None
-            logger.warning("refused a second worker named %s", hello.name)
-            self._transmit(identity, Refused(f"the name {hello.name} is in use by a live worker"))
+            self._refuse_newcomer(session)
         if session.has_joined:
             return is_sound
         if session.clock_offset.num_samples < CALIBRATION_PINGS:
@@ -172,6 +171,12 @@ class Membership:
             self._ping(session)
         else:
             self.lose(session, "its connection is gone")
+
+    def _refuse_newcomer(self, session: Session) -> None:
+        if session.newcomer is not None:
+            identity, session.newcomer = session.newcomer[0], None
+            logger.warning("refused a second worker named %s", session.name)
+            self._transmit(identity, Refused(f"the name {session.name} is in use by a live worker"))
 
     def _ping(self, session: Session) -> None:
         if not self._transmit(session.identity, Ping(self._clock())):

@@ -127,7 +127,9 @@ def test_an_expired_request_may_not_retry() -> None:
 def test_unread_bodies_and_draining_close_the_connection() -> None:
     for reason in PROBLEMS:
         headers = dict(REPLIES.build(reason, "why", request_id="r").headers)
-        assert (headers.get(b"connection") == b"close") is (reason in {"too_large", "timeout", "draining"})
+        assert (headers.get(b"connection") == b"close") is (
+            reason in {"too_large", "timeout", "draining"}
+        )
 
 
 def test_allow_is_a_header() -> None:

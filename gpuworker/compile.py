@@ -5,26 +5,31 @@ own: a model that crashes the engine, or never ends, becomes an unavailable one.
 does may raise out of here.
 """
 
-import multiprocessing
 import os
 import signal
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gpuworker import linux
 from gpuworker.artifact_cache import Artifact, ArtifactCache
-from gpuworker.compile_model import PLATFORM, CompileError, compile_model
+from gpuworker.compile_model import (
+    PLATFORM,
+    CompileAnswer,
+    CompileError,
+    CompileOrder,
+)
 from gpuworker.engines.onnxruntime import engine_key
 from gpuworker.model_store import RepositoryModel, scan_repository
 from scheduler.spec import ModelProfile, ModelSpec
 
 # The largest demo model takes 10 s; a model that takes this long is not coming back.
 COMPILE_TIMEOUT_S = 600.0
+COMPILE_COMMAND = (sys.executable, "-m", "gpuworker.compile_model")
 
 
 def compile_repository(
@@ -70,7 +75,10 @@ def _spec_of(model: RepositoryModel, artifacts: ArtifactCache, *, page_bytes: in
             stored = artifacts.find(*identity)
             if stored is None:
                 stored = artifacts.store(
-                    *identity, lambda directory: _in_own_process(model, directory, page_bytes)
+                    *identity,
+                    lambda directory: compile_in_own_process(
+                        model, directory, page_bytes=page_bytes
+                    ),
                 )
     except (CompileError, OSError) as error:
         return _unavailable(model, str(error))
@@ -93,67 +101,43 @@ def _unavailable(model: RepositoryModel, reason: str) -> ModelSpec:
     )
 
 
-def _in_own_process(
+def compile_in_own_process(
     model: RepositoryModel,
     directory: Path,
+    *,
     page_bytes: int,
+    command: Sequence[str] = COMPILE_COMMAND,
     timeout_s: float = COMPILE_TIMEOUT_S,
-    target: Callable[..., Artifact] = compile_model,
 ) -> Artifact:
-    """Compile in a child process. Raises CompileError, also where the child dies or never ends."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(
-        target=_child, args=(sender, target, model, directory, page_bytes, os.getpid()), daemon=True
-    )
-    child.start()
-    sender.close()
+    """Fill `directory` by a child process. Raises CompileError, also where it dies or never ends.
+
+    The child reads one CompileOrder from its standard input and writes one CompileAnswer to its
+    standard output.
+    """
+    order = CompileOrder(model, directory, page_bytes, os.getpid())
+    # What is importable here is importable there, however this process was started.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
-        if not receiver.poll(timeout_s):
-            raise CompileError(f"compiling it took longer than {timeout_s:g} s")
-        answer = receiver.recv_bytes()
-    except EOFError as error:
-        child.join()
-        raise CompileError(f"compiling it ended its process ({_death(child.exitcode)})") from error
-    finally:
-        child.kill()
-        child.join()
-        child.close()
-        receiver.close()
-    decoded = msgspec.json.decode(answer, type=_Answer)
-    if decoded.artifact is None:
-        raise CompileError(decoded.error)
-    return decoded.artifact
-
-
-class _Answer(msgspec.Struct):
-    artifact: Artifact | None = None
-    error: str = ""
-
-
-def _child(
-    sender: Connection,
-    target: Callable[..., Artifact],
-    model: RepositoryModel,
-    directory: Path,
-    page_bytes: int,
-    parent_pid: int,
-) -> None:
-    linux.die_with_parent()
-    if os.getppid() != parent_pid:
-        return
-    # The terminal's Ctrl-C is the parent's to handle: it kills this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        child = subprocess.run(
+            command,
+            input=order.to_json(),
+            stdout=subprocess.PIPE,
+            timeout=timeout_s,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CompileError(f"compiling it took longer than {timeout_s:g} s") from error
     try:
-        answer = _Answer(artifact=target(model, directory, page_bytes=page_bytes))
-    except CompileError as error:
-        answer = _Answer(error=str(error))
-    except Exception as error:  # the border of this process: the parent makes it the model's reason
-        answer = _Answer(error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-    sender.send_bytes(msgspec.json.encode(answer))
+        answer = msgspec.json.decode(child.stdout, type=CompileAnswer)
+    except msgspec.DecodeError as error:
+        raise CompileError(
+            f"compiling it ended its process ({_death(child.returncode)})"
+        ) from error
+    if answer.artifact is None:
+        raise CompileError(answer.error)
+    return answer.artifact
 
 
-def _death(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        return signal.Signals(-exit_code).name
-    return f"exit code {exit_code}"
+def _death(exit_code: int) -> str:
+    return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"

@@ -75,7 +75,7 @@ def measure_shapes(
         profiles.append(
             ShapeProfile(
                 shape_key=shape_key(probed.inputs, sample),
-                elements=num_elements(sample),
+                elements=num_elements(probed.inputs, sample),
                 exec_ns=times,
             )
         )
@@ -93,8 +93,13 @@ def shape_key(inputs: Sequence[TensorSpec], sample: SampleInputs) -> str:
     return "" if is_fixed else shape_key_of(sample.row_shapes)
 
 
-def num_elements(sample: SampleInputs) -> int:
-    return sum(math.prod(shape) for shape in sample.row_shapes)
+def num_elements(inputs: Sequence[TensorSpec], sample: SampleInputs) -> int:
+    """Elements of one row, in all inputs that have rows."""
+    return sum(
+        math.prod(shape)
+        for tensor, shape in zip(inputs, sample.row_shapes, strict=True)
+        if tensor.batch_axis is not None
+    )
 
 
 def _extrapolated(times: dict[int, int], size: int) -> int:

@@ -1,0 +1,273 @@
+"""The app behind a real server and real sockets, with a puppet for a dispatcher.
+
+What ASGI leaves open is settled here: that uvicorn tells of a disconnect while a request waits,
+ends `receive()` once an answer is out, and closes where an unread body is on its way.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+
+from gateway.app import create_app
+from gateway.config import MEBIBYTE, GatewayConfig
+from scheduler.spec import TensorSpec
+from tests.gateway.http_doubles import Bench, Submitted, fp32, mlp_body, model_spec, outputs, served
+
+MLP_OUTPUTS = outputs(((1, 2), fp32(0.5, 0.25)))
+PATIENCE_S = 20.0  # for a step that takes microseconds: only a hang takes that long
+
+
+def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(story(), PATIENCE_S))
+
+
+class Gateway:
+    """One listening app; `submitted` and `cancelled` are awaited."""
+
+    def __init__(self, bench: Bench, config: GatewayConfig) -> None:
+        self.bench = bench
+        self.submitted: asyncio.Queue[Submitted] = asyncio.Queue()
+        self.cancelled: asyncio.Queue[int] = asyncio.Queue()
+        dispatcher = bench.dispatcher
+        puppet_submit, puppet_cancel = dispatcher.submit, dispatcher.cancel
+
+        def submit(**fields: Any) -> int:
+            request_id = puppet_submit(**fields)
+            self.submitted.put_nowait(dispatcher.submitted[-1])
+            return request_id
+
+        def cancel(request_id: int) -> None:
+            puppet_cancel(request_id)
+            self.cancelled.put_nowait(request_id)
+
+        dispatcher.submit = submit  # type: ignore[method-assign]
+        dispatcher.cancel = cancel  # type: ignore[method-assign]
+        # over a real server timers are the loop's
+        self.app = create_app(
+            config,
+            dispatcher,
+            bench.scheduler,
+            bench.catalog,
+            metrics=bench.metrics,
+            clock=bench.clock,
+            lifecycle=bench.lifecycle,
+        )
+        self.port = 0
+        self.connections: list[Connection] = []
+
+    async def connect(self) -> "Connection":
+        connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.connections.append(connection)
+        return connection
+
+
+class Connection:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    def send(self, body: bytes = b"", *, length: int | None = None, headers: str = "") -> None:
+        num_bytes = len(body) if length is None else length
+        head = f"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: {num_bytes}\r\n{headers}\r\n"
+        self.writer.write(head.encode() + body)
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        body = await self._reader.readexactly(int(headers["content-length"]))
+        return int(head[0].split()[1]), headers, body
+
+    async def is_closed(self) -> bool:
+        try:
+            return await self._reader.read(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@asynccontextmanager
+async def listening(*specs: Any, config: GatewayConfig | None = None) -> AsyncIterator[Gateway]:
+    gateway = Gateway(Bench(*specs), config or GatewayConfig())
+    server = uvicorn.Server(
+        uvicorn.Config(
+            gateway.app,
+            host="127.0.0.1",
+            port=0,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+        )
+    )
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup()
+    gateway.port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield gateway
+    finally:
+        for connection in gateway.connections:
+            connection.close()
+        await server.shutdown()
+
+
+def body_of(request: dict[str, Any]) -> bytes:
+    return json.dumps(request).encode()
+
+
+def bytes_request(size: int) -> tuple[bytes, str]:
+    tensor = {
+        "name": "x",
+        "shape": [1, size],
+        "datatype": "UINT8",
+        "parameters": {"binary_data_size": size},
+    }
+    header = body_of(mlp_body(inputs=[tensor], parameters={"binary_data_output": True}))
+    return header, f"Inference-Header-Content-Length: {len(header)}\r\n"
+
+
+BYTES_MODEL = model_spec(
+    inputs=(TensorSpec("x", "UINT8", (-1, -1)),), outputs=(TensorSpec("y", "UINT8", (-1, -1)),)
+)
+
+
+def test_answers_come_back_one_after_the_other_on_one_connection() -> None:
+    async def story() -> None:
+        async with listening() as gateway:
+            connection = await gateway.connect()
+            for number in ("1", "2", "3"):
+                connection.send(body_of(mlp_body(id=number)))
+                (await gateway.submitted.get()).on_done(served(), MLP_OUTPUTS)
+                status, _, body = await connection.answer()
+                assert (status, json.loads(body)["id"]) == (200, number)
+            assert gateway.bench.dispatcher.cancelled == []
+
+    run(story)
+
+
+def test_pipelined_requests_are_answered_in_their_order() -> None:
+    async def story() -> None:
+        async with listening() as gateway:
+            connection = await gateway.connect()
+            connection.send(body_of(mlp_body(id="1")))
+            connection.send(body_of(mlp_body(id="2")))
+            connection.send(b"{")
+            (await gateway.submitted.get()).on_done(served(), MLP_OUTPUTS)
+            (await gateway.submitted.get()).on_done(served(), MLP_OUTPUTS)
+            answers = [await connection.answer() for _ in range(3)]
+            assert [status for status, _, _ in answers] == [200, 200, 400]
+            assert [json.loads(body).get("id") for _, _, body in answers] == ["1", "2", None]
+
+    run(story)
+
+
+@pytest.mark.parametrize("size", [4, 3 * MEBIBYTE])
+def test_a_client_that_hangs_up_frees_its_request(size: int) -> None:
+    async def story() -> None:
+        async with listening(BYTES_MODEL) as gateway:
+            connection = await gateway.connect()
+            header, headers = bytes_request(size)
+            connection.send(header + bytes(size), headers=headers)
+            request = await gateway.submitted.get()
+            connection.close()
+            assert await gateway.cancelled.get() == request.request_id
+
+    run(story)
+
+
+def test_megabytes_travel_whole_in_both_directions() -> None:
+    async def story() -> None:
+        async with listening(BYTES_MODEL) as gateway:
+            connection = await gateway.connect()
+            data = bytes(range(256)) * 8 * 1024  # 2 MiB
+            header, headers = bytes_request(len(data))
+            connection.send(header + data, headers=headers)
+            request = await gateway.submitted.get()
+            assert request.buffers[0] == data
+            request.on_done(served(), outputs(((1, len(data)), data)))
+            status, answer_headers, body = await connection.answer()
+            assert status == 200
+            assert body[int(answer_headers["inference-header-content-length"]) :] == data
+
+    run(story)
+
+
+def test_an_announced_body_over_the_limit_is_answered_unread_and_closed() -> None:
+    async def story() -> None:
+        async with listening() as gateway:
+            connection = await gateway.connect()
+            connection.send(b"{", length=64 * MEBIBYTE + 1)
+            status, headers, body = await connection.answer()
+            assert (status, headers["connection"]) == (413, "close")
+            assert json.loads(body)["detail"].startswith("the body has 67108865 bytes")
+            assert await connection.is_closed()
+
+    run(story)
+
+
+def test_a_body_that_stalls_is_answered_and_closed() -> None:
+    async def story() -> None:
+        async with listening(config=GatewayConfig(body_timeout_ms=20)) as gateway:
+            connection = await gateway.connect()
+            connection.send(b"{", length=1000)
+            status, headers, body = await connection.answer()
+            assert (status, headers["connection"]) == (408, "close")
+            assert json.loads(body)["reason"] == "timeout"
+            assert await connection.is_closed()
+            assert gateway.app.infer.num_open == 0
+
+    run(story)
+
+
+def test_a_bad_request_does_not_cost_the_connection() -> None:
+    async def story() -> None:
+        async with listening() as gateway:
+            connection = await gateway.connect()
+            connection.send(b'{"slo_ms": NaN}')
+            status, headers, _ = await connection.answer()
+            assert (status, headers.get("connection")) == (400, None)
+            connection.send(body_of(mlp_body()))
+            (await gateway.submitted.get()).on_done(served(), MLP_OUTPUTS)
+            assert (await connection.answer())[0] == 200
+
+    run(story)
+
+
+def test_too_many_clients_get_our_own_503() -> None:
+    async def story() -> None:
+        async with listening(config=GatewayConfig(max_open_requests=1)) as gateway:
+            first, second = await gateway.connect(), await gateway.connect()
+            first.send(body_of(mlp_body()))
+            request = await gateway.submitted.get()
+            second.send(body_of(mlp_body()))
+            status, headers, body = await second.answer()
+            assert (status, json.loads(body)["reason"]) == (503, "overloaded")
+            assert headers["retry-after"] == "1"
+            request.on_done(served(), MLP_OUTPUTS)
+            assert (await first.answer())[0] == 200
+
+    run(story)
+
+
+def test_the_other_routes_are_behind_the_same_port() -> None:
+    async def story() -> None:
+        async with listening() as gateway:
+            connection = await gateway.connect()
+            for path, status in (("/livez", 200), ("/models", 200), ("/infer", 405), ("/x", 404)):
+                connection.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert (await connection.answer())[0] == status
+
+    run(story)

@@ -52,8 +52,8 @@ def emulation_of(config: GatewayConfig) -> Emulation | None:
     if config.emulate is None:
         return None
     name, colon, number = config.emulate.partition(":")
-    if not colon:
-        number = str(config.workers)
+    if name and not colon:
+        return Emulation(name, config.workers)
     if not (name and number.isascii() and number.isdigit() and 0 < int(number) <= MAX_DEVICES):
         raise ServeError(
             f"--emulate {config.emulate}: expected NAME:N with N from 1 to {MAX_DEVICES},"

@@ -42,6 +42,7 @@ class SchedulerCore(Protocol):
 
     def handle(self, event: Event, now: int) -> list[Command]: ...
     def next_wakeup(self) -> int | None: ...
+    def story(self, request_id: int) -> list[tuple[int, Event, list[Command]]]: ...
 
 
 class ActionSender(Protocol):
@@ -200,7 +201,7 @@ class Dispatcher:
                 self._handle(event, outputs)
             self._wakeup.arm(self._scheduler.next_wakeup())
         except Exception as error:  # ours: answer everybody, then stop
-            self._stop_on(error, event)
+            self._stop_on(error, event, outputs)
         finally:
             self._is_handling = False
 
@@ -266,7 +267,7 @@ class Dispatcher:
         try:
             wakeup_ns = self._scheduler.next_wakeup()
         except Exception as error:
-            self._stop_on(error, tick)
+            self._stop_on(error, tick, _NO_OUTPUTS)
             return
         if wakeup_ns is None:
             return
@@ -276,8 +277,16 @@ class Dispatcher:
         else:
             self._wakeup.arm(wakeup_ns)
 
-    def _stop_on(self, error: Exception, event: Event) -> None:
+    def _stop_on(self, error: Exception, event: Event, outputs: OutputsByRequest) -> None:
         logger.critical("the scheduler broke on %r", event, exc_info=error)
+        concerned = list(outputs)
+        if isinstance(event, RequestArrived | RequestCancelled):
+            concerned.append(event.request_id)
+        for request_id in concerned:
+            for now, happened, commands in self._scheduler.story(request_id):
+                logger.critical(
+                    "story of request %d: %d %r %r", request_id, now, happened, commands
+                )
         self.fatal_error = error
         self.close()
         self._deferred.clear()

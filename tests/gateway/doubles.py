@@ -85,6 +85,7 @@ class PuppetScheduler:
         self.handled: list[tuple[Event, int]] = []
         self.answers: deque[list[Command] | Exception] = deque()
         self.wakeup_ns: int | None = None
+        self.stories: dict[int, list[tuple[int, Event, list[Command]]]] = {}
 
     @property
     def events(self) -> list[Event]:
@@ -100,6 +101,9 @@ class PuppetScheduler:
 
     def next_wakeup(self) -> int | None:
         return self.wakeup_ns
+
+    def story(self, request_id: int) -> list[tuple[int, Event, list[Command]]]:
+        return self.stories.get(request_id, [])
 
 
 class PuppetLink:

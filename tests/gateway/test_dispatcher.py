@@ -2,13 +2,13 @@
 
 import asyncio
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from gateway.dispatcher import Dispatcher
 from gateway.open_requests import Outputs
-from scheduler.actions import Code, EvictWeights, Infer, InferResult, LoadResult, LoadWeights
+from scheduler.actions import Code, EvictWeights, Infer, InferResult, LoadResult, LoadWeights, Span
 from scheduler.events import (
     ActionFinished,
     Cancelled,
@@ -25,8 +25,10 @@ from scheduler.events import (
     Send,
     Served,
     Tick,
+    WorkerJoined,
     WorkerLost,
 )
+from scheduler.scheduler import Scheduler
 from scheduler.wire import Buffer
 from tests.gateway.doubles import (
     START_NS,
@@ -35,6 +37,8 @@ from tests.gateway.doubles import (
     ManualTimer,
     PuppetLink,
     PuppetScheduler,
+    device_spec,
+    model_spec,
     ms,
     tensors_of,
 )
@@ -446,6 +450,17 @@ def test_when_the_core_breaks_everybody_is_answered_and_the_process_told_to_stop
     assert desk.timer.delays_ms == []
 
 
+def test_the_log_tells_the_story_of_the_requests_that_broke_the_core(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.core.stories[1] = [(ms(1), RequestCancelled(1), [Reply(1, Cancelled())])]
+    desk.submit("a", then=RuntimeError("our bug"))
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        f"story of request 1: {ms(1)} RequestCancelled(request_id=1) "
+        "[Reply(request_id=1, outcome=Cancelled())]"
+    ]
+
+
 def test_a_core_that_breaks_when_asked_for_its_wakeup_stops_the_process_too(desk: Desk) -> None:
     broken = RuntimeError("no wakeup")
 
@@ -522,3 +537,108 @@ def test_idle_is_when_the_last_request_is_answered(desk: Desk) -> None:
         return seen
 
     assert asyncio.run(story()) == [False, False]
+
+
+# With the real core
+
+
+class Service:
+    """The real scheduler behind the dispatcher; one worker that is moved by hand."""
+
+    def __init__(self, clock: ManualClock, timer: ManualTimer, answers: Answers) -> None:
+        self.clock, self.timer, self.answers = clock, timer, answers
+        self.link = PuppetLink()
+        self.fatal: list[Exception] = []
+        self.dispatcher = Dispatcher(
+            Scheduler(models=[model_spec()]),
+            self.link,
+            clock=clock,
+            timer=timer,
+            on_fatal=self.fatal.append,
+        )
+
+    def join(self, *resident: str) -> None:
+        self.dispatcher.feed(WorkerJoined("w1", device_spec(), (model_spec(),), resident))
+
+    def submit(self, name: str, *, slo_ms: int) -> int:
+        return self.dispatcher.submit(
+            model="resnet",
+            arrival_ns=self.clock(),
+            slo_ns=slo_ms * 1_000_000,
+            rows=1,
+            batch_key="",
+            shape_key="",
+            elements=4,
+            do_not_queue=False,
+            tensors=tensors_of(name.encode()),
+            buffers=[name.encode()],
+            on_done=self.answers.to(name),
+        )
+
+    def reason(self, name: str) -> Reason:
+        outcome = dict(self.answers.outcomes)[name]
+        assert isinstance(outcome, Rejected | Expired | Failed)
+        return outcome.reason
+
+
+@pytest.fixture
+def service(clock: ManualClock, timer: ManualTimer, answers: Answers) -> Iterator[Service]:
+    service = Service(clock, timer, answers)
+    yield service
+    assert service.fatal == []
+    assert service.dispatcher.num_open == 0
+
+
+def test_a_cold_request_is_loaded_executed_and_served(service: Service) -> None:
+    service.join()
+    service.submit("a", slo_ms=100)
+    ((worker_id, load),) = service.link.sent
+    assert isinstance(load, LoadWeights)
+    service.clock.advance(5_000_000)
+    span = Span(ms(0), ms(5), 5_000_000)
+    service.dispatcher.report(
+        worker_id, LoadResult(load.action_id, Code.OK, "", ms(0), span), (), ()
+    )
+    infer = service.link.sent[1][1]
+    assert isinstance(infer, Infer)
+    assert service.link.buffers[1] == [b"a"]
+    service.clock.advance(3_000_000)
+    result = InferResult(
+        infer.action_id, Code.OK, "", ms(5), Span(ms(5), ms(5), 0), Span(ms(5), ms(8), 3_000_000)
+    )
+    service.dispatcher.report(worker_id, result, [tensors_of(b"of a")], [[memoryview(b"of a")]])
+    ((_, outcome),) = service.answers.outcomes
+    assert isinstance(outcome, Served)
+    assert outcome.is_cold_start
+    outputs = service.answers.outputs["a"]
+    assert outputs is not None
+    assert [bytes(view) for view in outputs.views] == [b"of a"]
+
+
+def test_the_timer_answers_a_request_at_its_deadline_while_it_executes(service: Service) -> None:
+    service.join("resnet")
+    service.submit("a", slo_ms=20)
+    assert isinstance(service.link.sent[-1][1], Infer)
+    for _ in range(10):
+        if not service.timer.delays_ms or service.answers.outcomes:
+            break
+        service.clock.advance(round(service.timer.delays_ms[-1] * 1_000_000) + 1)
+        service.timer.fire()
+    assert service.reason("a") is Reason.DEADLINE_EXCEEDED_EXECUTING
+    assert service.clock.now <= ms(21)
+
+
+def test_losing_the_only_worker_answers_what_it_had(service: Service) -> None:
+    service.join("resnet")
+    service.submit("a", slo_ms=50)
+    service.dispatcher.feed(WorkerLost("w1", "its connection is gone"))
+    service.submit("b", slo_ms=50)
+    assert service.reason("a") is Reason.WORKER_LOST
+    assert service.reason("b") is Reason.NO_WORKER
+
+
+def test_a_client_that_leaves_frees_its_queued_request(service: Service) -> None:
+    service.join()
+    request_id = service.submit("a", slo_ms=100)
+    service.dispatcher.cancel(request_id)
+    assert service.answers.outcomes == [("a", Cancelled())]

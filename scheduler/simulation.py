@@ -43,7 +43,7 @@ class SimulatedWorker:
 
     `noise` is the standard deviation of a factor around 1 (0.005 is a tight GPU, 0.05 a loose one);
     `delay_ns` is the one-way latency of a message. `fail` may name a code for an action, to play
-    trouble.
+    trouble. `resident` models have their weights on the device when it joins.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class SimulatedWorker:
         noise: float = 0.0,
         delay_ns: int = 100_000,
         fail: Callable[[Action], Code | None] | None = None,
+        resident: Iterable[str] = (),
     ) -> None:
         self.worker_id = worker_id
         self.device = device
@@ -67,7 +68,9 @@ class SimulatedWorker:
         self._exec_free_ns = 0
         self._load_free_ns = 0
         # name → (pages, instant from which the weights may be used)
-        self._resident: dict[str, tuple[int, int]] = {}
+        self._resident: dict[str, tuple[int, int]] = {
+            name: (self.models[name].num_pages(device.page_bytes), 0) for name in resident
+        }
 
     def joined(self) -> WorkerJoined:
         return WorkerJoined(

@@ -9,13 +9,13 @@ socket. It must never write twice, and never let an answer's failure reach the d
 import asyncio
 import logging
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol
 
 import msgspec
 
 from gateway.dispatcher import Outputs
-from gateway.errors import PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError
+from gateway.errors import CLOSES_CONNECTION, PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError
 from gateway.infer_body import HEADER_LENGTH, InferReply, PhaseFigures, SloFigures
 from gateway.metrics import Metrics
 from gateway.request_body import BodyMemory, Message
@@ -27,7 +27,7 @@ from scheduler.spec import MILLISECOND_NS
 
 logger = logging.getLogger(__name__)
 
-Send = Callable[[Message], Awaitable[None]]
+Send = Callable[[Message], Coroutine[Any, Any, None]]
 Reply = tuple[Message, Message]  # http.response.start, http.response.body
 
 _JSON = (b"content-type", b"application/json")
@@ -57,8 +57,10 @@ class Exchange:
         "arrival_ns",
         "choices",
         "client_id",
+        "closes_connection",
         "held_bytes",
         "is_answered",
+        "is_ended",
         "is_gone",
         "media_type",
         "plan",
@@ -91,6 +93,8 @@ class Exchange:
         self.reply: Reply | None = None
         self.is_answered = False
         self.is_gone = False
+        self.is_ended = False
+        self.closes_connection = False
         self.task: asyncio.Task[Any] | None = None  # set while the task waits for a disconnect
         self.plan: ModelPlan
         self.choices: tuple[OutputChoice, ...]
@@ -131,7 +135,14 @@ class Exchange:
         reply = self.surroundings.errors.of_error(
             error, request_id=self.request_id, media_type=self.media_type
         )
+        self.closes_connection = error.reason in CLOSES_CONNECTION
         self._answer(_messages(reply))
+
+    def end(self) -> None:
+        """Ends an answer that was sent as if more came; the server closes the connection. Once."""
+        if not self.is_ended:
+            self.is_ended = True
+            self._drive(self.send({"type": "http.response.body", "body": b""}))
 
     def fail(self) -> None:
         """Our own bug: whoever is still unanswered gets a 500."""
@@ -144,14 +155,18 @@ class Exchange:
         if self.task is None:
             self.reply = reply  # its own task is running and sends it
             return
-        writing = _write(self.send, reply)
+        self._drive(_write(self.send, reply))
+
+    def _drive(self, writing: Coroutine[Any, Any, None]) -> None:
+        """Writes outside of the request's own task: at once where the server takes it at once."""
         try:
             yielded = writing.send(None)
         except StopIteration:
             return
         except Exception:
             logger.exception("request %s: its answer could not be written", self.request_id)
-            self.task.cancel()  # the server closes the connection
+            if self.task is not None:
+                self.task.cancel()  # the server closes the connection
             return
         # The client reads slower than it is answered: a task waits for it.
         task = asyncio.get_running_loop().create_task(_go_on(writing, yielded))
@@ -253,12 +268,12 @@ async def _write(send: Send, reply: Reply) -> None:
     await send(reply[1])
 
 
-async def _go_on(writing: Coroutine[Any, None, None], yielded: Any) -> None:
+async def _go_on(writing: Coroutine[Any, Any, None], yielded: Any) -> None:
     await _resumed(writing, yielded)
 
 
 @types.coroutine
-def _resumed(writing: Coroutine[Any, None, None], yielded: Any) -> Generator[Any, None, None]:
+def _resumed(writing: Coroutine[Any, Any, None], yielded: Any) -> Generator[Any, None, None]:
     """Waits for what `writing` last waited for, then drives it to its end."""
     while True:
         yield yielded

@@ -14,7 +14,7 @@ from gateway import slo
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.datatypes import DATATYPES
 from gateway.errors import PROBLEM_JSON, ErrorReplies, RequestError, bad_request
-from gateway.exchange import Exchange, Send
+from gateway.exchange import Exchange, Reply, Send
 from gateway.infer_body import HEADER_LENGTH, InferBody, decode_body
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
@@ -96,6 +96,7 @@ class InferEndpoint:
         request_id = self._request_ids.of(special.get(REQUEST_ID))
         exchange = Exchange(self, send, request_id, arrival_ns, media_type)
         self.num_open += 1
+        is_read = False
         try:
             try:
                 self._check_door(scope, headers)
@@ -106,6 +107,7 @@ class InferEndpoint:
                     body = message["body"]
                     exchange.hold(len(body))
                     check_length(len(body), max_bytes=self._max_body_bytes)
+                is_read = True
                 if special and CONTENT_ENCODING in special:
                     body = await self._decompressed(exchange, body, special[CONTENT_ENCODING])
                 self._submit(exchange, body, special, model)
@@ -115,6 +117,9 @@ class InferEndpoint:
                 exchange.abandon()
             reply = exchange.reply
             if reply is not None:
+                if not is_read and exchange.closes_connection:
+                    await self._discard_rest(exchange, reply, receive)
+                    return
                 await send(reply[0])
                 await send(reply[1])
             elif not exchange.is_answered:
@@ -189,6 +194,24 @@ class InferEndpoint:
         if exchange.is_answered:
             raise ClientGone
         return body
+
+    async def _discard_rest(self, exchange: Exchange, reply: Reply, receive: Receive) -> None:
+        """Answers, then reads on for a while before the connection is closed.
+
+        Closing on a client that still writes resets the connection, and the answer is lost with it.
+        """
+        await exchange.send(reply[0])
+        await exchange.send({**reply[1], "more_body": True})
+        call_later = self._call_later or asyncio.get_running_loop().call_later
+        timer = call_later(self._body_timeout_s, exchange.end)
+        num_bytes = 0
+        while num_bytes <= self._max_body_bytes:
+            message = await receive()
+            if not message.get("more_body", False):
+                break
+            num_bytes += len(message["body"])
+        timer.cancel()
+        exchange.end()
 
     async def _decompressed(self, exchange: Exchange, body: bytes, encoding: bytes) -> bytes:
         plain = await decompress(body, encoding, max_bytes=self._max_body_bytes)

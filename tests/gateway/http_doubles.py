@@ -273,7 +273,7 @@ class Client:
         self._incoming.put_nowait({"type": "http.disconnect"})
 
     async def _receive(self) -> dict[str, Any]:
-        if self.is_answered:
+        if self.is_complete:
             return {"type": "http.disconnect"}
         return await self._incoming.get()
 
@@ -283,12 +283,18 @@ class Client:
         if not self.writable.is_set():
             await self.writable.wait()
         self.sent.append(dict(message))
-        if message["type"] == "http.response.body" and not message.get("more_body"):
+        if message["type"] == "http.response.body" and self.is_complete:
             self.hang_up()  # the server says so once the response is complete
 
     @property
     def is_answered(self) -> bool:
         return any(m["type"] == "http.response.body" for m in self.sent)
+
+    @property
+    def is_complete(self) -> bool:
+        """The server may close the connection now, where it should."""
+        last = self.sent[-1] if self.sent else {}
+        return last.get("type") == "http.response.body" and not last.get("more_body")
 
     @property
     def status(self) -> int:

@@ -515,6 +515,52 @@ def test_an_announced_body_over_the_limit_is_refused_unread() -> None:
     run(story)
 
 
+def test_a_refused_body_is_read_on_so_that_the_answer_is_not_lost_in_a_reset() -> None:
+    async def story() -> None:
+        bench = Bench(config=GatewayConfig(max_body_mb=1))
+        client = bench.client()
+        client.start("POST", "/infer", {"content-length": str(MEBIBYTE + 2)})
+        await settle()
+        assert client.is_answered
+        for _ in range(2):
+            client.give(bytes(MEBIBYTE // 2), more=True)
+            await settle()
+            assert not client.is_complete  # closing now would reset the connection
+        client.give(b"ab")
+        await settle()
+        assert client.is_complete
+        assert bench.timers.armed == []
+        assert bench.app.infer.num_open == 0
+        assert bench.app.infer.memory.num_bytes == 0
+
+    run(story)
+
+
+@pytest.mark.parametrize("end", ["time", "size", "hang-up"])
+def test_a_refused_body_is_not_read_for_ever(end: str) -> None:
+    async def story() -> None:
+        bench = Bench(config=GatewayConfig(max_body_mb=1, body_timeout_ms=2500))
+        client = bench.client()
+        client.start("POST", "/infer", {"content-length": str(1 << 40)})
+        await settle()
+        (timer,) = bench.timers.armed
+        assert timer.delay_s == 2.5
+        match end:
+            case "time":
+                timer.fire()
+            case "size":
+                client.give(bytes(MEBIBYTE + 1), more=True)
+            case _:
+                client.hang_up()
+        await settle()
+        assert client.is_complete
+        assert client.task is not None
+        assert client.task.done()
+        assert bench.timers.armed == []
+
+    run(story)
+
+
 def test_a_chunked_body_is_refused_at_the_first_byte_over_the_limit() -> None:
     async def story() -> None:
         bench = Bench(config=GatewayConfig(max_body_mb=1))
@@ -527,6 +573,8 @@ def test_a_chunked_body_is_refused_at_the_first_byte_over_the_limit() -> None:
         await settle()
         refused(client, 413, "too_large")
         assert client.headers["connection"] == "close"
+        client.hang_up()
+        await settle()
         assert bench.app.infer.memory.num_bytes == 0
         assert bench.timers.armed == []
 

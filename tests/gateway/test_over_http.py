@@ -207,12 +207,25 @@ def test_megabytes_travel_whole_in_both_directions() -> None:
 
 def test_an_announced_body_over_the_limit_is_answered_unread_and_closed() -> None:
     async def story() -> None:
-        async with listening() as gateway:
+        async with listening(config=GatewayConfig(body_timeout_ms=20)) as gateway:
             connection = await gateway.connect()
             connection.send(b"{", length=64 * MEBIBYTE + 1)
             status, headers, body = await connection.answer()
             assert (status, headers["connection"]) == (413, "close")
             assert json.loads(body)["detail"].startswith("the body has 67108865 bytes")
+            assert await connection.is_closed()
+
+    run(story)
+
+
+def test_a_client_that_writes_its_whole_body_first_still_gets_the_refusal() -> None:
+    async def story() -> None:
+        async with listening(config=GatewayConfig(max_body_mb=16)) as gateway:
+            connection = await gateway.connect()
+            connection.send(bytes(16 * MEBIBYTE + 1))
+            await connection.writer.drain()
+            status, headers, _ = await connection.answer()
+            assert (status, headers["connection"]) == (413, "close")
             assert await connection.is_closed()
 
     run(story)

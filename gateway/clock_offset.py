@@ -70,11 +70,17 @@ class ClockOffset:
         """An instant of ours on the worker's clock; saturates at 0 and at "never"."""
         if gateway_ns >= MAX_INSTANT_NS:
             return MAX_INSTANT_NS
-        return min(max(gateway_ns + self.offset_ns, 0), MAX_INSTANT_NS)
+        worker_ns = gateway_ns + self.offset_ns
+        if worker_ns > MAX_INSTANT_NS:
+            return MAX_INSTANT_NS
+        return worker_ns if worker_ns > 0 else 0
 
     def to_gateway_ns(self, worker_ns: int, now: int) -> int:
         """An instant of the worker's on our clock; what it reports cannot be later than now."""
-        return min(max(worker_ns - self.offset_ns, 0), now)
+        gateway_ns = worker_ns - self.offset_ns
+        if gateway_ns > now:
+            return now
+        return gateway_ns if gateway_ns > 0 else 0
 
     def action_for_worker(self, action: Action) -> Action:
         """The action with its window on the worker's clock."""

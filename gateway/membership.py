@@ -120,13 +120,13 @@ class Membership:
         )
         return is_sound
 
-    def lose(self, session: Session, reason: str) -> None:
+    def lose(self, session: Session, reason: str, *, level: int = logging.WARNING) -> None:
         """Ends a session; the core hears of it if it had heard of the worker. Once per session."""
         if self.by_worker_id.pop(session.worker_id, None) is None:
             return
         del self.by_identity[session.identity]
         del self._by_name[session.name]
-        logger.warning("worker %s lost: %s", session.worker_id, reason)
+        logger.log(level, "worker %s lost: %s", session.worker_id, reason)
         if session.has_joined:
             self._on_event(WorkerLost(session.worker_id, reason))
         if session.newcomer is not None:

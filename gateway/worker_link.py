@@ -267,7 +267,8 @@ class WorkerLink:
                 self._on_stranger(identity)
             case Goodbye():
                 if session is not None:
-                    self._membership.lose(session, f"it said goodbye: {message.reason}")
+                    reason = f"it said goodbye: {message.reason}"
+                    self._membership.lose(session, reason, level=logging.INFO)
             case Unreadable():
                 # What it could not read is unknown, so nothing that was ordered can be relied on.
                 # Only a member is answered: two sides that do not understand each other must stop.

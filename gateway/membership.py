@@ -71,7 +71,13 @@ class Membership:
         self._by_name: dict[str, Session] = {}
 
     def hello(self, identity: bytes, hello: Hello) -> None:
-        """Admits the worker, refuses it, or first finds out whether its name is still in use."""
+        """Admits the worker, refuses it, or first finds out whether its name is still in use.
+
+        While the catalogue is empty, because the gateway is still compiling, it says nothing: all
+        models would be refused for good, and the worker repeats its Hello every second.
+        """
+        if not self._catalogue:
+            return
         problem = _problem_of(hello)
         if problem is not None:
             logger.warning("refused worker %.128r: %s", hello.name, problem)

@@ -28,8 +28,9 @@ class Door:
         self.events: list[Event] = []
         self.sent: list[tuple[bytes, ToWorker]] = []
         self.gone: set[bytes] = set()
+        self.catalogue = {"resnet": RESNET}
         self.membership = Membership(
-            {"resnet": RESNET}, clock=clock, transmit=self._transmit, on_event=self.events.append
+            self.catalogue, clock=clock, transmit=self._transmit, on_event=self.events.append
         )
 
     def _transmit(self, identity: bytes, message: ToWorker) -> bool:
@@ -104,6 +105,15 @@ def test_the_core_hears_of_a_worker_when_its_clock_is_known(door: Door) -> None:
     door.membership.beat()
     door.answer_ping(b"1")
     assert len(door.events) == 1
+
+
+def test_nobody_is_answered_before_the_gateway_knows_its_models(door: Door) -> None:
+    door.catalogue.clear()
+    door.hello(b"1")
+    assert door.sent == []
+    door.catalogue["resnet"] = RESNET
+    door.hello(b"1")
+    assert door.messages(b"1", Welcome) == [Welcome("w#01234567-1", {})]
 
 
 def test_nonsense_pongs_do_not_let_a_worker_in(door: Door) -> None:

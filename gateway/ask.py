@@ -28,6 +28,8 @@ def infer(
     Raises ClientError.
     """
     spec = gateway.model(model)
+    if spec["unavailable_reason"] is not None:
+        raise ClientError(f"{model} is unavailable: {spec['unavailable_reason']}")
     if file is not None and _is_magika(spec):
         _name_file_type(gateway, spec, file, slo_ms=slo_ms, console=console)
         return

@@ -184,7 +184,8 @@ def list_models(url: flags.Url = flags.DEFAULT_URL) -> None:
     from gateway.client import Client, ClientError
 
     try:
-        display.print_models(console, Client(url).models())
+        with Client(url) as gateway:
+            display.print_models(console, gateway.models())
     except ClientError as error:
         raise CommandError(str(error)) from error
 
@@ -215,7 +216,8 @@ def infer(
         why = "cannot be read" if file.exists() else "no such file"
         raise CommandError(f"{file}: {why}", exit_code=2)
     try:
-        ask.infer(Client(url), model, file=file, json_text=json, slo_ms=slo_ms, console=console)
+        with Client(url) as gateway:
+            ask.infer(gateway, model, file=file, json_text=json, slo_ms=slo_ms, console=console)
     except ClientError as error:
         raise CommandError(str(error)) from error
 

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import httpx
 import numpy as np
@@ -42,12 +42,18 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Calls one gateway. Every method raises ClientError."""
+    """Calls one gateway, until the `with` block ends. Every call raises ClientError."""
 
     def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self._url = url.rstrip("/")
         # A proxy in the environment is meant for the world outside, not for this server.
         self._http = httpx.Client(transport=transport, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._http.close()
 
     def models(self) -> list[JsonObject]:
         """GET /models."""

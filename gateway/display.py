@@ -124,17 +124,23 @@ def tensor_of(output: JsonObject) -> np.ndarray[Any, Any]:
 
 @contextmanager
 def download_progress(console: Console) -> Iterator[OnProgress]:
-    """A bar per wheel, on `console`; gone where it is no terminal, lines in its place."""
+    """A bar per wheel on `console`, from the first step on."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=False) as progress:
-        tasks: dict[str, TaskID] = {}
+    progress = Progress(*columns, console=console)
+    tasks: dict[str, TaskID] = {}
 
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(escape(what), total=total)
-            progress.update(tasks[what], completed=done)
+    def on_progress(what: str, done: int, total: int) -> None:
+        if not tasks:
+            progress.start()
+        if what not in tasks:
+            tasks[what] = progress.add_task(escape(what), total=total)
+        progress.update(tasks[what], completed=done)
 
+    try:
         yield on_progress
+    finally:
+        if tasks:
+            progress.stop()
 
 
 def _tensor_text(output: JsonObject) -> Text:

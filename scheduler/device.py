@@ -8,7 +8,7 @@ import enum
 import math
 from heapq import heapify, heappop, heappush
 
-from scheduler.actions import Action, Infer
+from scheduler.actions import Action
 from scheduler.model_queue import ModelQueue
 from scheduler.profile import ExecEstimate, ModelEstimates, RatioWindow
 from scheduler.request import IllegalMove, Request
@@ -47,6 +47,7 @@ class Weights:
 
     __slots__ = (
         "generation",
+        "is_unserved",
         "last_used_ns",
         "num_failures",
         "num_infers",
@@ -67,6 +68,8 @@ class Weights:
         self.use_score = 0.0
         self.num_failures = 0
         self.retry_at_ns = 0
+        # the model was removed, or is served with another content: evicted once it is idle
+        self.is_unserved = False
 
     def move_to(self, state: WeightsState, model: str) -> None:
         """The only way weights change their state."""
@@ -123,6 +126,7 @@ class DeviceMirror:
         self.num_moves = 0  # LoadWeights outstanding
         self.previous_done_ns = 0
         self.retry_until_ns = 0  # some model's LOAD failed and is not tried again before then
+        self.is_stopping = False  # the worker shuts down: it gets no more work
         self.wake_at_ns: int | None = None
         # from sending an order to its arrival at the worker, typically
         self.command_delay_ns = INITIAL_DELAY_NS
@@ -204,6 +208,10 @@ class DeviceMirror:
             return None
         return heappop(self.ready)
 
+    def next_retry_ns(self, now: int) -> int:
+        """When the next LOAD that failed may be tried again; only while `retry_until_ns` > now."""
+        return min(r.retry_at_ns for r in self.weights.values() if r.retry_at_ns > now)
+
     def pages_by_state(self) -> dict[str, int]:
         """Pages of the cache: free, loading, resident, evicting."""
         pages = {"free": max(0, self.pages_free), "loading": 0, "resident": 0, "evicting": 0}
@@ -212,11 +220,14 @@ class DeviceMirror:
                 pages[record.state.value] += record.num_pages
         return pages
 
-    def num_infers_of(self, model: str) -> int:
-        return sum(
-            isinstance(o.action, Infer) and o.action.model == model
-            for o in self.outstanding.values()
-        )
+    def requests_of(self, model: str) -> list[Request]:
+        """Those in flight."""
+        return [
+            request
+            for outstanding in self.outstanding.values()
+            if outstanding.action.model == model
+            for request in outstanding.requests
+        ]
 
     def _sweep_ready(self) -> None:
         live = {

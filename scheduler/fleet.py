@@ -2,18 +2,17 @@
 
 from scheduler.device import DeviceMirror, WeightsState
 from scheduler.events import (
-    Expired,
     Failed,
     ModelPinned,
     ModelRemoved,
     Reason,
-    Rejected,
     WorkerJoined,
     WorkerLost,
 )
 from scheduler.ledger import Ledger
 from scheduler.planner import Planner
 from scheduler.policies import AdmissionPolicy
+from scheduler.policies.admission import Admission
 from scheduler.request import Request, RequestState
 from scheduler.results import MAX_FAILURES, Results
 from scheduler.spec import SECOND_NS, ModelSpec
@@ -35,22 +34,42 @@ class Fleet:
     def on_joined(self, event: WorkerJoined, now: int) -> None:
         if event.worker_id in self._state.devices:
             raise ValueError(f"worker {event.worker_id} joined twice")
+        anomalies = self._ledger.anomalies
         offered = {spec.name: spec for spec in event.models if spec.unavailable_reason is None}
+        for name in [name for name, spec in offered.items() if not _has_profile(spec)]:
+            anomalies["offered_without_profile"] += 1
+            del offered[name]
         device = DeviceMirror(event.worker_id, event.device, offered)
         self._state.devices[event.worker_id] = device
-        for name in offered:
-            model = self._state.models.get(name)
-            if model is not None:
-                model.offer(device)
-        for name in event.resident:
+        for spec in offered.values():
+            model = self._state.models.get(spec.name)
+            if model is not None and not self._offer(model, device):
+                anomalies["offered_with_other_content"] += 1
+        for name in dict.fromkeys(event.resident):
             if name not in offered:
-                self._ledger.anomalies["resident_but_not_offered"] += 1
+                anomalies["resident_but_not_offered"] += 1
                 continue
             record = device.record(name)
+            if record.num_pages > device.pages_free:
+                anomalies["resident_beyond_the_cache"] += 1
+            model = self._state.models.get(name)
+            record.is_unserved = model is not None and device not in model.offered_by
             record.move_to(WeightsState.LOADING, name)
             device.pages_free -= record.num_pages
             self._results.weights_arrived(device, name, now)
+            self._planner.evict_unserved(device, name, now)
         self._planner.plan(device, now)
+
+    def _offer(self, model: ModelState, device: DeviceMirror) -> bool:
+        """Let the device serve the model, if what it has under that name is the same."""
+        spec = device.offered[model.spec.name]
+        if (
+            spec.content_hash != model.spec.content_hash
+            or spec.max_batch_rows < model.spec.max_batch_rows
+        ):
+            return False
+        model.offer(device)
+        return True
 
     def on_lost(self, event: WorkerLost, now: int) -> None:
         device = self._state.devices.pop(event.worker_id, None)
@@ -58,63 +77,59 @@ class Fleet:
             self._ledger.anomalies["unknown_worker_lost"] += 1
             return
         self._ledger.timers.clear(device)
-        for name in device.offered:
-            model = self._state.models.get(name)
-            if model is None:
-                continue
-            model.withdraw(device)
+        stranded: list[Request] = []
         for outstanding in device.outstanding.values():
             self._ledger.timers.clear(outstanding)
             for request in outstanding.requests:
                 if request.state is RequestState.DISPATCHED:
-                    self._on_request_lost(request, event, now)
-        for model in self._state.models.values():
-            if model.num_queued and not model.offered_by:
-                for queue in list(model.queues.values()):
-                    for request in list(queue):
-                        self._dequeue_lost(model, request, event, now)
-            elif model.wants_load:
-                self._state.want(model)
+                    request.num_failures += 1
+                    stranded.append(request)
+        self._withdraw(device, stranded, f"was lost ({event.reason})", now)
+
+    def on_stopping(self, worker_id: str, now: int) -> None:
+        """The worker refuses work since it shuts down: it gets no more, and finishes what runs."""
+        device = self._state.devices.get(worker_id)
+        if device is not None and not device.is_stopping:
+            device.is_stopping = True
+            self._withdraw(device, [], "shuts down", now)
+
+    def _withdraw(self, device: DeviceMirror, stranded: list[Request], why: str, now: int) -> None:
+        """Nothing more goes to this device: plan anew what counted on it, or refuse it at once.
+
+        `stranded` are DISPATCHED requests that will get no result. Queued ones join them where no
+        other device has the weights or is loading them; all are admitted once more, most urgent
+        first.
+        """
+        for name in device.offered:
+            model = self._state.models.get(name)
+            if model is not None and device in model.offered_by:
+                model.withdraw(device)
+                if model.is_cold:
+                    stranded += self._ledger.dequeue_all(model)
+        for request in sorted(stranded, key=lambda request: request.deadline_ns):
+            self._readmit(request, f"worker {device.worker_id} {why}", now)
+        for name in {request.model: None for request in stranded}:
+            model = self._state.models.get(name)
+            if model is not None:
                 self._planner.plan_for(model, now)
+        for name in self._state.pinned_and_absent():
+            self._planner.plan_for(self._state.models[name], now)
 
-    def _on_request_lost(self, request: Request, event: WorkerLost, now: int) -> None:
-        if request.num_failures >= MAX_FAILURES:
-            self._close_lost(request, event, now)
-            return
-        request.num_failures += 1
+    def _readmit(self, request: Request, why: str, now: int) -> None:
+        """503 at once where no device can make it any more: the client may try elsewhere."""
         model = self._state.models.get(request.model)
-        if model is None or not model.offered_by:
-            self._close_lost(request, event, now)
-            return
-        verdict = self._admission.decide(self._state, request, now)
-        if isinstance(verdict, Rejected):
-            self._close_lost(request, event, now)
-            return
-        self._results.requeue(request, now)
-
-    def _dequeue_lost(
-        self, model: ModelState, request: Request, event: WorkerLost, now: int
-    ) -> None:
-        queue = model.queues[request.batch_key]
-        queue.remove(request)
-        model.num_queued -= 1
-        self._state.num_queued -= 1
-        if queue.head is None:
-            self._ledger.announce(model, queue)
-        self._close_lost(request, event, now)
-
-    def _close_lost(self, request: Request, event: WorkerLost, now: int) -> None:
-        """503 while time is left for the client to try elsewhere, 504 when it is not."""
-        detail = f"worker {event.worker_id} was lost ({event.reason}), and no other can make it"
-        if now < request.deadline_ns:
-            outcome = Failed(Reason.WORKER_LOST, detail, retry_after_ns=SECOND_NS)
-            self._ledger.close(request, RequestState.FAILED, outcome)
-        else:
-            self._ledger.close(
-                request,
-                RequestState.EXPIRED,
-                Expired(Reason.DEADLINE_EXCEEDED_EXECUTING, detail),
-            )
+        if model is not None and request.num_failures <= MAX_FAILURES and not request.is_orphan:
+            verdict = self._admission.decide(self._state, request, now)
+            if isinstance(verdict, Admission):
+                model.wants_replica = model.wants_replica or verdict.wants_replica
+                if request.state is RequestState.DISPATCHED:
+                    request.move_to(RequestState.QUEUED)
+                self._ledger.enqueue(model, request)
+                return
+        outcome = Failed(
+            Reason.WORKER_LOST, f"{why}, and no other can make it", retry_after_ns=SECOND_NS
+        )
+        self._ledger.close(request, RequestState.FAILED, outcome)
 
     def add_model(self, spec: ModelSpec) -> ModelState:
         model = ModelState(spec)
@@ -128,13 +143,16 @@ class Fleet:
             self.on_model_removed(ModelRemoved(spec.name, "it was replaced"), now)
         model = self.add_model(spec)
         for device in self._state.devices.values():
-            known = device.offered.get(spec.name)
-            if known is not None and known.content_hash == spec.content_hash:
-                model.offer(device)
-                state = device.weights_state(spec.name)
-                if state is WeightsState.RESIDENT:
+            if device.is_stopping or spec.name not in device.offered:
+                continue
+            if not self._offer(model, device):
+                continue
+            record = device.weights.get(spec.name)
+            if record is not None:
+                record.is_unserved = False
+                if record.state is WeightsState.RESIDENT:
                     model.holders.append(device)
-                elif state is WeightsState.LOADING:
+                elif record.state is WeightsState.LOADING:
                     model.loading_on.append(device)
         for device in list(model.offered_by):
             self._planner.plan(device, now)
@@ -145,19 +163,19 @@ class Fleet:
             self._ledger.anomalies["unknown_model_removed"] += 1
             return
         self._state.pinned.pop(event.model, None)
-        for queue in model.queues.values():
-            self._ledger.timers.clear(queue)
-            queue.latest_start_ns = None
-            for request in queue:
-                detail = f"{event.model} was removed: {event.reason}"
-                self._ledger.close(
-                    request, RequestState.FAILED, Failed(Reason.MODEL_UNAVAILABLE, detail)
-                )
-        self._state.num_queued -= model.num_queued
-        model.num_queued = 0
-        for device in list(model.holders):
-            if not device.weights[event.model].num_infers:
-                self._planner.send_evict(device, event.model, now)
+        detail = f"{event.model} was removed: {event.reason}"
+        for request in self._ledger.dequeue_all(model):
+            self._ledger.close(
+                request, RequestState.FAILED, Failed(Reason.MODEL_UNAVAILABLE, detail)
+            )
+        for device in self._state.devices.values():
+            record = device.weights.get(event.model)
+            if record is None:
+                continue
+            record.is_unserved = True
+            for request in device.requests_of(event.model):
+                request.is_orphan = True
+            self._planner.evict_unserved(device, event.model, now)
 
     def on_pinned(self, event: ModelPinned, now: int) -> None:
         model = self._state.models.get(event.model)
@@ -165,10 +183,16 @@ class Fleet:
             self._ledger.anomalies["unknown_model_pinned"] += 1
             return
         model.is_pinned = event.is_pinned
-        if not event.is_pinned:
-            self._state.pinned.pop(event.model, None)
+        if event.is_pinned:
+            self._state.pinned[event.model] = None
+            self._planner.plan_for(model, now)
             return
-        self._state.pinned[event.model] = None
-        for device in list(model.offered_by):
-            if model.is_cold:
-                self._planner.plan_loads(device, now)
+        self._state.pinned.pop(event.model, None)
+        for device in list(model.holders):
+            self._planner.plan_loads(device, now)  # its pages may go to others now
+
+
+def _has_profile(spec: ModelSpec) -> bool:
+    """Whether estimates can be made from what the worker says of the model."""
+    shapes = spec.profile.shapes
+    return bool(spec.batch_sizes and shapes) and all(shape.exec_ns for shape in shapes)

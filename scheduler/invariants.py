@@ -19,6 +19,8 @@ def validate(scheduler: Scheduler) -> None:
     _validate_models(scheduler)
     wakeup = scheduler.next_wakeup()
     _check(wakeup is None or wakeup > scheduler.now, f"wakeup {wakeup} is not after now")
+    overlooked = scheduler.overlooked()
+    _check(not overlooked, f"work waits, and nothing will wake the core for it: {overlooked}")
 
 
 def _validate_requests(scheduler: Scheduler) -> None:
@@ -38,6 +40,14 @@ def _validate_requests(scheduler: Scheduler) -> None:
     ]
     for request in queued:
         _check(request.state is RequestState.QUEUED, f"{request.request_id} queued, not QUEUED")
+    for device in state.devices.values():
+        for outstanding in device.outstanding.values():
+            deadlines = [r.deadline_ns for r in outstanding.requests if r in dispatched]
+            wake_at_ns = outstanding.wake_at_ns
+            _check(
+                not deadlines or (wake_at_ns is not None and wake_at_ns <= min(deadlines)),
+                f"nobody watches the deadlines of action {outstanding.action.action_id}",
+            )
     ids = sorted(request.request_id for request in (*queued, *dispatched))
     _check(len(set(ids)) == len(ids), "a request is in two places")
     _check(ids == sorted(scheduler.open_request_ids()), "open requests ≠ queued + dispatched")

@@ -50,6 +50,19 @@ class Ledger:
         if was_head:
             self.announce(model, queue)
 
+    def dequeue_all(self, model: ModelState) -> list[Request]:
+        """Empty the model's queues; the requests stay open, and it is the caller's to go on."""
+        requests: list[Request] = []
+        for queue in model.queues.values():
+            queue.latest_start_ns = None
+            self.timers.clear(queue)
+            requests += queue
+        model.queues.clear()
+        self.state.num_queued -= model.num_queued
+        model.num_queued = 0
+        model.wants_replica = False
+        return requests
+
     def announce(self, model: ModelState, queue: ModelQueue) -> None:
         """The queue's head changed: tell the devices its new key, and set its expiry."""
         head = queue.head
@@ -79,9 +92,12 @@ class Ledger:
     def expire_heads(self, queue: ModelQueue, now: int) -> None:
         """Answer the heads that cannot make it any more even if they started this instant."""
         model = self.state.models[queue.model]
-        estimate = model.reference_estimate(queue)
         head = queue.head
-        while head is not None and now + estimate.plan[head.rows] >= head.deadline_ns:
+        latest_ns = 0
+        while head is not None:
+            latest_ns = head.deadline_ns - model.quickest_ns(queue, head.rows)
+            if now < latest_ns:
+                break
             queue.pop_head()
             model.num_queued -= 1
             self.state.num_queued -= 1
@@ -94,6 +110,8 @@ class Ledger:
             )
             head = queue.head
         self.announce(model, queue)
+        if queue.wake_at_ns is not None and queue.wake_at_ns <= now:
+            self.timers.set(queue, latest_ns)  # a quicker device than the reference has time still
 
     def expire_executing(self, outstanding: Outstanding, now: int) -> None:
         """Answer the members of a batch whose deadline is here, without waiting for it."""

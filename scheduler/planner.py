@@ -38,12 +38,17 @@ class Planner:
                     if not model.num_queued:
                         break
                     self._plan_infers(device, now)
-        if model.wants_load:
+        if model.needs_load:
             idle = [device for device in model.offered_by if not device.num_moves]
             for device in sorted(idle, key=lambda d: -d.pages_free):
                 self.plan_loads(device, now)
-                if not model.wants_load:
+                if not model.needs_load:
                     break
+
+    def plan_released(self, model: ModelState, now: int) -> None:
+        """Requests of this model left its queue unsent: others may use what was kept for them."""
+        for device in list(model.holders):
+            self.plan(device, now)
 
     def plan(self, device: DeviceMirror, now: int) -> None:
         # LOADs first: where lanes are shared, an Infer sent now would stand in their way, and a
@@ -53,7 +58,7 @@ class Planner:
 
     def _plan_infers(self, device: DeviceMirror, now: int) -> None:
         config = self._state.config
-        while device.num_infers < config.max_outstanding_infers:
+        while device.num_infers < config.max_outstanding_infers and not device.is_stopping:
             if device.peek_ready() is None:
                 return
             send_at_ns = device.exec_lane.free_at(now) - config.schedule_ahead_ns
@@ -67,7 +72,7 @@ class Planner:
 
     def plan_loads(self, device: DeviceMirror, now: int) -> None:
         state = self._state
-        if device.num_moves or not (state.has_wanted or state.pinned):
+        if device.num_moves or device.is_stopping or not (state.has_wanted or state.pinned):
             return
         send_at_ns = device.load_lane.free_at(now) - state.config.schedule_ahead_ns
         if send_at_ns > now:
@@ -76,11 +81,15 @@ class Planner:
         plan = self._residency.next_load(state, device, now)
         if plan is None:
             if device.retry_until_ns > now:
-                self._ledger.wake_by(device, device.retry_until_ns)
+                self._ledger.wake_by(device, device.next_retry_ns(now))
         else:
             for name in plan.evict:
                 self.send_evict(device, name, now)
             self._send_load(device, plan.model, now)
+            for name in plan.evict:
+                displaced = state.models.get(name)
+                if displaced is not None and displaced.needs_load:
+                    self.plan_for(displaced, now)  # another device may take it in
 
     def _send_infer(self, device: DeviceMirror, plan: BatchPlan, now: int) -> None:
         model = self._state.models[plan.queue.model]
@@ -153,6 +162,35 @@ class Planner:
         action = EvictWeights(self._new_action_id(), name, start_ns, FOREVER_NS)
         self._remember(device, action, 0, [], record.generation)
         self._ledger.out.append(Send(device.worker_id, action))
+
+    def overlooked(self, device: DeviceMirror, now: int) -> str | None:
+        """What this device would be sent if it were looked at now, without a wake-up being set.
+
+        Between two events that must be None: it would be lost. For invariants.
+        """
+        state, config = self._state, self._state.config
+        if device.is_stopping or device.wake_at_ns is not None:
+            return None
+        if device.num_infers < config.max_outstanding_infers:
+            plan = self._batching.next_infer(state, device, now)
+            if plan is not None:
+                return f"{len(plan.requests)} requests of {plan.queue.model}"
+        if not device.num_moves and (state.has_wanted or state.pinned):
+            load = self._residency.next_load(state, device, now)
+            if load is not None:
+                return f"a LOAD of {load.model}"
+        return None
+
+    def evict_unserved(self, device: DeviceMirror, name: str, now: int) -> None:
+        """Weights of a model that is not served any more go as soon as nothing uses them."""
+        record = device.weights[name]
+        if (
+            record.is_unserved
+            and record.state is WeightsState.RESIDENT
+            and not record.num_infers
+            and not device.is_stopping
+        ):
+            self.send_evict(device, name, now)
 
     def drop_holder(self, name: str, device: DeviceMirror) -> None:
         """The weights are on their way out there, or were never there."""

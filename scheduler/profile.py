@@ -174,7 +174,7 @@ class ModelEstimates:
 
     @property
     def load_plan_ns(self) -> int:
-        return int(self._load_base_ns * self._load_window.plan)
+        return max(1, int(self._load_base_ns * self._load_window.plan))
 
     @property
     def load_guard_ns(self) -> int:

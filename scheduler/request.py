@@ -55,8 +55,9 @@ class Request:
 
     `num_failures` counts actions that failed under it (one retry is allowed). `runs_alone` is set
     after a batch with it failed in the engine: it is then executed by itself, so that its
-    batch-mates are answered. `cold_at_ns` is when it found its weights absent, `ready_at_ns` when
-    they had been loaded.
+    batch-mates are answered. `is_orphan`: its model was removed while it was executed, so that it
+    cannot be tried again. `cold_at_ns` is when it found its weights absent, `ready_at_ns` when they
+    had been loaded.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Request:
         "deadline_ns",
         "do_not_queue",
         "elements",
+        "is_orphan",
         "model",
         "num_failures",
         "predicted_ns",
@@ -90,6 +92,7 @@ class Request:
         self.state = RequestState.QUEUED
         self.num_failures = 0
         self.runs_alone = False
+        self.is_orphan = False
         self.predicted_ns = 0
         self.cold_at_ns: int | None = None
         self.ready_at_ns: int | None = None

@@ -69,11 +69,15 @@ class Results:
         device.num_infers -= 1
         record = device.weights[action.model]
         record.num_infers -= 1
-        done_ns = min(result.output.end_ns, now)
-        device.exec_lane.finish(action.action_id, done_ns)
+        if record.is_unserved:
+            self._planner.evict_unserved(device, action.model, now)
         if result.code is not Code.OK:
+            device.exec_lane.finish(action.action_id, min(result.output.end_ns, now))
             self._on_infer_failed(device, outstanding, action, result, now)
             return
+        # A clock offset may be wrong, but nothing ends before it was sent or after it was heard of.
+        done_ns = min(max(result.output.end_ns, outstanding.sent_ns), now)
+        device.exec_lane.finish(action.action_id, done_ns)
         begin_ns = max(result.input.begin_ns, device.previous_done_ns)
         device.previous_done_ns = done_ns
         device.observe_delays(
@@ -86,21 +90,13 @@ class Results:
             estimate = device.estimates(action.model).exec(first.shape_key, first.elements)
             estimate.observe(rows, done_ns - begin_ns)
         for request in requests:
-            if request.state is not RequestState.DISPATCHED:
-                continue  # answered at its deadline, or cancelled: the output is ignored
-            if now > request.deadline_ns:
-                detail = f"executed, but only after {(now - request.arrival_ns) / 1e6:.1f} ms"
+            # Else answered at its deadline, or cancelled: the output is ignored.
+            if request.state is RequestState.DISPATCHED:
                 self._ledger.close(
                     request,
-                    RequestState.EXPIRED,
-                    Expired(Reason.DEADLINE_EXCEEDED_EXECUTING, detail),
+                    RequestState.SERVED,
+                    _served(device.worker_id, request, rows, result),
                 )
-                continue
-            self._ledger.close(
-                request,
-                RequestState.SERVED,
-                _served(device.worker_id, request, rows, result),
-            )
 
     def _on_infer_failed(
         self,
@@ -110,9 +106,9 @@ class Results:
         result: InferResult,
         now: int,
     ) -> None:
-        if result.code is Code.WEIGHTS_MISSING:
+        if result.code in (Code.WEIGHTS_MISSING, Code.UNKNOWN_MODEL):
             self._ledger.anomalies["weights_missing"] += 1
-            self._weights_gone(device, action.model)
+            self._weights_gone(device, action.model, outstanding.generation)
         # The engine's or the input's fault: alone, it is the request's; in a batch, anybody's.
         is_input_fault = result.code in (Code.ENGINE_ERROR, Code.INVALID_INPUT)
         for request in outstanding.requests:
@@ -120,7 +116,7 @@ class Results:
                 continue
             if is_input_fault and len(outstanding.requests) > 1:
                 request.runs_alone = True
-                self.requeue(request, now)
+                self._requeue(request, now)
             elif is_input_fault:
                 reason = (
                     Reason.ENGINE_ERROR
@@ -130,7 +126,7 @@ class Results:
                 self._ledger.close(request, RequestState.FAILED, Failed(reason, result.message))
             elif request.num_failures < MAX_FAILURES:
                 request.num_failures += 1
-                self.requeue(request, now)
+                self._requeue(request, now)
             elif result.code is Code.TOO_LATE:
                 detail = f"no device could start it in time, twice: {result.message}"
                 self._ledger.close(
@@ -143,21 +139,27 @@ class Results:
                 self._ledger.close(
                     request, RequestState.FAILED, Failed(Reason.ENGINE_ERROR, detail)
                 )
+        # Only now, so that those who may share a batch again do.
+        model = self._state.models.get(action.model)
+        if model is not None:
+            self._planner.plan_for(model, now)
 
-    def requeue(self, request: Request, now: int) -> None:
+    def _requeue(self, request: Request, now: int) -> None:
         """Back to its queue if any device could still serve it; what cannot make it expires."""
         model = self._state.models.get(request.model)
-        if model is None or not model.offered_by:
+        if model is None or request.is_orphan:
+            detail = f"{request.model} was removed"
+            outcome = Failed(Reason.MODEL_UNAVAILABLE, detail)
+            self._ledger.close(request, RequestState.FAILED, outcome)
+            return
+        if not model.fits_somewhere:
             detail = f"no worker is left that serves {request.model}"
             outcome = Failed(Reason.WORKER_LOST, detail, retry_after_ns=SECOND_NS)
             self._ledger.close(request, RequestState.FAILED, outcome)
             return
         request.move_to(RequestState.QUEUED)
         self._ledger.enqueue(model, request)
-        queue = model.queues[request.batch_key]
-        self._ledger.expire_heads(queue, now)
-        if request.state is RequestState.QUEUED:
-            self._planner.plan_for(model, now)
+        self._ledger.expire_heads(model.queues[request.batch_key], now)
 
     def _on_loaded(
         self,
@@ -171,9 +173,6 @@ class Results:
         device.num_moves -= 1
         device.load_lane.finish(action.action_id, min(result.load.end_ns, now))
         record = device.weights[name]
-        if record.generation != outstanding.generation or record.state is not WeightsState.LOADING:
-            self._ledger.anomalies["load_of_old_generation"] += 1
-            return
         model = self._state.models.get(name)
         if model is not None and device in model.loading_on:
             model.loading_on.remove(device)
@@ -184,6 +183,7 @@ class Results:
                 )
                 record.num_failures = 0
             self.weights_arrived(device, name, now)
+            self._planner.evict_unserved(device, name, now)
             return
         record.move_to(WeightsState.ABSENT, name)
         device.pages_free += record.num_pages
@@ -193,16 +193,18 @@ class Results:
             wait_ns = min(LOAD_RETRY_NS << min(record.num_failures - 1, 8), LOAD_RETRY_MAX_NS)
             record.retry_at_ns = now + wait_ns
             device.retry_until_ns = max(device.retry_until_ns, record.retry_at_ns)
-        if model is not None and model.wants_load:
-            self._state.want(model)
+        if model is not None:
+            if model.wants_load:
+                self._state.want(model)
+            self._planner.plan_for(model, now)  # another device may take it in
 
     def weights_arrived(self, device: DeviceMirror, name: str, now: int) -> None:
         record = device.weights[name]
         record.move_to(WeightsState.RESIDENT, name)
         record.last_used_ns = now
         model = self._state.models.get(name)
-        if model is None:
-            return  # removed while loading: evicted when its pages are wanted
+        if model is None or record.is_unserved or device.is_stopping:
+            return
         model.holders.append(device)
         for queue in model.queues.values():
             if queue.latest_start_ns is not None:
@@ -211,19 +213,16 @@ class Results:
                 if request.cold_at_ns is not None and request.ready_at_ns is None:
                     request.ready_at_ns = now
 
-    def _weights_gone(self, device: DeviceMirror, name: str) -> None:
-        """The worker says that resident weights are not there: believe it."""
+    def _weights_gone(self, device: DeviceMirror, name: str, generation: int) -> None:
+        """The worker says that weights are not there: believe it, unless they are newer."""
         record = device.weights[name]
-        if record.state is WeightsState.RESIDENT:
+        if record.state is WeightsState.RESIDENT and record.generation == generation:
             record.move_to(WeightsState.ABSENT, name)
             device.pages_free += record.num_pages
             self._planner.drop_holder(name, device)
 
     def _on_evicted(self, device: DeviceMirror, action: EvictWeights, result: EvictResult) -> None:
         record = device.weights[action.model]
-        if record.state is not WeightsState.EVICTING:
-            self._ledger.anomalies["evict_of_old_generation"] += 1
-            return
         if result.code in (Code.OK, Code.WEIGHTS_MISSING):
             record.move_to(WeightsState.ABSENT, action.model)
             if result.code is not Code.OK:

@@ -10,7 +10,7 @@ anomaly and never raises; in-flight work is not cancelled; the same events give 
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from scheduler.actions import Infer
+from scheduler.actions import Code, Infer
 from scheduler.device import DeviceMirror, Outstanding
 from scheduler.events import (
     ActionFinished,
@@ -79,6 +79,8 @@ class Scheduler:
             case RequestArrived():
                 self._on_arrived(event, now)
             case ActionFinished():
+                if event.result.code is Code.SHUTTING_DOWN:
+                    self._fleet.on_stopping(event.worker_id, now)
                 self._results.on_finished(event, now)
             case Tick():
                 pass
@@ -143,6 +145,14 @@ class Scheduler:
             return None
         return state.reference().estimates(model).first.time_for(rows)
 
+    def overlooked(self) -> dict[str, str]:
+        """Worker id → what it could be sent now though nothing will wake the core: always empty."""
+        found = {
+            worker_id: self._planner.overlooked(device, self.now)
+            for worker_id, device in self.state.devices.items()
+        }
+        return {worker_id: what for worker_id, what in found.items() if what is not None}
+
     def story(self, request_id: int) -> list[tuple[int, Event, list[Command]]]:
         """The kept (now, event, commands) in which the request appears: the answer to "why"."""
         return [
@@ -191,15 +201,19 @@ class Scheduler:
         request = self._ledger.requests.get(request_id)
         if request is None:
             return  # answered already: the client's leaving crossed the reply
-        if request.state is RequestState.QUEUED:
-            self._ledger.dequeue(self.state.models[request.model], request)
+        was_queued = request.state is RequestState.QUEUED
         self._ledger.close(request, RequestState.CANCELLED, Cancelled())
+        if was_queued:
+            model = self.state.models[request.model]
+            self._ledger.dequeue(model, request)
+            self._planner.plan_released(model, now)
 
     def _fire_due_timers(self, now: int) -> None:
         due = self._ledger.timers.pop_due(now)
         while due is not None:
             if isinstance(due, ModelQueue):
                 self._ledger.expire_heads(due, now)
+                self._planner.plan_released(self.state.models[due.model], now)
             elif isinstance(due, Outstanding):
                 self._ledger.expire_executing(due, now)
             elif isinstance(due, DeviceMirror):

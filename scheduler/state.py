@@ -4,11 +4,10 @@ Only `scheduler.Scheduler` writes it.
 """
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from scheduler.device import DeviceMirror
 from scheduler.model_queue import ModelQueue
-from scheduler.profile import ExecEstimate
 from scheduler.spec import ModelSpec, SchedulerConfig
 
 # Waiting LOADs looked at per prediction.
@@ -28,6 +27,7 @@ class ModelState:
         "queues",
         "spec",
         "wanted_key",
+        "wanted_sequence",
         "wants_replica",
     )
 
@@ -40,7 +40,9 @@ class ModelState:
         self._num_fitting = 0
         self.holders: list[DeviceMirror] = []  # devices where it is RESIDENT
         self.loading_on: list[DeviceMirror] = []  # devices where it is LOADING
-        self.wanted_key: float | None = None  # under which SchedulerState.want last filed it
+        # under which SchedulerState.want last filed it; earlier entries count no more
+        self.wanted_key: float | None = None
+        self.wanted_sequence = 0
         self.wants_replica = False  # its holders cannot keep up; another device could
 
     @property
@@ -55,6 +57,11 @@ class ModelState:
         )
 
     @property
+    def needs_load(self) -> bool:
+        """It wants a LOAD, or is pinned and nowhere."""
+        return self.wants_load or (self.is_pinned and self.is_cold)
+
+    @property
     def fits_somewhere(self) -> bool:
         return self._num_fitting > 0
 
@@ -67,7 +74,9 @@ class ModelState:
         self._num_fitting += self.fits(device)
 
     def withdraw(self, device: DeviceMirror) -> None:
-        """The device is gone."""
+        """The device is gone, or offers another content under this name."""
+        if device not in self.offered_by:
+            return
         self.offered_by.remove(device)
         self._num_fitting -= self.fits(device)
         if device in self.holders:
@@ -79,8 +88,10 @@ class ModelState:
         """The device whose estimates stand for the model where no device is chosen yet."""
         return self.holders[0] if self.holders else self.offered_by[0]
 
-    def reference_estimate(self, queue: ModelQueue) -> ExecEstimate:
-        return self.reference().exec_estimate(queue)
+    def quickest_ns(self, queue: ModelQueue, rows: int) -> int:
+        """Planned execution on the fastest device that counts."""
+        devices = self.holders or self.offered_by
+        return min(device.exec_estimate(queue).plan[rows] for device in devices)
 
 
 class SchedulerState:
@@ -92,8 +103,8 @@ class SchedulerState:
         self.devices: dict[str, DeviceMirror] = {}  # by worker id, in order of joining
         self.num_queued = 0
         self.pinned: dict[str, None] = {}  # all and only names of pinned models
-        # heap of (-demand per load time, sequence, model): an entry counts only while the model
-        # still stands under that key
+        # heap of (-demand per load time, sequence, model): an entry counts only while it is the
+        # last one that was filed for the model
         self._wanted: list[tuple[float, int, ModelState]] = []
         self._sequence = 0
 
@@ -107,9 +118,10 @@ class SchedulerState:
     def savable(self, model: ModelState, device: DeviceMirror, now: int) -> int:
         """Queued requests that could still be met if a LOAD began on the device now."""
         ready_ns = device.load_start_at(now) + device.estimates(model.spec.name).load_plan_ns
-        margin_ns = self.margin_ns(device)
+        # One less than the instant by which they must be due: admission lets the last one in.
+        reserve_ns = ready_ns + self.margin_ns(device) - 1
         return sum(
-            queue.num_due_after(ready_ns + device.exec_estimate(queue).plan[1] + margin_ns)
+            queue.num_due_after(reserve_ns + device.exec_estimate(queue).plan[1])
             for queue in model.queues.values()
         )
 
@@ -118,15 +130,18 @@ class SchedulerState:
         load_ns = model.reference().estimates(model.spec.name).load_plan_ns
         key = -model.num_queued / load_ns
         if key != model.wanted_key:
-            model.wanted_key = key
             self._sequence += 1
+            model.wanted_key = key
+            model.wanted_sequence = self._sequence
             heappush(self._wanted, (key, self._sequence, model))
+            if len(self._wanted) > 2 * len(self.models) + MAX_PENDING_LOADS:
+                self._sweep_wanted()
 
     def pending_load_ns(self, model: ModelState) -> int:
         """LOADs that other models still wait for, shared by the devices."""
         total_ns = 0
-        for key, _, other in self._wanted[:MAX_PENDING_LOADS]:
-            if other is not model and key == other.wanted_key and other.wants_load:
+        for _, sequence, other in self._wanted[:MAX_PENDING_LOADS]:
+            if other is not model and sequence == other.wanted_sequence and other.wants_load:
                 total_ns += other.reference().estimates(other.spec.name).load_plan_ns
         return total_ns // max(1, len(self.devices))
 
@@ -135,7 +150,7 @@ class SchedulerState:
         taken: list[tuple[float, int, ModelState]] = []
         while self._wanted and len(taken) < MAX_PENDING_LOADS:
             entry = heappop(self._wanted)
-            if entry[0] == entry[2].wanted_key:
+            if entry[1] == entry[2].wanted_sequence:
                 if entry[2].wants_load:
                     taken.append(entry)
                 else:
@@ -147,3 +162,8 @@ class SchedulerState:
     @property
     def has_wanted(self) -> bool:
         return bool(self._wanted)
+
+    def _sweep_wanted(self) -> None:
+        """Old entries of little demand would lie at the heap's bottom for ever."""
+        self._wanted = [e for e in self._wanted if e[1] == e[2].wanted_sequence]
+        heapify(self._wanted)

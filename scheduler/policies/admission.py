@@ -68,7 +68,7 @@ def _refuse_impossible(state: SchedulerState, request: Request) -> Rejected | No
         return Rejected(
             Reason.MODEL_UNAVAILABLE, f"none of {len(state.devices)} workers can serve {name}"
         )
-    if request.rows > model.spec.max_batch_rows:
+    if not 1 <= request.rows <= model.spec.max_batch_rows:
         return Rejected(
             Reason.INVALID_INPUT,
             f"{request.rows} rows, {name} takes at most {model.spec.max_batch_rows} a request",

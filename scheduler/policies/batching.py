@@ -61,9 +61,12 @@ class LeastLatestStart:
             chosen = plan if chosen is None else _first_of(chosen, plan, margin_ns, device)
         for entry in taken:
             heappush(device.ready, entry)
-        if chosen is None and taken:
+        if chosen is None:
             # Nothing is sure to make it, and the lane would idle: try what probably does.
-            return build(taken[0][2], device, start_ns, margin_ns, cautious=False)
+            for entry in taken:
+                chosen = build(entry[2], device, start_ns, margin_ns, cautious=False)
+                if chosen is not None:
+                    break
         return chosen
 
 

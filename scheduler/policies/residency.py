@@ -51,10 +51,9 @@ class LruResidency:
 
 
 def _can_load(device: DeviceMirror, model: ModelState, now: int) -> bool:
-    name = model.spec.name
-    if name not in device.offered:
+    if device not in model.offered_by:
         return False
-    record = device.weights.get(name)
+    record = device.weights.get(model.spec.name)
     return record is None or (record.state is WeightsState.ABSENT and record.retry_at_ns <= now)
 
 
@@ -100,7 +99,7 @@ def _evictable(
         if record.state is not WeightsState.RESIDENT or record.num_infers:
             continue
         model = state.models.get(name)
-        if model is None or (not model.is_pinned and not model.num_queued):
+        if model is None or record.is_unserved or not (model.is_pinned or model.num_queued):
             idle.append((name, record))
         elif not model.is_pinned and (
             len(model.holders) > 1 or newcomer.num_queued >= WORTH_DISPLACING * model.num_queued

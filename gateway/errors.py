@@ -65,8 +65,8 @@ PROBLEMS: dict[str, Problem] = {
     "too_large": Problem(413, "The body is over the limit"),
     "unsupported_media_type": Problem(415, "The content encoding is not supported"),
 }
-# All and only reasons after which the connection is not worth keeping: unread body is on its way, or
-# the server is about to close it, which a request that is being sent just then would not survive.
+# All and only reasons after which the connection is not worth keeping: unread body is on its way,
+# or we are about to close it, which a request that is sent just then would not survive.
 CLOSES_CONNECTION = frozenset({"timeout", "too_large", "draining"})
 
 

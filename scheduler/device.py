@@ -19,6 +19,8 @@ from scheduler.work_tracker import WorkTracker
 INITIAL_DELAY_NS = MILLISECOND_NS // 5
 # How fast the memory of past use fades when weights are weighed against each other.
 USE_HALF_LIFE_NS = 10 * SECOND_NS
+# A measurement as old as this does not count against a request that it would refuse.
+DOUBT_AFTER_NS = SECOND_NS
 # A model whose LOAD failed waits this long, doubling, before it is tried again on that device.
 LOAD_RETRY_NS = 100 * MILLISECOND_NS
 LOAD_RETRY_MAX_NS = 10 * SECOND_NS
@@ -177,6 +179,21 @@ class DeviceMirror:
         self._reply_delay.add(max(1, reply_ns))
         self.command_delay_ns = int(self._command_delay.plan)
         self.reply_delay_ns = int(self._reply_delay.guard)
+
+    def doubt(self, model: str, now: int) -> None:
+        """A request was refused by estimates. What is refused is not measured again, so that one
+        slow spell would shut a model out for ever: figures that are old and unused are dropped.
+        """
+        doubtful_ns = now - DOUBT_AFTER_NS
+        if not self.outstanding and self.previous_done_ns <= doubtful_ns:
+            self._command_delay = RatioWindow()
+            self._reply_delay = RatioWindow()
+            self.command_delay_ns = self.reply_delay_ns = INITIAL_DELAY_NS
+        estimates = self._estimates.get(model)
+        if estimates is not None and estimates.measured_ns <= doubtful_ns:
+            record = self.weights.get(model)
+            if record is None or not (record.num_infers or record.state is WeightsState.LOADING):
+                del self._estimates[model]
 
     def start_at(self, now: int) -> int:
         """When an Infer sent now would start to execute."""

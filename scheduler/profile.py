@@ -162,10 +162,11 @@ def _interpolate(known: list[tuple[int, int]], rows: int) -> float:
 class ModelEstimates:
     """All estimates of one model on one device: its LOAD and its shape classes."""
 
-    __slots__ = ("_load_base_ns", "_load_window", "_profiles", "_shapes", "_spec")
+    __slots__ = ("_load_base_ns", "_load_window", "_profiles", "_shapes", "_spec", "measured_ns")
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
+        self.measured_ns = 0  # instant of the last result that entered
         profile: ModelProfile = spec.profile
         self._profiles = profile.shapes
         self._load_base_ns = max(1, profile.load_ns)

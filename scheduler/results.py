@@ -87,8 +87,9 @@ class Results:
         first = requests[0]
         rows = sum(action.rows)
         if done_ns > begin_ns:
-            estimate = device.estimates(action.model).exec(first.shape_key, first.elements)
-            estimate.observe(rows, done_ns - begin_ns)
+            estimates = device.estimates(action.model)
+            estimates.measured_ns = now
+            estimates.exec(first.shape_key, first.elements).observe(rows, done_ns - begin_ns)
         for request in requests:
             # Else answered at its deadline, or cancelled: the output is ignored.
             if request.state is RequestState.DISPATCHED:
@@ -178,9 +179,9 @@ class Results:
             model.loading_on.remove(device)
         if result.code is Code.OK or result.code is Code.ALREADY_RESIDENT:
             if result.code is Code.OK:
-                device.estimates(name).observe_load(
-                    max(1, result.load.end_ns - result.load.begin_ns)
-                )
+                estimates = device.estimates(name)
+                estimates.measured_ns = now
+                estimates.observe_load(max(1, result.load.end_ns - result.load.begin_ns))
                 record.num_failures = 0
             self.weights_arrived(device, name, now)
             self._planner.evict_unserved(device, name, now)

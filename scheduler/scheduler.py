@@ -177,6 +177,8 @@ class Scheduler:
         verdict = self._admission.decide(self.state, request, now)
         if isinstance(verdict, Rejected):
             self._ledger.reply(event.request_id, verdict)
+            if verdict.predicted_ns is not None:
+                model.doubt_estimates(now)
             return
         request.predicted_ns = verdict.finish_ns - event.arrival_ns
         if not model.holders:

@@ -6,7 +6,7 @@ Only `scheduler.Scheduler` writes it.
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
-from scheduler.device import DeviceMirror
+from scheduler.device import DOUBT_AFTER_NS, DeviceMirror
 from scheduler.model_queue import ModelQueue
 from scheduler.spec import ModelSpec, SchedulerConfig
 
@@ -19,6 +19,7 @@ class ModelState:
 
     __slots__ = (
         "_num_fitting",
+        "doubted_ns",
         "holders",
         "is_pinned",
         "loading_on",
@@ -40,6 +41,7 @@ class ModelState:
         self._num_fitting = 0
         self.holders: list[DeviceMirror] = []  # devices where it is RESIDENT
         self.loading_on: list[DeviceMirror] = []  # devices where it is LOADING
+        self.doubted_ns = 0  # when a refusal last made its estimates be looked through
         # under which SchedulerState.want last filed it; earlier entries count no more
         self.wanted_key: float | None = None
         self.wanted_sequence = 0
@@ -83,6 +85,13 @@ class ModelState:
             self.holders.remove(device)
         if device in self.loading_on:
             self.loading_on.remove(device)
+
+    def doubt_estimates(self, now: int) -> None:
+        """See DeviceMirror.doubt. At most once in DOUBT_AFTER_NS: refusals come in crowds."""
+        if self.doubted_ns <= now - DOUBT_AFTER_NS:
+            self.doubted_ns = now
+            for device in self.offered_by:
+                device.doubt(self.spec.name, now)
 
     def reference(self) -> DeviceMirror:
         """The device whose estimates stand for the model where no device is chosen yet."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -353,3 +353,38 @@ def mlp_body(**changes: Any) -> dict[str, Any]:
         "inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}],
     }
     return {**body, **changes}
+
+
+def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(story())
+
+
+def refused(client: Client, status: int, reason: str) -> dict[str, Any]:
+    """Asserts the form that every refusal has, and returns its body."""
+    assert client.status == status
+    body: dict[str, Any] = client.json
+    assert body["reason"] == reason
+    assert body["status"] == status
+    assert body["error"] == body["detail"] != ""
+    assert client.headers["content-type"] == "application/problem+json"
+    assert client.headers["x-request-id"] == body["request_id"] != ""
+    assert client.headers["content-length"] == str(len(client.body))
+    return body
+
+
+def binary(header: Mapping[str, Any], *tensors: bytes) -> tuple[bytes, dict[str, str]]:
+    text = json.dumps(header).encode()
+    return b"".join((text, *tensors)), {"inference-header-content-length": str(len(text))}
+
+
+def binary_mlp(data: bytes = fp32(1, 2, 3, 4), **changes: Any) -> tuple[bytes, dict[str, str]]:
+    tensor = {
+        "name": "x",
+        "shape": [1, 4],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": len(data)},
+    }
+    return binary(mlp_body(inputs=[tensor], **changes), data)
+
+
+MLP_OUTPUTS = outputs(((1, 2), fp32(0.5, 0.25)))

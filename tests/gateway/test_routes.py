@@ -1,15 +1,7 @@
-import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
-
 import pytest
 
 from scheduler.device import WeightsState
-from tests.gateway.http_doubles import Bench, PuppetDevice, model_spec, ms
-
-
-def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(story())
+from tests.gateway.http_doubles import Bench, PuppetDevice, model_spec, ms, run
 
 
 def test_livez_answers_in_every_phase() -> None:

@@ -115,8 +115,8 @@ class ArtifactCache:
     def lock(self, model: str, version: str, content_hash: str) -> Iterator[None]:
         """One process at a time; the kernel frees the lock of a process that dies."""
         self._cache_dir.mkdir(parents=True, exist_ok=True)
-        path = self._directory(model, version, content_hash).with_suffix(".lock")
-        with path.open("w") as file:
+        directory = self._directory(model, version, content_hash)
+        with directory.with_name(f"{directory.name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

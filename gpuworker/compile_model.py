@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def _measured(
     sessions = [_open(candidate, pages) for candidate in candidates]
     try:
         probed = _probe(sessions[0], model.config)
-        chosen = _fewest_page_seconds(sessions, probed)
+        chosen = _choose(sessions, probed)
         artifact = Artifact(
             spec=_spec(model, sessions[chosen], probed),
             weights=candidates[chosen].weights,
@@ -159,15 +159,23 @@ def _is_symbol(dim: Any) -> bool:
     return isinstance(dim, str) and dim.strip("? ") != ""
 
 
-def _fewest_page_seconds(sessions: list[PagedSession], probed: ProbedModel) -> int:
-    """Which form occupies memory the least for what it does: bytes held times time held."""
+def _choose(sessions: list[PagedSession], probed: ProbedModel) -> int:
     if len(sessions) == 1:
         return 0
     inputs = make_inputs(probed.inputs, probed.samples[0], rows=1)
-    costs = []
+    times = []
     for session in sessions:
         with _resident(session):
-            costs.append(session.weights_bytes * measure(lambda s=session: s.run(inputs)))  # type: ignore[misc]
+            times.append(measure(lambda s=session: s.run(inputs)))  # type: ignore[misc]
+    return fewest_byte_seconds([session.weights_bytes for session in sessions], times)
+
+
+def fewest_byte_seconds(weights_bytes: Sequence[int], exec_ns: Sequence[int]) -> int:
+    """Which form occupies memory the least for what it does: bytes held times time held.
+
+    MiniLM: 90.3 MB for 12 ms when folded, 22.9 MB for 16 ms when compact.
+    """
+    costs = [size * time for size, time in zip(weights_bytes, exec_ns, strict=True)]
     return costs.index(min(costs))
 
 

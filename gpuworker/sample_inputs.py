@@ -90,10 +90,10 @@ def _values(
 ) -> Array:
     dtype = NUMPY_OF_OIP[tensor.datatype]
     if tensor.datatype == "BYTES":
-        numbers = generator.integers(0, 1000, shape)
-        return np.asarray(numbers.astype(str), dtype=np.object_)
+        numbers = np.asarray(generator.integers(0, 1000, shape))
+        return np.asarray(numbers.astype(str), dtype)
     if tensor.datatype == "BOOL":
-        return generator.integers(0, 2, shape).astype(dtype)
+        return np.asarray(generator.integers(0, 2, shape), dtype)
     if np.issubdtype(dtype, np.integer):
         known = _VALUE_BY_NAME.get(tensor.name.lower())
         if known is not None:
@@ -101,8 +101,9 @@ def _values(
         if tensor.batch_axis is None:
             return np.full(shape, min(1, integers_below - 1), dtype)
         limit = min(integers_below, np.iinfo(dtype).max + 1)
-        return generator.integers(0, limit, shape).astype(dtype)
-    return (generator.random(shape) * scale).astype(dtype)
+        return np.asarray(generator.integers(0, limit, shape), dtype)
+    # asarray: of shape () numpy draws a plain number.
+    return np.asarray(generator.random(shape) * scale, dtype)
 
 
 def row_shape_guesses(

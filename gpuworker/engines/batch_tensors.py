@@ -5,6 +5,7 @@ then copies of the last row up to the batch size. Everything a client could have
 checked here, before the engine sees it: an engine reads as many bytes as the shape says.
 """
 
+import itertools
 import math
 import struct
 from collections.abc import Sequence
@@ -212,40 +213,39 @@ class BatchLayout:
             _split_output(tensor, rows, output)
             for tensor, output in zip(self._spec.outputs, outputs, strict=True)
         ]
-        metas: list[RequestTensors] = []
-        buffers: list[Buffer] = []
-        for parts in zip(*columns, strict=True):
-            metas.append(tuple([meta for meta, _ in parts]))
-            buffers.extend([buffer for _, buffer in parts])
-        return tuple(metas), buffers
+        if len(columns) == 1:
+            metas, buffers = columns[0]
+            return tuple([(meta,) for meta in metas]), buffers
+        return (
+            tuple(zip(*[metas for metas, _ in columns], strict=True)),
+            [buffer for row in zip(*[b for _, b in columns], strict=True) for buffer in row],
+        )
 
 
 def _split_output(
     spec: TensorSpec, rows: Sequence[int], output: Array
-) -> list[tuple[TensorMeta, Buffer]]:
+) -> tuple[list[TensorMeta], list[Buffer]]:
     axis = spec.batch_axis
-    if axis is None or (len(rows) == 1 and output.shape[axis] == rows[0]):
+    num_requests = len(rows)
+    if axis is None or (num_requests == 1 and output.shape[axis] == rows[0]):
         whole = _bytes_of(output)
-        return [(TensorMeta(output.shape, len(whole)), whole)] * len(rows)
-    if axis != 0 or spec.datatype == "BYTES":
-        ends = np.cumsum(rows)
-        arrays = np.split(output, ends, axis=axis)[: len(rows)]
+        return [TensorMeta(output.shape, len(whole))] * num_requests, [whole] * num_requests
+    if axis != 0 or spec.datatype == "BYTES" or not output.size:
+        arrays = np.split(output, np.cumsum(rows), axis=axis)[:num_requests]
         buffers = [_bytes_of(array) for array in arrays]
-        return [
-            (TensorMeta(array.shape, len(buffer)), buffer)
-            for array, buffer in zip(arrays, buffers, strict=True)
-        ]
+        metas = [TensorMeta(a.shape, len(b)) for a, b in zip(arrays, buffers, strict=True)]
+        return metas, buffers
     whole = _bytes_of(output)
-    row_shape = output.shape[1:]
     row_bytes = len(whole) // output.shape[0]
-    parts = []
-    offset = 0
-    for count in rows:
-        num_bytes = count * row_bytes
-        meta = TensorMeta((count, *row_shape), num_bytes)
-        parts.append((meta, whole[offset : offset + num_bytes]))
-        offset += num_bytes
-    return parts
+    row_shape = output.shape[1:]
+    if num_requests == rows.count(rows[0]):  # the common case: one row each
+        num_bytes = rows[0] * row_bytes
+        meta = TensorMeta((rows[0], *row_shape), num_bytes)
+        starts = range(0, num_requests * num_bytes, num_bytes)
+        return [meta] * num_requests, [whole[start : start + num_bytes] for start in starts]
+    metas = [TensorMeta((count, *row_shape), count * row_bytes) for count in rows]
+    ends = itertools.accumulate(meta.num_bytes for meta in metas)
+    return metas, [whole[end - meta.num_bytes : end] for meta, end in zip(metas, ends, strict=True)]
 
 
 def _bytes_of(array: Array) -> Buffer:

@@ -102,7 +102,3 @@ class Request:
         if state not in LEGAL_MOVES[self.state]:
             raise IllegalMove(f"request {self.request_id}: {self.state.value} → {state.value}")
         self.state = state
-
-    @property
-    def is_open(self) -> bool:
-        return self.state is RequestState.QUEUED or self.state is RequestState.DISPATCHED

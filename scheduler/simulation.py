@@ -179,13 +179,22 @@ class Simulation:
         for worker in self._workers.values():
             self.at(0, worker.joined())
 
+    def join(self, worker: SimulatedWorker) -> None:
+        """One more worker, or one that comes back, under an id of its own."""
+        self._workers[worker.worker_id] = worker
+        self.at(self.now, worker.joined())
+
     def at(self, instant_ns: int, event: Event) -> None:
         """Let an event happen then."""
         self._sequence += 1
         heappush(self._heap, (instant_ns, self._sequence, event))
 
     def run(self, arrivals: Iterable[Arrival] = (), until_ns: int | None = None) -> None:
-        """Play arrivals (in time order) and what follows, to the end or to `until_ns`."""
+        """Play arrivals (in time order) and what follows, to the end or to `until_ns`.
+
+        Raises AssertionError if nothing more will happen while a request is open: the scheduler has
+        lost a wake-up, and with a real clock somebody would wait for ever.
+        """
         source = iter(arrivals)
         pending = next(source, None)
         while True:
@@ -195,16 +204,18 @@ class Simulation:
                 continue
             wakeup = self.scheduler.next_wakeup()
             at_ns = self._heap[0][0] if self._heap else None
-            event: Event
-            if at_ns is None and (wakeup is None or not self.scheduler.num_open):
+            if at_ns is None and not self.scheduler.num_open:
                 return
-            if at_ns is None or (wakeup is not None and wakeup < at_ns):
-                assert wakeup is not None
-                at_ns, event = wakeup, Tick()
-            else:
-                event = heappop(self._heap)[2]
+            is_tick = wakeup is not None and (at_ns is None or wakeup < at_ns)
+            at_ns = wakeup if is_tick else at_ns
+            if at_ns is None:
+                open_ids = self.scheduler.open_request_ids()
+                raise AssertionError(f"nothing will wake the core, and open are: {open_ids}")
             if until_ns is not None and at_ns > until_ns:
+                if pending is not None:
+                    self.at(*pending)
                 return
+            event = Tick() if is_tick else heappop(self._heap)[2]
             self.step(event, max(at_ns, self.now))
 
     def step(self, event: Event, now: int) -> None:
@@ -222,7 +233,9 @@ class Simulation:
             self._observer(now, event, commands)
 
     def lose(self, worker_id: str) -> None:
-        """The worker dies: what it was doing is never reported."""
+        """The worker dies: what it was doing is never reported. WorkerLost is the caller's to say:
+        a gateway notices only after a while.
+        """
         del self._workers[worker_id]
         self._heap = [
             entry

@@ -159,11 +159,15 @@ class Assembly:
         """Ends HTTP, workers and link; nothing of them is left."""
         self._server.should_exit = True
         self._dispatcher.close()
-        self._link.close("the gateway stops")  # first, as a worker that we stop is not a lost one
+        # Both at once: a worker that says goodbye to the link has not died to the supervisor.
+        leaving = asyncio.gather(
+            self._supervisor.stop(self._worker_grace_s), self._link.dismiss("the gateway stops")
+        )
         try:
-            await self._supervisor.stop(self._worker_grace_s)
+            await leaving
         finally:
             await asyncio.wait({self._serving})
+            self._link.close("the gateway stops")
             if self.broken.done():
                 self.broken.exception()  # asked for, as it may not have been
 

@@ -153,10 +153,14 @@ class Membership:
         for session in list(self.by_identity.values()):
             self._ping(session)
 
-    def close(self, goodbye: Goodbye) -> None:
-        """Tells all workers, and forgets them without a word to the core."""
+    def say_goodbye(self, goodbye: Goodbye) -> None:
+        """Asks all workers to leave; each does with a Goodbye of its own."""
         for identity in self.by_identity:
             self._transmit(identity, goodbye)
+
+    def close(self, goodbye: Goodbye) -> None:
+        """Tells all workers, and forgets them without a word to the core."""
+        self.say_goodbye(goodbye)
         self.by_identity.clear()
         self.by_worker_id.clear()
         self._by_name.clear()

@@ -48,6 +48,7 @@ MESSAGES_PER_DRAIN = 32
 DRAINS_PER_BEAT = 256
 # At the end Goodbye gets this long to leave; a live peer takes it in microseconds.
 LINGER_NS = 500 * MILLISECOND_NS
+DISMISS_STEP_NS = 10 * MILLISECOND_NS  # how often we look whether the last worker has left
 
 OnReport = Callable[[str, Result, Sequence[RequestTensors], Sequence[list[memoryview]]], None]
 
@@ -179,6 +180,18 @@ class WorkerLink:
                 break
         self._told_to_rejoin.clear()
         self._membership.beat()
+
+    async def dismiss(self, reason: str) -> None:
+        """Says Goodbye to all workers; returns when all have left, or after LINGER_NS.
+
+        Closing before they have heard it may take it back: TCP drops what a peer has not read when
+        the other side closes with something unread of its own.
+        """
+        self._membership.say_goodbye(Goodbye(reason))
+        steps = LINGER_NS // DISMISS_STEP_NS
+        while self._membership.by_identity and steps > 0:
+            steps -= 1
+            await asyncio.sleep(DISMISS_STEP_NS / SECOND_NS)
 
     def close(self, reason: str) -> None:
         """Says Goodbye to all workers and closes; takes LINGER_NS if one does not read."""

@@ -515,6 +515,30 @@ def test_closing_says_goodbye(run: Any, tmp_path: Path, clock: ManualClock) -> N
     run(story)
 
 
+def test_dismissing_waits_until_every_worker_has_left(play: Callable[[Story], None]) -> None:
+    async def story(gateway: Gateway) -> None:
+        first, second = await gateway.joined("w"), await gateway.joined("v")
+        dismissing = asyncio.create_task(gateway.link.dismiss("SIGTERM"))
+        for puppet in (first, second):
+            goodbye, _ = await puppet.hear(Goodbye)
+            assert goodbye == Goodbye("SIGTERM")
+            assert not dismissing.done()
+            puppet.say(Goodbye("as asked"))
+        await dismissing
+        assert [type(event) for event in gateway.events[2:]] == [WorkerLost, WorkerLost]
+
+    play(story)
+
+
+def test_dismissing_does_not_wait_for_ever(play: Callable[[Story], None]) -> None:
+    async def story(gateway: Gateway) -> None:
+        puppet = await gateway.joined()
+        await gateway.link.dismiss("SIGTERM")
+        await puppet.hear(Goodbye)
+
+    play(story)
+
+
 def test_an_exception_of_our_own_stops_the_process(
     run: Any, tmp_path: Path, clock: ManualClock
 ) -> None:

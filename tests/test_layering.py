@@ -45,7 +45,7 @@ SCHEDULER_ORDER = (
     ("results",),
     ("fleet",),
     ("scheduler",),
-    ("invariants", "simulation"),
+    ("invariants", "simulation", "states"),
 )
 
 # Heavy or rare libraries have one home each, so that everything else runs without them.

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,10 +93,14 @@ class ArtifactCache:
     def store(
         self, model: str, version: str, content_hash: str, write: Callable[[Path], Artifact]
     ) -> StoredArtifact:
-        """Have `write` fill a new directory, seal it and put it in place of what was there."""
+        """Have `write` fill a new directory, seal it and put it in place of what was there.
+
+        The caller holds the lock, so that what a killed process left unfinished is swept up here.
+        """
         directory = self._directory(model, version, content_hash)
-        self._cache_dir.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self._cache_dir))
+        unfinished = directory.with_name(f"{directory.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         try:
             artifact = write(unfinished)
             hashes = {path.name: file_sha256(path) for path in sorted(unfinished.iterdir())}

@@ -182,7 +182,7 @@ def fewest_byte_seconds(weights_bytes: Sequence[int], exec_ns: Sequence[int]) ->
 def _spec(model: RepositoryModel, session: PagedSession, probed: ProbedModel) -> ModelSpec:
     config = model.config
     with _resident(session):
-        shapes = measure_shapes(session, probed, _wanted_batch_sizes(config, probed))
+        shapes = measure_shapes(session.run, probed, _wanted_batch_sizes(config, probed))
         load_ns = measure_load(session)
     return ModelSpec(
         name=model.name,

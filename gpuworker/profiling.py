@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from gpuworker.artifact_cache import SampleInputs
 from gpuworker.engines.paged_session import PagedSession
 from gpuworker.sample_inputs import make_inputs
-from gpuworker.shape_probe import ProbedModel
+from gpuworker.shape_probe import ProbedModel, Run
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, ShapeProfile, TensorSpec, shape_key_of
 
 # A batch that takes longer is of no use to anybody with a deadline.
 MAX_EXEC_NS = SECOND_NS
+# In proportion to smaller batches; a larger one may be a little better than that.
+HOPELESS_EXEC_NS = 3 * MAX_EXEC_NS // 2
 # Per batch size and shape: enough for a median, and a few seconds for a model in all.
 MEASURING_NS = 250 * MILLISECOND_NS
 MIN_RUNS, MAX_RUNS = 3, 51
@@ -48,7 +50,7 @@ def measure_load(session: PagedSession) -> int:
 
 
 def measure_shapes(
-    session: PagedSession,
+    run: Run,
     probed: ProbedModel,
     batch_sizes: Sequence[int],
     measure: Measure = measure,
@@ -62,13 +64,13 @@ def measure_shapes(
     for sample in probed.samples:
         times: dict[int, int] = {}
         for size in batch_sizes if not profiles else tuple(profiles[0].exec_ns):
-            if times and _extrapolated(times, size) > 2 * MAX_EXEC_NS:
+            if times and _extrapolated(times, size) > HOPELESS_EXEC_NS:
                 if not profiles:
                     break
                 times[size] = _extrapolated(times, size)
                 continue
             inputs = make_inputs(probed.inputs, sample, rows=size)
-            times[size] = measure(lambda inputs=inputs: session.run(inputs))  # type: ignore[misc]
+            times[size] = measure(lambda inputs=inputs: run(inputs))  # type: ignore[misc]
             if times[size] > MAX_EXEC_NS and size > 1 and not profiles:
                 del times[size]
                 break

@@ -32,7 +32,8 @@ ROW_TOLERANCE = 1e-4
 
 # Numbers of rows that show an axis: a size that follows all three is not a coincidence.
 _PROBE_ROWS = (1, 2, 3)
-_MAX_AXIS_GUESSES = 32
+# The first guess is nearly always right, and each one costs ten executions.
+_MAX_AXIS_GUESSES = 8
 
 
 class ProbedModel(msgspec.Struct, frozen=True):
@@ -53,31 +54,29 @@ def probe(
 ) -> ProbedModel:
     """Raises ProbeError with what the model said to the likeliest inputs."""
     guesses = list(itertools.islice(_axis_guesses(inputs), _MAX_AXIS_GUESSES))
-    likeliest = _input_specs(inputs, guesses[0])
-    sample = _first_that_runs(run, likeliest, inputs, profile_shapes)
+    # What the config asks for must fit the likeliest axes, or it is a slip and not a hint.
+    _further_row_shapes(_input_specs(inputs, guesses[0]), inputs, profile_shapes)
     best: ProbedModel | None = None
+    complaint: ProbeError | None = None
     for axes in guesses:
         specs = _input_specs(inputs, axes)
-        # The same arrays as before, cut into rows along other axes.
-        shapes = _full_shapes(likeliest, sample)
         try:
-            row_shapes = tuple(
-                without_rows(shape, spec.batch_axis)
-                for shape, spec in zip(shapes, specs, strict=True)
-            )
-            candidate = _probe_rows(
-                run, specs, outputs, SampleInputs(row_shapes, sample.integers_below)
-            )
-        except ProbeError:
+            sample = _first_that_runs(run, specs, inputs, profile_shapes)
+            candidate = _probe_rows(run, specs, outputs, sample)
+        except ProbeError as error:
+            complaint = complaint or error
             continue
         if candidate.can_batch:
             best = candidate
             break
         best = best or candidate
     if best is None:
-        raise ProbeError("the model gives outputs of other shapes each time it runs")
-    further = tuple(_further_samples(run, best.inputs, inputs, best.samples[0], profile_shapes))
-    return msgspec.structs.replace(best, samples=best.samples + further)
+        raise complaint or ProbeError("the model has no inputs")
+    further = [
+        _sample_that_runs(run, best, row_shapes)
+        for row_shapes in _further_row_shapes(best.inputs, inputs, profile_shapes)
+    ]
+    return msgspec.structs.replace(best, samples=(*best.samples, *further))
 
 
 def _axis_guesses(inputs: Sequence[DeclaredTensor]) -> Iterator[tuple[int | None, ...]]:
@@ -135,10 +134,6 @@ def _first_that_runs(
             else:
                 return sample
     raise ProbeError(" ".join(complaint.split())[:500])
-
-
-def _full_shapes(specs: tuple[TensorSpec, ...], sample: SampleInputs) -> list[tuple[int, ...]]:
-    return [array.shape for array in make_inputs(specs, sample, rows=1).values()]
 
 
 def _probe_rows(
@@ -259,23 +254,27 @@ def _output_spec(
     return TensorSpec(declared.name, declared.datatype, shape, axis)
 
 
-def _further_samples(
-    run: Run,
+def _further_row_shapes(
     specs: tuple[TensorSpec, ...],
     inputs: Sequence[DeclaredTensor],
-    first: SampleInputs,
     profile_shapes: dict[str, tuple[RowShape, ...]],
-) -> Iterator[SampleInputs]:
-    """The second and later profile shapes. Raises ProbeError for one that does not run."""
-    for i in range(1, max(map(len, profile_shapes.values()), default=1)):
-        row_shapes = next(row_shape_guesses(specs, inputs, profile_shapes, i))
-        sample = SampleInputs(row_shapes, first.integers_below)
-        try:
-            _run(run, make_inputs(specs, sample, rows=1))
-        except ProbeError as error:
-            shapes = [list(shape) for shape in row_shapes]
-            raise ProbeError(f"profile_shapes {shapes} do not run: {error}") from error
-        yield sample
+) -> list[tuple[tuple[int, ...], ...]]:
+    """Row shapes of the second and later profile shapes. Raises ProbeError for any that misfits."""
+    num_shapes = max(map(len, profile_shapes.values()), default=1)
+    shapes = [next(row_shape_guesses(specs, inputs, profile_shapes, i)) for i in range(num_shapes)]
+    return shapes[1:]
+
+
+def _sample_that_runs(
+    run: Run, probed: ProbedModel, row_shapes: tuple[tuple[int, ...], ...]
+) -> SampleInputs:
+    sample = SampleInputs(row_shapes, probed.samples[0].integers_below)
+    try:
+        _run(run, make_inputs(probed.inputs, sample, rows=1))
+    except ProbeError as error:
+        shapes = [list(shape) for shape in row_shapes]
+        raise ProbeError(f"profile_shapes {shapes} do not run: {error}") from error
+    return sample
 
 
 def _run(run: Run, inputs: dict[str, Array]) -> list[Array]:

@@ -133,7 +133,7 @@ class OnnxRuntimeBackend:
         except NotResident as error:
             raise EngineError(f"{staged.model}: {error}") from error
         except Exception as error:  # ONNX Runtime has a class per error code and no common parent
-            raise EngineError(f"{staged.model}: {error}") from error
+            raise EngineError(f"{staged.model}: {' '.join(str(error).split())}") from error
         duration_ns = time.monotonic_ns() - begin_ns
         self._layouts[staged.model].check_outputs(staged.outputs, staged.batch_size)
         return duration_ns

@@ -204,6 +204,18 @@ def test_a_failed_writing_leaves_nothing_behind(cache: ArtifactCache, tmp_path: 
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_what_a_killed_process_left_is_swept_up(cache: ArtifactCache, tmp_path: Path) -> None:
+    stored = cache.store("m", "1", "abc", fill)
+    leftover = stored.directory.with_name(f"{stored.directory.name}.unfinished")
+    leftover.mkdir()
+    (leftover / "half").write_bytes(b"written")
+    again = cache.store("m", "1", "abc", fill)
+    assert sorted(path.name for path in again.directory.iterdir()) == sorted(
+        [GRAPH_FILE, WEIGHTS_FILE, MANIFEST_FILE]
+    )
+    assert not leftover.exists()
+
+
 def test_only_one_process_compiles_a_model_at_a_time(cache: ArtifactCache, tmp_path: Path) -> None:
     with cache.lock("m", "1", "abc"):
         (path,) = (tmp_path / "cache").glob("*.lock")

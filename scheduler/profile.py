@@ -177,10 +177,6 @@ class ModelEstimates:
     def load_plan_ns(self) -> int:
         return max(1, int(self._load_base_ns * self._load_window.plan))
 
-    @property
-    def load_guard_ns(self) -> int:
-        return int(self._load_base_ns * self._load_window.guard)
-
     def observe_load(self, duration_ns: int) -> None:
         self._load_window.add(duration_ns / self._load_base_ns)
 

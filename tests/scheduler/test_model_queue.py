@@ -1,0 +1,108 @@
+"""Deadline order, with the cheap ways out of it."""
+
+import random
+
+import pytest
+
+from scheduler.events import RequestArrived
+from scheduler.model_queue import ModelQueue
+from scheduler.request import Request
+
+
+def request(request_id: int, deadline_ns: int, rows: int = 1) -> Request:
+    return Request(RequestArrived(request_id, "m", 0, deadline_ns, rows))
+
+
+def queue_of(*requests: Request) -> ModelQueue:
+    queue = ModelQueue("m", "", "", 0)
+    for each in requests:
+        queue.push(each)
+    return queue
+
+
+def ids(queue: ModelQueue) -> list[int]:
+    return [each.request_id for each in queue]
+
+
+def test_the_earliest_deadline_is_the_head() -> None:
+    queue = queue_of(request(1, 30), request(2, 10), request(3, 20))
+    assert ids(queue) == [2, 3, 1]
+    assert queue.last_deadline_ns == 30
+
+
+def test_equal_deadlines_keep_the_order_of_arrival() -> None:
+    queue = queue_of(request(1, 10), request(2, 20), request(3, 10), request(4, 10))
+    assert ids(queue) == [1, 3, 4, 2]
+
+
+def test_push_says_whether_the_head_is_new() -> None:
+    queue = ModelQueue("m", "", "", 0)
+    assert queue.push(request(1, 20))
+    assert not queue.push(request(2, 20))
+    assert not queue.push(request(3, 30))
+    assert queue.push(request(4, 10))
+
+
+def test_push_after_everything_was_popped_makes_a_head() -> None:
+    queue = queue_of(request(1, 20))
+    queue.pop_head()
+    assert queue.head is None
+    assert len(queue) == 0
+    assert queue.push(request(2, 10))
+    assert ids(queue) == [2]
+
+
+def test_rows_are_counted() -> None:
+    first, second = request(1, 10, rows=3), request(2, 20, rows=4)
+    queue = queue_of(first, second, request(3, 30))
+    assert queue.num_rows == 8
+    queue.remove(second)
+    assert queue.num_rows == 4
+    assert queue.pop_head() is first
+    assert queue.num_rows == 1
+
+
+def test_a_request_is_removed_from_among_equals() -> None:
+    equals = [request(i, 10) for i in range(5)]
+    queue = queue_of(*equals)
+    queue.remove(equals[3])
+    assert ids(queue) == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("instant", "num_by", "first_after"),
+    [(9, 0, 1), (10, 1, 2), (19, 1, 2), (20, 3, 4), (40, 4, None)],
+)
+def test_counting_by_deadline(instant: int, num_by: int, first_after: int | None) -> None:
+    queue = queue_of(request(0, 1), request(1, 10), request(2, 20), request(3, 20), request(4, 40))
+    queue.pop_head()
+    assert queue.num_due_by(instant) == num_by
+    assert queue.num_due_after(instant) == 4 - num_by
+    found = queue.first_due_after(instant)
+    assert (found.request_id if found else None) == first_after
+
+
+def test_a_run_begins_at_the_head_or_past_it() -> None:
+    requests = [request(i, 10 * i) for i in range(5)]
+    queue = queue_of(*requests)
+    assert queue.run_from(requests[0], 2) == requests[:2]
+    assert queue.run_from(requests[3], 9) == requests[3:]
+
+
+def test_a_long_life_matches_a_sorted_list() -> None:
+    chance = random.Random(7)
+    queue = ModelQueue("m", "", "", 0)
+    expected: list[tuple[int, int, Request]] = []
+    for step in range(2_000):
+        if expected and chance.random() < 0.45:
+            if chance.random() < 0.8:
+                assert queue.pop_head() is expected.pop(0)[2]
+            else:
+                queue.remove(expected.pop(chance.randrange(len(expected)))[2])
+        else:
+            new = request(step, chance.randrange(50))
+            queue.push(new)
+            expected.append((new.deadline_ns, step, new))
+            expected.sort(key=lambda entry: entry[:2])
+        assert list(queue) == [entry[2] for entry in expected]
+        assert queue.head is (expected[0][2] if expected else None)

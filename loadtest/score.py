@@ -46,6 +46,11 @@ class Score(msgspec.Struct, kw_only=True):
     reasons: dict[str, int]
 
     @property
+    def answered(self) -> int:
+        """200s, right or wrong, on time or late."""
+        return self.sent - self.refused - self.expired - self.no_answer - self.other
+
+    @property
     def goodput_per_s(self) -> float:
         return self.on_time / self.span_s
 
@@ -56,8 +61,7 @@ class Score(msgspec.Struct, kw_only=True):
     @property
     def late_share(self) -> float:
         """Late 200s among all 200s."""
-        answered = self.on_time + self.late
-        return self.late / answered if answered else 0.0
+        return self.late / self.answered if self.answered else 0.0
 
 
 def score(

@@ -1,0 +1,67 @@
+"""The baselines answer what they are asked: a benchmark against a broken server flatters."""
+
+import asyncio
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+
+from loadtest import graphs
+from loadtest.baselines import echo
+from loadtest.reference import sample_rows
+
+
+async def ask(app: object, method: str, path: str, **kwargs: object) -> httpx.Response:
+    transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.request(method, path, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    onnx.save(graphs.mlp(sizes=(4, 4, 2), seed=1), str(path))
+    return path
+
+
+@pytest.fixture
+def fastapi_ort(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setenv("BASELINE_MODELS", f"tiny={model_path}")
+    from loadtest.baselines import fastapi_ort
+
+    return importlib.reload(fastapi_ort)
+
+
+def test_the_echo_sends_back_what_came():
+    assert asyncio.run(ask(echo.app, "POST", "/echo", content=b"\x00a")).content == b"\x00a"
+
+
+def test_the_json_echo_has_read_what_came():
+    reply = asyncio.run(ask(echo.app, "POST", "/json", content=b' {"a": [1.5, 2]} '))
+    assert reply.content == b'{"a":[1.5,2]}'
+
+
+def test_raw_and_json_give_the_models_output(fastapi_ort: ModuleType, model_path: Path):
+    (row,), (expected,) = sample_rows(model_path, 1)
+    raw = asyncio.run(ask(fastapi_ort.app, "POST", "/raw/tiny", content=row.tobytes()))
+    np.testing.assert_allclose(np.frombuffer(raw.content, np.float32), expected.ravel(), rtol=1e-5)
+    body = {"data": row.ravel().tolist()}
+    json = asyncio.run(ask(fastapi_ort.app, "POST", "/json/tiny", json=body))
+    np.testing.assert_allclose(json.json()["data"], expected.ravel(), rtol=1e-5)
+
+
+def test_at_most_n_are_outstanding(fastapi_ort: ModuleType, model_path: Path):
+    (row,), _ = sample_rows(model_path, 1)
+
+    async def play() -> list[int]:
+        await ask(fastapi_ort.app, "PUT", "/limit/2")
+        replies = await asyncio.gather(
+            *(ask(fastapi_ort.app, "POST", "/raw/tiny", content=row.tobytes()) for _ in range(5))
+        )
+        return sorted(reply.status_code for reply in replies)
+
+    assert asyncio.run(play()) == [200, 200, 503, 503, 503]

@@ -80,6 +80,7 @@ class Assembly:
             self._link = WorkerLink(addresses, self.catalog, clock=time.monotonic_ns)
         except BindError as error:
             raise ServeError(str(error)) from error
+        metrics.watch_link(self._link)
         self._dispatcher = Dispatcher(
             scheduler,
             self._link,

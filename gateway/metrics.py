@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally
-from gateway.views import SchedulerView
+from gateway.views import LinkView, SchedulerView
 from scheduler.actions import Code, Infer, InferResult, LoadResult, LoadWeights
 from scheduler.events import ActionFinished, Command, Event, Send, WorkerJoined, WorkerLost
 
@@ -27,6 +27,7 @@ class Metrics:
         self.version = version
         self.page_bytes = page_bytes
         self.scheduler: SchedulerView | None = None
+        self.link: LinkView | None = None
         # All and only models that were asked for by a name of the catalogue, or acted upon.
         self.models: dict[str, ModelTallies] = {}
         # Answers to requests that named no model of the catalogue, by (outcome, reason).
@@ -41,6 +42,9 @@ class Metrics:
 
     def watch(self, scheduler: SchedulerView) -> None:
         self.scheduler = scheduler
+
+    def watch_link(self, link: LinkView) -> None:
+        self.link = link
 
     def of_model(self, name: str) -> ModelTallies:
         """Only for names of the catalogue: each becomes a label."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from gateway.metrics import Metrics, name_of
 from gateway.tallies import ModelTallies, Tally
-from gateway.views import SchedulerView
+from gateway.views import LinkView, SchedulerView
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Models per part: under half a millisecond.
@@ -69,6 +69,8 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
     up = [(f'worker="{_escaped(name)}"', min(1, n)) for name, n in metrics.workers.items()]
     yield _family("worker_up", "gauge", "1 while a worker of this name serves.", up)
     yield _family("weights_page_bytes", "gauge", "Size of a page.", [("", metrics.page_bytes)])
+    if metrics.link is not None:
+        yield _odd_messages(metrics.link)
     if metrics.scheduler is not None:
         yield from _gauges(metrics.scheduler)
 
@@ -124,6 +126,19 @@ def _actions(models: Models, metrics: Metrics) -> Iterator[str]:
             (f'action="{action}",code="{code}"', count)
             for (action, code), count in metrics.results.items()
         ),
+    )
+
+
+def _odd_messages(link: LinkView) -> str:
+    return _family(
+        "odd_worker_messages_total",
+        "counter",
+        "Messages that were malformed, came from no worker of ours, or could not be read by one.",
+        [
+            ('kind="malformed"', link.malformed_frames),
+            ('kind="unknown_sender"', link.unknown_senders),
+            ('kind="unreadable_there"', link.unreadable_replies),
+        ],
     )
 
 

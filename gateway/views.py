@@ -48,6 +48,17 @@ class DeviceView(Protocol):
     def pages_by_state(self) -> Mapping[str, int]: ...
 
 
+class LinkView(Protocol):
+    """gateway.worker_link.WorkerLink: what workers sent that nobody could make sense of."""
+
+    @property
+    def malformed_frames(self) -> int: ...
+    @property
+    def unknown_senders(self) -> int: ...
+    @property
+    def unreadable_replies(self) -> int: ...
+
+
 class SchedulerView(Protocol):
     """scheduler.scheduler.Scheduler, read only."""
 

@@ -206,6 +206,20 @@ def test_gauges_are_read_from_the_scheduler() -> None:
     assert observed.value("build_info", version="1.2.3") == 1
 
 
+def test_odd_messages_of_workers_are_read_from_the_link() -> None:
+    class Link:
+        malformed_frames = 3
+        unknown_senders = 2
+        unreadable_replies = 1
+
+    observed = Observed()
+    assert observed.value("odd_worker_messages_total", kind="malformed") is None
+    observed.metrics.watch_link(Link())
+    assert observed.value("odd_worker_messages_total", kind="malformed") == 3
+    assert observed.value("odd_worker_messages_total", kind="unknown_sender") == 2
+    assert observed.value("odd_worker_messages_total", kind="unreadable_there") == 1
+
+
 def test_every_family_has_the_prefix_its_unit_and_a_text_and_comes_once() -> None:
     observed = Observed()
     observed.metrics.watch(PuppetScheduler({}))

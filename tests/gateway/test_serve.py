@@ -1,11 +1,12 @@
 """`remontoir serve` as a process: it starts, serves, drains, and leaves nothing behind."""
 
+import http.client
+import json
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,11 @@ from tests.gateway.running import (
 )
 
 EMULATED = ("--emulate", "clockwork-v100:2")
+BODY = {
+    "model": "resnet50_v2",
+    "slo_ms": 5000,
+    "inputs": [{"name": "x", "shape": [1, 1], "datatype": "UINT8", "data": [0]}],
+}
 
 
 def asked_with_curl(line: str) -> httpx.Response:
@@ -48,13 +54,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def infer(gateway: RunningGateway, *, slo_ms: float = 5_000.0) -> httpx.Response:
-    body = {
-        "model": "resnet50_v2",
-        "slo_ms": slo_ms,
-        "inputs": [{"name": "x", "shape": [1, 1], "datatype": "UINT8", "data": [0]}],
-    }
-    return httpx.post(f"{gateway.url}/infer", json=body, timeout=30)
+def infer(gateway: RunningGateway) -> httpx.Response:
+    return httpx.post(f"{gateway.url}/infer", json=BODY, timeout=30)
 
 
 def test_the_printed_lines_work_as_pasted(tmp_path: Path) -> None:
@@ -85,17 +86,14 @@ def test_sigterm_drains_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_who_asked_before_the_end_is_answered(tmp_path: Path) -> None:
     with running_gateway(*EMULATED, "--drain-s", "0", scratch=tmp_path) as gateway:
-        statuses: list[int] = []
-        threads = [
-            threading.Thread(target=lambda: statuses.append(infer(gateway).status_code))
-            for _ in range(24)
-        ]
-        for thread in threads:
-            thread.start()
+        address = gateway.url.removeprefix("http://")
+        connections = [http.client.HTTPConnection(address, timeout=60) for _ in range(24)]
+        for connection in connections:
+            connection.request("POST", "/infer", json.dumps(BODY))
         gateway.process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join()
-        assert len(statuses) == 24
+        statuses = [connection.getresponse().status for connection in connections]
+        for connection in connections:
+            connection.close()
         assert set(statuses) <= {200, 503}
         assert gateway.wait()[0] == 0
 

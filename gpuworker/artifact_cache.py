@@ -20,7 +20,7 @@ from gpuworker.model_store import file_sha256
 from scheduler.spec import ModelSpec
 
 # Raise it whenever what compiling writes, measures or decides has changed.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 GRAPH_FILE = "graph.onnx"
 WEIGHTS_FILE = "weights.bin"

@@ -130,6 +130,31 @@ def int8_weights(size: int = 256) -> onnx.ModelProto:
     )
 
 
+def int8_embedding() -> onnx.ModelProto:
+    """Words → rows of a table → a matrix product, both with a scale per row or per column."""
+    generator = np.random.default_rng(7)
+    table = generator.integers(-100, 100, (300, 64)).astype(np.int8)
+    matrix = generator.integers(-100, 100, (64, 48)).astype(np.int8)
+    return _model(
+        [
+            helper.make_node("Cast", ["table"], ["table_float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["table_float", "row_scale"], ["embeddings"]),
+            helper.make_node("Gather", ["embeddings", "ids"], ["words"]),
+            helper.make_node("Cast", ["matrix"], ["matrix_float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["column_scale", "matrix_float"], ["weights"]),
+            helper.make_node("MatMul", ["words", "weights"], ["y"]),
+        ],
+        [_value("ids", ["n", 5], TensorProto.INT64)],
+        [_value("y", ["n", 5, 48])],
+        [
+            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(matrix, "matrix"),
+            numpy_helper.from_array(generator.random((300, 1), np.float32) / 100, "row_scale"),
+            numpy_helper.from_array(generator.random((1, 48), np.float32) / 100, "column_scale"),
+        ],
+    )
+
+
 def two_branches() -> onnx.ModelProto:
     """An If whose branches both call their weights `w`, and mean different ones."""
 

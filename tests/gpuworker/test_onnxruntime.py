@@ -65,6 +65,10 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, Array]]] = {
     ),
     "dynamically_quantised": (onnx_models.dynamically_quantised, {"x": rows_of(1)}),
     "int8_weights": (onnx_models.int8_weights, {"x": rows_of(2, 256)}),
+    "int8_embedding": (
+        onnx_models.int8_embedding,
+        {"ids": np.random.default_rng(0).integers(0, 300, (2, 5))},
+    ),
     "branch_yes": (onnx_models.two_branches, {"x": rows_of(2, 32), "flag": np.array(True)}),
     "branch_no": (onnx_models.two_branches, {"x": rows_of(2, 32), "flag": np.array(False)}),
 }

@@ -78,10 +78,10 @@ class Results:
         # A clock offset may be wrong, but nothing ends before it was sent or after it was heard of.
         done_ns = min(max(result.output.end_ns, outstanding.sent_ns), now)
         device.exec_lane.finish(action.action_id, done_ns)
-        begin_ns = max(result.input.begin_ns, device.previous_done_ns)
+        begin_ns = max(result.input.begin_ns, device.previous_done_ns, outstanding.sent_ns)
         device.previous_done_ns = done_ns
         device.observe_delays(
-            command_ns=result.received_ns - outstanding.sent_ns, reply_ns=now - done_ns
+            command_ns=min(result.received_ns, now) - outstanding.sent_ns, reply_ns=now - done_ns
         )
         requests = outstanding.requests
         first = requests[0]
@@ -181,7 +181,8 @@ class Results:
             if result.code is Code.OK:
                 estimates = device.estimates(name)
                 estimates.measured_ns = now
-                estimates.observe_load(max(1, result.load.end_ns - result.load.begin_ns))
+                begin_ns = max(result.load.begin_ns, outstanding.sent_ns)
+                estimates.observe_load(max(1, min(result.load.end_ns, now) - begin_ns))
                 record.num_failures = 0
             self.weights_arrived(device, name, now)
             self._planner.evict_unserved(device, name, now)

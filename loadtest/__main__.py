@@ -30,6 +30,12 @@ def _gateway(bench: Bench) -> None:
     gateway_cost.run(bench)
 
 
+def _hops(bench: Bench) -> None:
+    from loadtest import hops
+
+    hops.run(bench)
+
+
 def _paging(bench: Bench) -> None:
     from loadtest import paging
 
@@ -47,6 +53,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "overload": ("one CNN at 0.5, 0.9, 1.5 and 3 times capacity", _overload),
     "mixed": ("short and long requests, tight and loose SLOs, 120 % of a core", _mixed),
     "gateway": ("requests/s of a tiny model against a bare ASGI echo (needs wrk)", _gateway),
+    "hops": ("microseconds per MB of a large request, hop by hop", _hops),
     "paging": ("twelve models through a cache for three; LOAD against memmove", _paging),
     "scheduler": ("cost of one event at up to 4,000 models x 32 devices, simulated", _scheduler),
 }

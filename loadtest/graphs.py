@@ -124,3 +124,10 @@ def mlp(*, sizes: tuple[int, ...], seed: int) -> Any:
         data = graph.dense(data, pair, gain=1.0 if is_last else 2.0)
         data = data if is_last else graph.relu(data)
     return graph.model("mlp", sizes[:1], data, sizes[-1])
+
+
+def largest(*, num_values: int) -> Any:
+    """The largest of so many values: next to no execution, however many bytes come in."""
+    graph = _Graph(seed=0)
+    result = graph.node("ReduceMax", "x", axes=[1], keepdims=1)
+    return graph.model("largest", (num_values,), result, 1)

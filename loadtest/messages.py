@@ -31,7 +31,9 @@ class PhaseFigures(msgspec.Struct):
     output: float
 
 
-class _Success(msgspec.Struct):
+class Account(msgspec.Struct):
+    """What a server says of its own answer."""
+
     slo: SloFigures
     timing_ms: PhaseFigures
 
@@ -41,23 +43,22 @@ class _Problem(msgspec.Struct):
 
 
 class Answer(NamedTuple):
-    """A 200. `slo` and `timing_ms` are the server's own account, where it gives one."""
+    """A 200. A server without an account of its own has None there."""
 
     output: Floats
-    slo: SloFigures | None = None
-    timing_ms: PhaseFigures | None = None
+    account: Account | None = None
 
 
 ReadAnswer = Callable[[Shot], Answer]
 
-_success_decoder = msgspec.json.Decoder(_Success)
+_account_decoder = msgspec.json.Decoder(Account)
 _problem_decoder = msgspec.json.Decoder(_Problem)
 
 
 def remontoir_binary(model: str, tensor: str, row: Floats, *, slo_ms: float, port: int) -> bytes:
     """One row to `POST /infer`, tensors in and out as raw bytes after a JSON header."""
     header, data = remontoir_binary_body(model, tensor, row, slo_ms=slo_ms)
-    return _post(
+    return post(
         "/infer",
         header + data,
         port=port,
@@ -94,7 +95,15 @@ def remontoir_json_body(model: str, tensor: str, row: Floats, *, slo_ms: float) 
 def baseline_binary(model: str, row: Floats, *, port: int) -> bytes:
     """One row to the FastAPI baseline: the tensor's bytes and nothing else."""
     data = row.astype("<f4").tobytes()
-    return _post(f"/raw/{model}", data, port=port, content_type="application/octet-stream")
+    return post(f"/raw/{model}", data, port=port, content_type="application/octet-stream")
+
+
+def post(path: str, body: bytes, *, port: int, content_type: str, extra: str = "") -> bytes:
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(body)}\r\n{extra}\r\n"
+    )
+    return head.encode() + body
 
 
 def six_digits(row: Floats) -> list[float]:
@@ -106,9 +115,9 @@ def read_remontoir(shot: Shot) -> Answer:
     """Raises msgspec.DecodeError, ValueError where the reply is not what was asked for."""
     if shot.json_length is None:
         raise ValueError("a binary reply was asked for, JSON came")
-    success = _success_decoder.decode(shot.body[: shot.json_length])
+    account = _account_decoder.decode(shot.body[: shot.json_length])
     output = np.frombuffer(shot.body, "<f4", offset=shot.json_length)
-    return Answer(output, success.slo, success.timing_ms)
+    return Answer(output, account)
 
 
 def read_baseline(shot: Shot) -> Answer:
@@ -121,11 +130,3 @@ def reason_of(shot: Shot) -> str:
         return _problem_decoder.decode(shot.body).reason
     except msgspec.DecodeError:
         return ""
-
-
-def _post(path: str, body: bytes, *, port: int, content_type: str, extra: str = "") -> bytes:
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {content_type}\r\n"
-        f"Content-Length: {len(body)}\r\n{extra}\r\n"
-    )
-    return head.encode() + body

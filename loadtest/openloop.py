@@ -41,6 +41,11 @@ def drive(
     return run_client(_drive(port, arrivals, requests, connections, int(give_up_s * SECOND_NS)))
 
 
+def in_turn(*, port: int, requests: Sequence[bytes]) -> list[Shot]:
+    """One request after the other on one connection: no queue anywhere."""
+    return run_client(_in_turn(port, requests))
+
+
 def run_client(work: Coroutine[Any, Any, _T]) -> _T:
     """Run on uvloop, with the garbage collector out of the way."""
     gc.collect()
@@ -90,6 +95,18 @@ async def _drive(
             await asyncio.wait_for(all_done.wait(), 0.05)
         except TimeoutError:
             continue
+    await pool.close()
+    return shots
+
+
+async def _in_turn(port: int, requests: Sequence[bytes]) -> list[Shot]:
+    pool = ConnectionPool("127.0.0.1", port)
+    shots = []
+    for request in requests:
+        shot = Shot(0, 0, time.monotonic_ns())
+        done: asyncio.Future[Shot] = asyncio.get_running_loop().create_future()
+        pool.send(shot, request, done.set_result)
+        shots.append(await done)
     await pool.close()
     return shots
 

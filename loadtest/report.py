@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from loadtest.machine import QUIET_LOAD, Machine, load_average
@@ -45,13 +46,17 @@ class Report:
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = ""
     ) -> None:
         table = Table(
-            title=title, title_justify="left", title_style="bold", caption=note or None,
-            caption_justify="left", box=box.SIMPLE_HEAD,
-        )  # fmt: skip
+            title=escape(title),
+            title_justify="left",
+            title_style="bold",
+            caption=escape(note) or None,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
+            table.add_column(escape(column), justify="left" if index == 0 else "right")
         for row in rows:
-            table.add_row(*(shown(cell) for cell in row))
+            table.add_row(*(escape(shown(cell)) for cell in row))
         self._console.print(table)
 
     def verdict(self, what: str, *, is_met: bool) -> None:

@@ -4,7 +4,7 @@ Owns the files under the output directory's `models/`, and the calibration of mo
 a given time on this very core. What is there already is used again, if it still fits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,17 @@ def paging(root: Path) -> Path:
             lambda index=index: graphs.mlp(sizes=PAGING_SIZES, seed=1000 + index),  # type: ignore[misc]
         )
     return root / "paging"
+
+
+def payloads(root: Path, sizes_bytes: Sequence[int]) -> Path:
+    """Repository of models that take so many bytes and do next to nothing: `bytes<N>`."""
+    for size in sizes_bytes:
+        _ensure(
+            root / "payloads",
+            f"bytes{size}",
+            lambda size=size: graphs.largest(num_values=size // 4),  # type: ignore[misc]
+        )
+    return root / "payloads"
 
 
 def mixed(root: Path, *, say: Callable[[str], None]) -> tuple[Path, dict[str, float]]:

@@ -93,8 +93,8 @@ def score(
             if latency_ms <= slo_ms[shot.stream]:
                 last_ns = max(last_ns, shot.done_ns)
             counts["late"] += latency_ms > slo_ms[shot.stream]
-            if answer is not None and answer.slo is not None:
-                counts["server_late"] += answer.slo.latency_ms > slo_ms[shot.stream]
+            if answer is not None and answer.account is not None:
+                counts["server_late"] += answer.account.slo.latency_ms > slo_ms[shot.stream]
             latencies.append(latency_ms)
             continue
         reasons[_what_happened(shot)] += 1

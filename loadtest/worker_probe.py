@@ -55,6 +55,7 @@ class WorkerProbe:
         self._num_actions = 0
         self._results: dict[int, Result] = {}
         self._pinged_s = 0.0
+        self.sent_ns = 0  # of the last action
         # Called with the id of each Infer that is answered, wherever the probe is waiting.
         self.on_inferred: Callable[[InferResult], None] = lambda _: None
 
@@ -97,6 +98,7 @@ class WorkerProbe:
         self._num_actions += 1
         now = time.monotonic_ns()
         action = build(self._num_actions, now, now + 60 * SECOND_NS)
+        self.sent_ns = now
         order = wire.Order(action, (tensors,) if tensors else ())
         frames = wire.pack_tensors([data]) if tensors else []
         self._socket.send_multipart([self._identity, wire.encode(order), *frames])

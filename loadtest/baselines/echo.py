@@ -1,7 +1,7 @@
 """The least an ASGI server can do: the floor of one core under uvicorn.
 
 `/echo` sends the body back as it came; `/json` decodes JSON and encodes it again, which is what any
-JSON service must at least do.
+JSON service must at least do; `/length` reads the body and answers with its length.
 """
 
 from collections.abc import Awaitable, Callable
@@ -30,6 +30,8 @@ async def app(
         body = b"".join(parts)
     if scope["path"] == "/json":
         body = msgspec.json.encode(msgspec.json.decode(body))
+    elif scope["path"] == "/length":
+        body = b"%d" % len(body)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

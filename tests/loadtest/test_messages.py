@@ -50,10 +50,9 @@ def test_a_binary_reply_is_read_with_the_servers_own_account():
     shot.body, shot.json_length = header + ROW.tobytes(), len(header)
     answer = read_remontoir(shot)
     np.testing.assert_array_equal(answer.output, ROW.ravel())
-    assert answer.slo is not None
-    assert (answer.slo.latency_ms, answer.slo.cold_start) == (7.0, True)
-    assert answer.timing_ms is not None
-    assert answer.timing_ms.exec == 5.0
+    assert answer.account is not None
+    assert (answer.account.slo.latency_ms, answer.account.slo.cold_start) == (7.0, True)
+    assert answer.account.timing_ms.exec == 5.0
 
 
 def test_a_reply_of_the_baseline_is_the_tensor_alone():

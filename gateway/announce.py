@@ -49,8 +49,9 @@ def print_started(
     names = sorted(spec.name for spec in served)
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     console.print(
-        f"{len(served)} models, {num_pages} pages of {page_bytes >> 20} MiB: "
+        f"{_count(len(served), 'model')}, {_count(num_pages, 'page')} of {page_bytes >> 20} MiB: "
         f"{', '.join(names[:MAX_NAMES])}{more}",
+        markup=False,
         soft_wrap=True,
     )
     if unavailable := [spec.name for spec in specs if spec.unavailable_reason is not None]:
@@ -140,6 +141,10 @@ def input_shapes(spec: ModelSpec) -> list[tuple[int, ...]]:
             row.insert(tensor.batch_axis, 1)
         shapes.append(tuple(max(size, 1) for size in row))
     return shapes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _answer_elements(spec: ModelSpec) -> int:

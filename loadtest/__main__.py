@@ -2,10 +2,12 @@
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from loadtest.bench import Bench
 from loadtest.machine import MachineError, describe, pin_client
@@ -61,6 +63,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
 
 def main() -> int:
     args = _parser().parse_args()
+    signal.signal(signal.SIGTERM, _stop)
     names = list(PARTS) if args.part == "all" else [args.part]
     command = shlex.join(["python", "-m", "loadtest", *sys.argv[1:]])
     report = Report(describe(), out_dir=args.out, command=command)
@@ -78,6 +81,11 @@ def main() -> int:
     if failed:
         report.say(f"not measured: {', '.join(failed)}", style="bold red")
     return 1 if failed else 0
+
+
+def _stop(signal_number: int, _: FrameType | None) -> None:
+    """Leave by the way that stops the servers."""
+    sys.exit(128 + signal_number)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

@@ -116,8 +116,7 @@ def build(
     plan = estimate.plan
     guard = estimate.guard if cautious else plan
     head = queue.head
-    if head is None:
-        return None
+    assert head is not None
     reserve_ns = start_ns + margin_ns
     if head.deadline_ns < reserve_ns + guard[head.rows]:
         head = queue.first_due_after(reserve_ns + guard[head.rows] - 1)

@@ -17,6 +17,7 @@ from scheduler.actions import (
     LoadWeights,
     Span,
 )
+from scheduler.device import INITIAL_DELAY_NS
 from scheduler.events import (
     ActionFinished,
     Command,
@@ -122,6 +123,7 @@ class Story:
         self.asked: set[int] = set()
         # every action sent and not yet answered, in the order sent
         self.sent: dict[int, Send] = {}
+        self._sent_ns: dict[int, int] = {}
 
     # ------------------------------------------------------------------ events
 
@@ -217,7 +219,7 @@ class Story:
             return self._finish(send, EvictResult(action.action_id, code, message, end_ns), at_ms)
         duration_ns = action.expected_duration_ns if took_ms is None else ms(took_ms)
         span = Span(end_ns - duration_ns, end_ns, duration_ns)
-        received_ns = end_ns - duration_ns
+        received_ns = min(end_ns, self._sent_ns[action.action_id] + INITIAL_DELAY_NS)
         if isinstance(action, LoadWeights):
             done = LoadResult(action.action_id, code, message, received_ns, span)
             return self._finish(send, done, at_ms)
@@ -244,6 +246,7 @@ class Story:
             if isinstance(command, Send):
                 assert command.action.action_id not in self.sent
                 self.sent[command.action.action_id] = command
+                self._sent_ns[command.action.action_id] = now
             else:
                 assert command.request_id in self.asked, "an answer nobody asked for"
                 assert command.request_id not in self.outcomes, "answered twice"

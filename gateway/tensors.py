@@ -200,13 +200,22 @@ class ModelPlan:
         tensors: RequestTensors,
         views: Sequence[memoryview],
     ) -> tuple[list[OutputTensor], list[Buffer]]:
-        """Outputs for the reply's JSON, and the binary parts that follow it, in the same order."""
+        """Outputs for the reply's JSON, and the binary parts that follow it, in the same order.
+
+        Raises ValueError where a worker's bytes are not those of the shape that came with them.
+        """
         written: list[OutputTensor] = []
         binary: list[Buffer] = []
         for index, is_binary in choices:
             name, datatype = self._outputs[index]
             view = views[index]
             shape = tensors[index].shape
+            element_bytes = datatype.num_bytes
+            if element_bytes is not None and math.prod(shape) * element_bytes != len(view):
+                raise ValueError(
+                    f"output {name!r} of {self.spec.name}: {len(view)} bytes came for "
+                    f"{datatype.name} of shape {list(shape)}"
+                )
             if is_binary:
                 written.append(
                     OutputTensor(name, shape, datatype.name, OutputParameters(len(view)))

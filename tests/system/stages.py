@@ -1,13 +1,14 @@
 """Gateways as processes, ready for some trouble, and what the machine knows about them."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.gateway.running import RunningGateway, running_gateway
-from tests.system.puppets import EMULATION
+from tests.system.clients import state_on
+from tests.system.puppets import EMULATION, MODELS, PuppetWorker
 
 HANG_S = 30.0
 
@@ -55,3 +56,15 @@ def resident_bytes(pid: int) -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"process {pid} has no RssAnon")
+
+
+@contextmanager
+def joined(
+    stage: Stage, models: Sequence[str], *, name: str = "puppet", **options: Any
+) -> Iterator[PuppetWorker]:
+    """A puppet that the scheduler counts on, for these emulated models, until the block ends."""
+    specs = [MODELS[model] for model in models]
+    with PuppetWorker(stage.workers, specs, name=name, **options) as puppet:
+        until(lambda: state_on(stage.url, models[0], name) is not None, f"{name} joins")
+        yield puppet
+    until(lambda: state_on(stage.url, models[0], name) is None, f"{name} leaves")

@@ -22,8 +22,7 @@ from tests.system.clients import (
     play,
     post,
 )
-from tests.system.puppets import MODELS, PuppetWorker
-from tests.system.stages import Stage, resident_bytes
+from tests.system.stages import Stage, joined, resident_bytes
 
 MEBIBYTE = 1024 * 1024
 MAX_BODY_BYTES = 64 * MEBIBYTE
@@ -223,5 +222,5 @@ def test_a_body_that_never_ends_is_given_up_while_others_are_served(stage: Stage
         assert (await other.ask(infer_body(model, [tensor]))).status == 200
         other.close()
 
-    with PuppetWorker(stage.workers, [MODELS[model]]):
+    with joined(stage, [model]):
         play(story)

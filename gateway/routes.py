@@ -113,6 +113,9 @@ def build_routes(
     @app.get("/models/{name}")
     async def model(name: str, request: Request) -> Response:
         spec = catalog.get(name)
+        if spec is None and not catalog and lifecycle.phase == "starting":
+            detail = "the gateway is starting, and does not know yet which models it serves"
+            return refusal("starting", detail, request)
         if spec is None:
             return refusal("not_found", f"no model {name[:200]!r} is served here", request)
         return _json(describe(spec))

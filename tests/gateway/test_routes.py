@@ -41,6 +41,20 @@ def test_readyz_says_no_while_starting_and_draining() -> None:
     run(story)
 
 
+def test_a_model_asked_for_before_any_is_known_is_not_called_unknown() -> None:
+    async def story() -> None:
+        bench = Bench()
+        bench.catalog.clear()
+        bench.lifecycle.__init__()  # type: ignore[misc]  # as it was before serve()
+        client = await bench.get("/models/mlp")
+        assert (client.status, client.json["reason"]) == (503, "starting")
+        bench.lifecycle.serve()
+        client = await bench.get("/models/mlp")
+        assert (client.status, client.json["reason"]) == (404, "not_found")
+
+    run(story)
+
+
 def test_models_are_listed_with_state_and_reason() -> None:
     async def story() -> None:
         bench = Bench(

@@ -137,10 +137,20 @@ class PuppetWorker:
         """Requests in flight here."""
         return sum(len(infer.request_ids) for infer in map(infer_of, self.held))
 
+    @property
+    def num_ordered(self) -> int:
+        """Requests that ever came here."""
+        actions = [message.action for message in self.heard if isinstance(message, Order)]
+        return sum(len(action.request_ids) for action in actions if isinstance(action, Infer))
+
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
         with self._changed:
             if not self._changed.wait_for(condition, HANG_S):
                 raise TimeoutError(f"puppet: {what} did not come in {HANG_S:g} s")
+
+    def wait_for_requests(self, num_held: int) -> None:
+        """Until this many are in flight here."""
+        self.wait_for(lambda: self.num_held == num_held, f"request {num_held}")
 
     def release(self) -> None:
         """Answers what is held, and from now on everything at once."""

@@ -68,3 +68,7 @@ def joined(
         until(lambda: state_on(stage.url, models[0], name) is not None, f"{name} joins")
         yield puppet
     until(lambda: state_on(stage.url, models[0], name) is None, f"{name} leaves")
+
+
+def open_files_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))

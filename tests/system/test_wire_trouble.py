@@ -168,7 +168,7 @@ def test_a_worker_that_talks_garbage_loses_its_place_and_its_request_is_answered
 ) -> None:
     with joined(stage, [MODEL], name="mad", is_holding=True) as mad:
         asking = Asking(stage.url)
-        mad.wait_for(lambda: mad.num_held == 1, "the batch")
+        mad.wait_for_requests(1)
         mad.send_raw([b"\xff\xff"])
         assert asking.answer().verdict == "503 worker_lost"
         mad.wait_for(lambda: any(isinstance(m, Rejoin) for m in mad.heard), "Rejoin")
@@ -182,7 +182,7 @@ def test_a_worker_that_cannot_read_us_loses_its_place_and_its_request_is_answere
     before = odd(stage, "unreadable_there")
     with joined(stage, [MODEL], name="deaf", is_holding=True) as deaf:
         asking = Asking(stage.url)
-        deaf.wait_for(lambda: deaf.num_held == 1, "the batch")
+        deaf.wait_for_requests(1)
         deaf.send(Unreadable("wire version 1, this side speaks 2"))
         assert asking.answer().verdict == "503 worker_lost"
         assert odd(stage, "unreadable_there") == before + 1
@@ -225,7 +225,7 @@ def test_a_result_that_does_not_fit_is_tried_again_and_then_a_500(
     puppet.is_holding = True
     asking = Asking(stage.url)
     for _ in range(2):
-        puppet.wait_for(lambda: puppet.num_held == 1, "the batch")
+        puppet.wait_for_requests(1)
         action = infer_of(puppet.held.pop())
         now = time.monotonic_ns()
         lie(puppet, InferResult(action.action_id, Code.OK, "", now))
@@ -241,7 +241,7 @@ def test_outputs_that_contradict_their_shape_are_a_500_for_that_request(
 ) -> None:
     puppet.is_holding = True
     asking = Asking(stage.url)
-    puppet.wait_for(lambda: puppet.num_held == 1, "the batch")
+    puppet.wait_for_requests(1)
     action = infer_of(puppet.held.pop())
     ok = InferResult(action.action_id, Code.OK, "", time.monotonic_ns())
     puppet.send(Report(ok, ((TensorMeta(shape, len(data)),),)), [data])
@@ -254,7 +254,7 @@ def test_a_second_report_of_the_same_action_changes_nothing(
     before = metric(stage.url, "anomalies_total", kind="result_of_unknown_action")
     puppet.is_holding = True
     asking = Asking(stage.url, b"twice")
-    puppet.wait_for(lambda: puppet.num_held == 1, "the batch")
+    puppet.wait_for_requests(1)
     action = infer_of(puppet.held[0])
     puppet.release()
     assert asking.answer().json["outputs"][0]["data"][:6] == [*b"twice", 0]

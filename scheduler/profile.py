@@ -58,8 +58,9 @@ class ExecEstimate:
     """Execution time of one model and shape class on one device, for 1 … max rows.
 
     `plan[n]`, `guard[n]` are nanoseconds a batch of n rows keeps the exec lane (index 0 unused);
-    `efficient[n]` is the smallest batch of up to n rows whose time per row is within
-    WORTHWHILE_GAIN of the best, `executed[n]` the batch size the engine runs for n rows.
+    `efficient[n]` is the batch to begin with where n rows wait: all of them if that saves
+    WORTHWHILE_GAIN, else the smallest whose time per row is within that of the best; `batched[n]`
+    is the time for all n that way; `executed[n]` the batch size the engine runs for n rows.
     """
 
     __slots__ = (
@@ -67,6 +68,7 @@ class ExecEstimate:
         "_base",
         "_bucket_of",
         "_windows",
+        "batched",
         "efficient",
         "executed",
         "guard",
@@ -89,6 +91,7 @@ class ExecEstimate:
         self.plan = [0] * (self.max_rows + 1)
         self.guard = [0] * (self.max_rows + 1)
         self.efficient = [0] * (self.max_rows + 1)
+        self.batched = [0] * (self.max_rows + 1)
         self._refresh()
 
     def observe(self, rows: int, duration_ns: int) -> None:
@@ -117,24 +120,27 @@ class ExecEstimate:
         """Planned time to execute so many rows, in batches of the efficient size."""
         size = self.efficient[min(rows, self.max_rows)]
         num_full, rest = divmod(rows, size)
-        return num_full * self.plan[size] + self.plan[rest]
+        return num_full * self.plan[size] + self.batched[rest]
 
     def _refresh(self) -> None:
         ratios = [_nearest_sampled(self._windows, bucket) for bucket in range(len(self._windows))]
         self._applied = ratios
         best_per_row = float("inf")
-        plan, guard, efficient = self.plan, self.guard, self.efficient
+        plan, guard, efficient, batched = self.plan, self.guard, self.efficient, self.batched
         previous = 0
+        smallest = 1
         for n in range(1, self.max_rows + 1):
             ratio_plan, ratio_guard = ratios[self._bucket_of[n]]
             # More rows never take less time: a noisy window must not invert the order.
             previous = plan[n] = max(int(self._base[n] * ratio_plan), previous)
             guard[n] = max(int(self._base[n] * ratio_guard), previous, guard[n - 1])
             best_per_row = min(best_per_row, previous / n)
-            size = efficient[n - 1] if n > 1 else 1
-            while plan[size] / size > best_per_row * (1 + WORTHWHILE_GAIN):
-                size += 1
+            while plan[smallest] / smallest > best_per_row * (1 + WORTHWHILE_GAIN):
+                smallest += 1
+            in_two_ns = plan[smallest] + batched[n - smallest]
+            size = n if plan[n] * (1 + WORTHWHILE_GAIN) < in_two_ns else smallest
             efficient[n] = size
+            batched[n] = plan[size] + batched[n - size]
 
 
 def _nearest_sampled(windows: list[RatioWindow], bucket: int) -> tuple[float, float]:

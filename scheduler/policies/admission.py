@@ -43,6 +43,8 @@ class DeadlineFeasible:
             return refused
         model = state.models[request.model]
         warm = _best(state, model, request, now)
+        if warm is not None and warm[1] > request.deadline_ns and len(model.holders) > 1:
+            warm = _best_shared(state, model, request, now)
         if warm is not None and warm[1] <= request.deadline_ns:
             return Admission(warm[0])
         cold = _best_cold(state, model, request, now)
@@ -125,6 +127,20 @@ def _best(
     return best
 
 
+def _best_shared(
+    state: SchedulerState, model: ModelState, request: Request, now: int
+) -> tuple[int, int]:
+    """The same, taking into account that other holders take a part of those who wait. It looks at
+    each of them closely, so it is asked only where the request would be refused otherwise.
+    """
+    rows_of = [_rows_in_time(state, device, request, now) for device in model.holders]
+    options = [
+        _finish_on(state, model, request, device, device.start_at(now), sum(rows_of) - rows)
+        for device, rows in zip(model.holders, rows_of, strict=True)
+    ]
+    return min(options, key=lambda option: option[1])
+
+
 def _best_cold(
     state: SchedulerState, model: ModelState, request: Request, now: int
 ) -> tuple[int, int] | None:
@@ -138,7 +154,21 @@ def _best_cold(
     if soonest is None:
         return None
     start_ns = max(soonest[0], soonest[1].start_at(now))
-    return _finish_on(state, model, request, soonest[1], start_ns)
+    # A further copy needs to take only what those that are there cannot.
+    rows_elsewhere = sum(_rows_in_time(state, device, request, now) for device in model.holders)
+    return _finish_on(state, model, request, soonest[1], start_ns, rows_elsewhere)
+
+
+def _rows_in_time(state: SchedulerState, device: DeviceMirror, request: Request, now: int) -> int:
+    """Rows of the request's kind that the device could finish by its deadline."""
+    estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
+    end_ns = request.deadline_ns - state.margin_ns(device)
+    start_ns = device.start_at(now)
+    start_ns += _work_ahead(
+        device, request, estimate, start_ns, end_ns - estimate.guard[request.rows]
+    )
+    size = estimate.efficient[estimate.max_rows]
+    return max(0, (end_ns - start_ns) * size // estimate.plan[size])
 
 
 def _weights_ready_at(
@@ -163,6 +193,7 @@ def _finish_on(
     request: Request,
     device: DeviceMirror,
     start_ns: int,
+    rows_elsewhere: int = 0,
 ) -> tuple[int, int]:
     estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
     margin_ns = state.margin_ns(device)
@@ -175,9 +206,11 @@ def _finish_on(
         # Rows, not requests, would need a running sum; requests of one row are the usual case.
         num_ahead = queue.num_due_by(request.deadline_ns)
         rows += num_ahead if queue.num_rows == len(queue) else queue.num_rows
+        if rows_elsewhere:
+            rows = max(request.rows, rows - rows_elsewhere)
     own_ns = estimate.time_for(rows)
     holders = len(model.holders)
-    if holders > 1 and rows > estimate.max_rows:
+    if holders > 1 and rows > estimate.max_rows and not rows_elsewhere:
         own_ns = max(own_ns // holders, estimate.plan[request.rows])
     last = estimate.efficient[min(rows, estimate.max_rows)]
     finish_ns = start_ns + own_ns

@@ -5,6 +5,7 @@ earlier latest starts go first, except that work with fewer requests per millise
 out a request that it would make late (policies/batching.py decides the same way).
 """
 
+from bisect import bisect_right
 from typing import NamedTuple
 
 from scheduler.device import DeviceMirror, WeightsState
@@ -167,8 +168,10 @@ def _rows_in_time(state: SchedulerState, device: DeviceMirror, request: Request,
     start_ns += _work_ahead(
         device, request, estimate, start_ns, end_ns - estimate.guard[request.rows]
     )
-    size = estimate.efficient[estimate.max_rows]
-    return max(0, (end_ns - start_ns) * size // estimate.plan[size])
+    size = _usual_batch(estimate, request)
+    if end_ns - start_ns < estimate.plan[size]:
+        return max(0, bisect_right(estimate.plan, end_ns - start_ns) - 1)
+    return (end_ns - start_ns) // estimate.plan[size] * size
 
 
 def _weights_ready_at(
@@ -208,13 +211,21 @@ def _finish_on(
         rows += num_ahead if queue.num_rows == len(queue) else queue.num_rows
         if rows_elsewhere:
             rows = max(request.rows, rows - rows_elsewhere)
+    size = _usual_batch(estimate, request)
     own_ns = estimate.time_for(rows)
-    holders = len(model.holders)
-    if holders > 1 and rows > estimate.max_rows and not rows_elsewhere:
-        own_ns = max(own_ns // holders, estimate.plan[request.rows])
+    if rows > size:
+        # Later requests will fill the last batch up, too. Without the time for that, its first one
+        # would hold the batch small, and all that were admitted for full batches would be late.
+        own_ns = -(-rows // size) * estimate.plan[size]
     last = estimate.efficient[min(rows, estimate.max_rows)]
     finish_ns = start_ns + own_ns
     return finish_ns, finish_ns + estimate.guard[last] - estimate.plan[last] + margin_ns
+
+
+def _usual_batch(estimate: ExecEstimate, request: Request) -> int:
+    """Rows of a batch where enough wait: as batching does, at most half the SLO long."""
+    half_slo_ns = (request.deadline_ns - request.arrival_ns) // 2
+    return estimate.efficient[max(request.rows, bisect_right(estimate.plan, half_slo_ns) - 1)]
 
 
 def _work_ahead(

@@ -88,6 +88,7 @@ class Assembly:
             timer=asyncio.get_running_loop(),
             on_fatal=self._on_fatal,
             observers=[metrics],
+            call_soon=asyncio.get_running_loop().call_soon,
         )
         self._supervisor = Supervisor(
             self._num_workers, self._worker_command, on_exit=self._on_worker_exit

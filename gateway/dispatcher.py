@@ -25,6 +25,7 @@ from scheduler.events import (
     Reply,
     RequestArrived,
     RequestCancelled,
+    RequestsArrived,
     Send,
     Served,
     Tick,
@@ -76,7 +77,9 @@ class Dispatcher:
 
     `clock` is the gateway's monotonic clock in ns. `on_fatal` is told the exception when the core
     breaks (our bug); by then every open request has been answered with Failed(INTERNAL_ERROR), and
-    so is each later one. It must stop the process.
+    so is each later one. It must stop the process. With `call_soon` (of an event loop), requests
+    submitted in one turn of the loop enter the core together, so that they may share a batch and
+    cost one message; without, each enters as it comes.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Dispatcher:
         timer: Timer,
         on_fatal: Callable[[Exception], None],
         observers: Sequence[Observer] = (),
+        call_soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._link = link
@@ -100,6 +104,9 @@ class Dispatcher:
         # Events that came while another was being handled, oldest first.
         self._deferred: deque[tuple[Event, OutputsByRequest]] = deque()
         self._is_handling = False
+        self._call_soon = call_soon
+        # All and only requests submitted in this turn of the loop and not yet told to the core.
+        self._arrivals: list[RequestArrived] = []
         self._wakeup = WakeupTimer(clock=clock, timer=timer, on_due=self._on_wakeup)
         self._idle_waiters: list[asyncio.Future[None]] = []
         self.fatal_error: Exception | None = None
@@ -137,20 +144,23 @@ class Dispatcher:
             self._call(on_done, _failed(self.fatal_error), None)
             return request_id
         self._open.open(request_id, on_done, tensors, buffers)
-        self._feed(
-            RequestArrived(
-                request_id,
-                model,
-                arrival_ns,
-                arrival_ns + slo_ns,
-                rows,
-                batch_key,
-                shape_key,
-                elements,
-                do_not_queue,
-            ),
-            _NO_OUTPUTS,
+        arrived = RequestArrived(
+            request_id,
+            model,
+            arrival_ns,
+            arrival_ns + slo_ns,
+            rows,
+            batch_key,
+            shape_key,
+            elements,
+            do_not_queue,
         )
+        if self._call_soon is None:
+            self._feed(arrived, _NO_OUTPUTS)
+        else:
+            if not self._arrivals:
+                self._call_soon(self._feed_arrivals)
+            self._arrivals.append(arrived)
         return request_id
 
     def cancel(self, request_id: int) -> None:
@@ -186,7 +196,20 @@ class Dispatcher:
         """Stops the timer. Events may still come; the core is not woken any more by time."""
         self._wakeup.close()
 
+    def _feed_arrivals(self) -> None:
+        """What was submitted since the last event enters the core as one."""
+        arrivals = self._arrivals
+        if not arrivals:
+            return
+        self._arrivals = []
+        if len(arrivals) == 1:
+            self._feed(arrivals[0], _NO_OUTPUTS)
+        else:
+            self._feed(RequestsArrived(tuple(arrivals)), _NO_OUTPUTS)
+
     def _feed(self, event: Event, outputs: OutputsByRequest) -> None:
+        if self._arrivals:
+            self._feed_arrivals()  # they were first
         if self._is_handling:
             # A callback of this very event submits, cancels or loses a worker: in turn, not inside.
             self._deferred.append((event, outputs))
@@ -280,7 +303,9 @@ class Dispatcher:
     def _stop_on(self, error: Exception, event: Event, outputs: OutputsByRequest) -> None:
         logger.critical("the scheduler broke on %r", event, exc_info=error)
         concerned = list(outputs)
-        if isinstance(event, RequestArrived | RequestCancelled):
+        if isinstance(event, RequestsArrived):
+            concerned += [arrived.request_id for arrived in event.requests]
+        elif isinstance(event, RequestArrived | RequestCancelled):
             concerned.append(event.request_id)
         for request_id in concerned:
             for now, happened, commands in self._scheduler.story(request_id):

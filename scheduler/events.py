@@ -32,6 +32,16 @@ class RequestArrived(msgspec.Struct, frozen=True, gc=False):
     do_not_queue: bool = False
 
 
+class RequestsArrived(msgspec.Struct, frozen=True, gc=False):
+    """Several requests that a shell saw in one turn of its loop, in that order.
+
+    Each is admitted or refused as if it had come alone; devices are given work once, after all of
+    them are queued, so that they may share a batch.
+    """
+
+    requests: tuple[RequestArrived, ...]
+
+
 class RequestCancelled(msgspec.Struct, frozen=True, gc=False):
     """The client went away. Its request is still answered once: Reply(..., Cancelled())."""
 
@@ -86,6 +96,7 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
 
 Event = (
     RequestArrived
+    | RequestsArrived
     | RequestCancelled
     | ActionFinished
     | WorkerJoined

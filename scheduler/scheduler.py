@@ -25,6 +25,7 @@ from scheduler.events import (
     Reply,
     RequestArrived,
     RequestCancelled,
+    RequestsArrived,
     Tick,
     WorkerJoined,
     WorkerLost,
@@ -37,7 +38,7 @@ from scheduler.policies import ADMISSION, BATCHING, RESIDENCY
 from scheduler.request import Request, RequestState
 from scheduler.results import Results
 from scheduler.spec import ModelSpec, SchedulerConfig
-from scheduler.state import SchedulerState
+from scheduler.state import ModelState, SchedulerState
 
 
 class Scheduler:
@@ -76,8 +77,10 @@ class Scheduler:
         ledger.out = out
         self._fire_due_timers(now)
         match event:
+            case RequestsArrived():
+                self._on_arrived(event.requests, now)
             case RequestArrived():
-                self._on_arrived(event, now)
+                self._on_arrived((event,), now)
             case ActionFinished():
                 if event.result.code is Code.SHUTTING_DOWN:
                     self._fleet.on_stopping(event.worker_id, now)
@@ -158,13 +161,29 @@ class Scheduler:
         return [
             (now, event, commands)
             for now, event, commands in self._story
-            if getattr(event, "request_id", None) == request_id
+            if _is_about(event, request_id)
             or any(_concerns(command, request_id) for command in commands)
         ]
 
     # ------------------------------------------------------------------ deciding
 
-    def _on_arrived(self, event: RequestArrived, now: int) -> None:
+    def _on_arrived(self, events: tuple[RequestArrived, ...], now: int) -> None:
+        touched: dict[str, ModelState] = {}
+        impatient: list[tuple[ModelState, Request]] = []
+        for event in events:
+            request = self._admit(event, now)
+            if request is not None:
+                model = touched[event.model] = self.state.models[event.model]
+                if request.do_not_queue:
+                    impatient.append((model, request))
+        for model in touched.values():
+            self._planner.plan_for(model, now)
+        for model, request in impatient:
+            if request.state is RequestState.QUEUED:
+                self._turn_away(model, request, now)
+
+    def _admit(self, event: RequestArrived, now: int) -> Request | None:
+        """Queue the request, or refuse it."""
         if event.request_id in self._ledger.requests:
             raise ValueError(f"request id {event.request_id} is already open")
         model = self.state.models.get(event.model)
@@ -172,14 +191,14 @@ class Scheduler:
             why = "is not served" if model is None else model.spec.unavailable_reason
             detail = f"{event.model}: {why}"
             self._ledger.reply(event.request_id, Rejected(Reason.MODEL_UNAVAILABLE, detail))
-            return
+            return None
         request = Request(event)
         verdict = self._admission.decide(self.state, request, now)
         if isinstance(verdict, Rejected):
             self._ledger.reply(event.request_id, verdict)
             if verdict.predicted_ns is not None:
                 model.doubt_estimates(now)
-            return
+            return None
         request.predicted_ns = verdict.finish_ns - event.arrival_ns
         if not model.holders:
             request.cold_at_ns = now
@@ -187,17 +206,19 @@ class Scheduler:
             model.wants_replica = True
         self._ledger.requests[event.request_id] = request
         self._ledger.enqueue(model, request)
-        self._planner.plan_for(model, now)
-        if request.do_not_queue and request.state is RequestState.QUEUED:
-            self._ledger.dequeue(model, request)
-            wait_ns = max(1, verdict.finish_ns - now)
-            refusal = Rejected(
-                Reason.WOULD_QUEUE,
-                f"{request.model} cannot start at once, and do_not_queue was asked",
-                retry_after_ns=wait_ns,
-                predicted_ns=request.predicted_ns,
-            )
-            self._ledger.close(request, RequestState.REJECTED, refusal)
+        return request
+
+    def _turn_away(self, model: ModelState, request: Request, now: int) -> None:
+        """`do_not_queue` was asked, and it could not start at once."""
+        self._ledger.dequeue(model, request)
+        wait_ns = max(1, request.arrival_ns + request.predicted_ns - now)
+        refusal = Rejected(
+            Reason.WOULD_QUEUE,
+            f"{request.model} cannot start at once, and do_not_queue was asked",
+            retry_after_ns=wait_ns,
+            predicted_ns=request.predicted_ns,
+        )
+        self._ledger.close(request, RequestState.REJECTED, refusal)
 
     def _on_cancelled(self, request_id: int, now: int) -> None:
         request = self._ledger.requests.get(request_id)
@@ -221,6 +242,14 @@ class Scheduler:
             elif isinstance(due, DeviceMirror):
                 self._planner.plan(due, now)
             due = self._ledger.timers.pop_due(now)
+
+
+def _is_about(event: Event, request_id: int) -> bool:
+    if isinstance(event, RequestsArrived):
+        return any(arrived.request_id == request_id for arrived in event.requests)
+    if isinstance(event, RequestArrived | RequestCancelled):
+        return event.request_id == request_id
+    return False
 
 
 def _concerns(command: Command, request_id: int) -> bool:

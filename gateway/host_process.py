@@ -4,11 +4,14 @@ Owns the checks whose failure is the reader's to mend, each with its one line. I
 anything.
 """
 
+import ctypes
 import errno
 import logging
 import os
+import platform
 import resource
 import socket
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +21,8 @@ import msgspec
 
 from gateway.config import GatewayConfig
 
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_SHORTEST_SLICE_NS = 100_000  # that the kernel grants
 BACKLOG = 2048  # connections that wait for accept: a burst, not a queue
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_DEVICES = 1024  # emulated ones: each is a process
@@ -95,6 +100,22 @@ def raise_open_files_limit() -> None:
     """A connection is an open file, and the usual soft limit is 1,024 of them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def answer_first() -> bool:
+    """Short turns on the CPU for this thread and those it starts (Linux, EEVDF since 6.12).
+
+    A thread that wakes interrupts one with longer turns at once. With equal turns, a gateway that
+    shares its core with a worker was woken up to 4 ms late; so, 0.1 ms (p99, one busy core).
+    False where the kernel does not do that.
+    """
+    number = _SCHED_SETATTR.get(platform.machine())
+    if number is None:
+        return False
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    # struct sched_attr: size, policy (SCHED_OTHER), flags, nice, priority, runtime, deadline, period
+    attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, nice, 0, _SHORTEST_SLICE_NS, 0, 0)
+    return ctypes.CDLL(None).syscall(ctypes.c_long(number), 0, attributes, 0) == 0
 
 
 def listen(host: str, port: int) -> socket.socket:

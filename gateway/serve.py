@@ -34,6 +34,7 @@ def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
     host_process.emulation_of(config)
     host_process.check_models_dir(config)
     host_process.raise_open_files_limit()
+    host_process.answer_first()
     with (
         host_process.listen(config.host, config.port) as listener,
         host_process.private_directory() as directory,

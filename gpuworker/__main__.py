@@ -61,11 +61,13 @@ def _run(args: argparse.Namespace) -> int:
         page_bytes=args.page_mb * MEBIBYTE,
         emulate=args.emulate,
         cpu=args.cpu,
-        exec_nice=args.exec_nice,
     )
     config.validate()
     if config.cpu is not None:
         linux.pin_to_cpu(config.cpu)
+    # Orders and pings are answered at once, whatever computes on this core; ZeroMQ's thread and
+    # the lanes start with the same, and the lanes then take longer turns.
+    linux.set_time_slice(linux.SHORTEST_SLICE_NS)
     backend = _backend(config)
 
     from gpuworker.worker import Worker
@@ -74,7 +76,6 @@ def _run(args: argparse.Namespace) -> int:
         connect=config.connect,
         name=config.name,
         backend=backend,
-        exec_nice=config.exec_nice,
         parent_pid=parent_pid,
     )
 
@@ -212,14 +213,6 @@ def _parser() -> argparse.ArgumentParser:
         help="size of the weights cache in MiB (default: %(default)s)",
     )
     run.add_argument("--cpu", type=int, metavar="N", help="run on this CPU only")
-    run.add_argument(
-        "--exec-nice",
-        type=int,
-        default=5,
-        metavar="N",
-        help="niceness of execution, so that a gateway on the same core stays responsive "
-        "(default: %(default)s)",
-    )
     run.add_argument(
         "--die-with-parent",
         action="store_true",

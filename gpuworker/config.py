@@ -25,10 +25,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     page_bytes: int
     emulate: str | None = None
     cpu: int | None = None
-    # Where worker and gateway share a core, a batch must not keep the gateway from answering: a
-    # niceness of 5 gives a waking gateway three quarters of the core for as long as it wants it.
-    # With a core of its own the worker does not notice.
-    exec_nice: int = 5
 
     def validate(self) -> None:
         """Raises ConfigError."""
@@ -48,8 +44,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
             usable = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             raise ConfigError(f"--cpu {self.cpu} is not among the usable CPUs {usable}")
-        if not 0 <= self.exec_nice <= 19:
-            raise ConfigError(f"--exec-nice {self.exec_nice} is not in 0..19")
 
     @property
     def total_pages(self) -> int:

@@ -2,11 +2,15 @@
 
 import ctypes
 import os
+import platform
 import signal
+import struct
 import threading
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
+SHORTEST_SLICE_NS = 100_000  # that the kernel grants
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -24,9 +28,19 @@ def set_timer_slack(slack_ns: int) -> None:
     _prctl(_PR_SET_TIMERSLACK, slack_ns)
 
 
-def set_thread_nice(nice: int) -> None:
-    """Niceness of the calling thread alone. Raises OSError for a value below the present one."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+def set_time_slice(slice_ns: int) -> bool:
+    """How long the calling thread runs before it yields to equals (100 µs to 100 ms).
+
+    A thread that wakes interrupts one with a longer slice at once, instead of waiting for up to
+    4 ms (EEVDF, Linux 6.12 and later). False where the kernel does not do that.
+    """
+    number = _SCHED_SETATTR.get(platform.machine())
+    if number is None:
+        return False
+    nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    # struct sched_attr: size, policy (SCHED_OTHER), flags, nice, priority, runtime, deadline, period
+    attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, nice, 0, slice_ns, 0, 0)
+    return _libc.syscall(ctypes.c_long(number), 0, attributes, 0) == 0
 
 
 def pin_to_cpu(cpu: int) -> None:

@@ -113,9 +113,10 @@ def answer_first() -> bool:
     if number is None:
         return False
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    # struct sched_attr: size, policy (SCHED_OTHER), flags, nice, priority, runtime, deadline, period
+    # struct sched_attr: size, policy (0: SCHED_OTHER), flags, nice, priority, runtime (the slice),
+    # deadline, period
     attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, nice, 0, _SHORTEST_SLICE_NS, 0, 0)
-    return ctypes.CDLL(None).syscall(ctypes.c_long(number), 0, attributes, 0) == 0
+    return bool(ctypes.CDLL(None).syscall(ctypes.c_long(number), 0, attributes, 0) == 0)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -38,9 +38,10 @@ def set_time_slice(slice_ns: int) -> bool:
     if number is None:
         return False
     nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    # struct sched_attr: size, policy (SCHED_OTHER), flags, nice, priority, runtime, deadline, period
+    # struct sched_attr: size, policy (0: SCHED_OTHER), flags, nice, priority, runtime (the slice),
+    # deadline, period
     attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, nice, 0, slice_ns, 0, 0)
-    return _libc.syscall(ctypes.c_long(number), 0, attributes, 0) == 0
+    return bool(_libc.syscall(ctypes.c_long(number), 0, attributes, 0) == 0)
 
 
 def pin_to_cpu(cpu: int) -> None:

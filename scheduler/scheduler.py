@@ -102,6 +102,21 @@ class Scheduler:
         self._story.append((now, event, out))
         return out
 
+    def foresee(self, event: RequestArrived, now: int) -> Rejected | None:
+        """What admission would refuse the request with if it arrived now; None if it would not.
+
+        Lets a shell say no before the request's payload has arrived. Queues nothing.
+        """
+        model = self.state.models.get(event.model)
+        if model is None or model.spec.unavailable_reason is not None:
+            return None
+        verdict = self._admission.decide(self.state, Request(event), now)
+        if not isinstance(verdict, Rejected):
+            return None
+        if verdict.predicted_ns is not None:
+            model.doubt_estimates(now)
+        return verdict
+
     def next_wakeup(self) -> int | None:
         """The instant by which `handle(Tick(), now)` is due; always later than the last `now`."""
         at_ns = self._ledger.timers.next_at()
@@ -181,6 +196,7 @@ class Scheduler:
         for model, request in impatient:
             if request.state is RequestState.QUEUED:
                 self._turn_away(model, request, now)
+                self._planner.plan_released(model, now)
 
     def _admit(self, event: RequestArrived, now: int) -> Request | None:
         """Queue the request, or refuse it."""

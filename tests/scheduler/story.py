@@ -29,6 +29,7 @@ from scheduler.events import (
     Reply,
     RequestArrived,
     RequestCancelled,
+    RequestsArrived,
     Send,
     Tick,
     WorkerJoined,
@@ -178,7 +179,32 @@ class Story:
         do_not_queue: bool = False,
     ) -> list[Command]:
         commands = [] if at_ms is None else self.advance(at_ms, inclusive=False)
-        event = RequestArrived(
+        arrived = self.arrival(
+            request_id,
+            model,
+            slo_ms=slo_ms,
+            rows=rows,
+            batch_key=batch_key,
+            shape_key=shape_key,
+            elements=elements,
+            do_not_queue=do_not_queue,
+        )
+        return commands + self.handle(arrived)
+
+    def arrival(
+        self,
+        request_id: int,
+        model: str = "m",
+        *,
+        slo_ms: float = 100,
+        rows: int = 1,
+        batch_key: str = "",
+        shape_key: str = "",
+        elements: int = 4,
+        do_not_queue: bool = False,
+    ) -> RequestArrived:
+        """The event, not handled yet."""
+        return RequestArrived(
             request_id,
             model,
             self.now_ns,
@@ -189,7 +215,6 @@ class Story:
             elements,
             do_not_queue,
         )
-        return commands + self.handle(event)
 
     def cancel(self, request_id: int, *, at_ms: float | None = None) -> list[Command]:
         return self.handle(RequestCancelled(request_id), at_ms)
@@ -240,6 +265,8 @@ class Story:
         self.now_ns = now
         if isinstance(event, RequestArrived):
             self.asked.add(event.request_id)
+        if isinstance(event, RequestsArrived):
+            self.asked.update(arrived.request_id for arrived in event.requests)
         commands = self.scheduler.handle(event, now)
         validate(self.scheduler)
         for command in commands:

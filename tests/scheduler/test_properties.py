@@ -23,7 +23,7 @@ from scheduler.actions import (
     Result,
     Span,
 )
-from scheduler.events import ActionFinished
+from scheduler.events import ActionFinished, RequestsArrived
 from scheduler.policies import ADMISSION, BATCHING, RESIDENCY
 from scheduler.spec import MILLISECOND_NS, SchedulerConfig, ShapeProfile
 from tests.scheduler.story import START_NS, Story, model_spec, ms
@@ -116,6 +116,22 @@ class SchedulerMachine(RuleBasedStateMachine):
                 elements=int(key or 0),
                 do_not_queue=do_not_queue,
             )
+
+    @rule(
+        wishes=st.lists(
+            st.tuples(MODELS, SLOS_MS, st.sampled_from([False, False, True])), max_size=6
+        )
+    )
+    def arrive_together(self, wishes: list[tuple[str, float, bool]]) -> None:
+        arrivals = []
+        for model, slo_ms, do_not_queue in wishes:
+            self.next_request += 1
+            arrivals.append(
+                self.story.arrival(
+                    self.next_request, model, slo_ms=slo_ms, do_not_queue=do_not_queue
+                )
+            )
+        self.story.handle(RequestsArrived(tuple(arrivals)))
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:

@@ -11,6 +11,7 @@ from scheduler.events import (
     Reply,
     RequestArrived,
     RequestCancelled,
+    RequestsArrived,
     Send,
     Served,
     Tick,
@@ -273,3 +274,51 @@ def test_the_same_events_give_the_same_commands() -> None:
 def test_policies_are_chosen_by_name() -> None:
     with pytest.raises(KeyError, match="never heard of"):
         Scheduler(admission="never heard of")
+
+
+# ---------------------------------------------------------------------- together
+
+
+def test_requests_that_arrive_together_share_a_batch(scheduler: Story) -> None:
+    scheduler.join(resident=["m"])
+    together = RequestsArrived(tuple(scheduler.arrival(i) for i in range(1, 5)))
+    [infer] = actions_in(scheduler.handle(together))
+    assert isinstance(infer, Infer)
+    assert infer.request_ids == (1, 2, 3, 4)
+    assert [type(event) for _, event, _ in scheduler.scheduler.story(3)] == [RequestsArrived]
+
+
+def test_requests_that_arrive_together_are_answered_one_by_one(make_scheduler: MakeStory) -> None:
+    story = make_scheduler(model_spec("m"), model_spec("n"))
+    story.join(resident=["m"])
+    story.arrive(0, "m")
+    together = RequestsArrived(
+        (
+            story.arrival(1, "never heard of"),
+            story.arrival(2, "m", slo_ms=1),
+            story.arrival(3, "n", do_not_queue=True),
+            story.arrival(4, "m", do_not_queue=True),
+            story.arrival(5, "n"),
+        )
+    )
+    replies = replies_in(story.handle(together))
+    assert replies.keys() == {1, 2, 3, 4}
+    assert [load.model for load in story.loads] == ["n"]
+
+
+def test_nobody_arrives_in_an_empty_crowd(scheduler: Story) -> None:
+    assert scheduler.handle(RequestsArrived(())) == []
+
+
+def test_who_is_turned_away_does_not_keep_weights_in_place(make_scheduler: MakeStory) -> None:
+    """ "a" is asked for by one who will not wait, "b" by one who will: room for one of them."""
+    story = make_scheduler(model_spec("a"), model_spec("b"), model_spec("c", exec_ms={1: 90}))
+    story.join(pages=8, resident=["a", "c"])
+    story.arrive(0, "c", slo_ms=900)
+    together = (
+        story.arrival(1, "a", slo_ms=900, do_not_queue=True),
+        story.arrival(2, "b", slo_ms=900),
+    )
+    story.handle(RequestsArrived(together))
+    assert isinstance(story.outcomes[1], Rejected)
+    assert [load.model for load in story.loads] == ["b"]

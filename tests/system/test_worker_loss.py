@@ -40,7 +40,11 @@ WORKER = "local-0"
 def emulation(scratch: Path, num_devices: int) -> Iterator[RunningGateway]:
     flags = ("--emulate", f"{EMULATION}:{num_devices}", "--drain-s", "0")
     with running_gateway(*flags, scratch=scratch) as gateway:
-        until(lambda: metric(gateway.url, "worker_up") == num_devices, "all workers join")
+        try:
+            until(lambda: metric(gateway.url, "worker_up") == num_devices, "all workers join")
+        except AssertionError:
+            gateway.process.terminate()
+            pytest.fail(f"not all workers joined; the gateway's log:\n{gateway.wait()[1]}")
         yield gateway
 
 

@@ -22,6 +22,7 @@ from scheduler.events import (
     Failed,
     Outcome,
     Reason,
+    Rejected,
     Reply,
     RequestArrived,
     RequestCancelled,
@@ -42,6 +43,7 @@ class SchedulerCore(Protocol):
     """What the shell needs of scheduler.Scheduler."""
 
     def handle(self, event: Event, now: int) -> list[Command]: ...
+    def foresee(self, event: RequestArrived, now: int) -> Rejected | None: ...
     def next_wakeup(self) -> int | None: ...
     def story(self, request_id: int) -> list[tuple[int, Event, list[Command]]]: ...
 
@@ -162,6 +164,24 @@ class Dispatcher:
                 self._call_soon(self._feed_arrivals)
             self._arrivals.append(arrived)
         return request_id
+
+    def foresee(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        shape_key: str,
+        elements: int,
+    ) -> Rejected | None:
+        """The refusal a request would get if it were submitted now; None if it would get none."""
+        if self.fatal_error is not None or self._is_handling:
+            return None
+        arrived = RequestArrived(
+            0, model, arrival_ns, arrival_ns + slo_ns, rows, shape_key, shape_key, elements
+        )
+        return self._scheduler.foresee(arrived, max(self._clock(), self._now))
 
     def cancel(self, request_id: int) -> None:
         """The client went away: `on_done` comes with Cancelled, unless an answer was first."""

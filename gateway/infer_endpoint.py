@@ -101,16 +101,19 @@ class InferEndpoint:
             try:
                 self._check_door(scope, headers)
                 message = await receive()
-                if message.get("more_body", True):  # or a disconnect, which has no such member
-                    body = await self._read_in_time(exchange, message, receive)
-                else:
+                if not message.get("more_body", True):
                     body = message["body"]
                     exchange.hold(len(body))
                     check_length(len(body), max_bytes=self._max_body_bytes)
-                is_read = True
-                if special and CONTENT_ENCODING in special:
-                    body = await self._decompressed(exchange, body, special[CONTENT_ENCODING])
-                self._submit(exchange, body, special, model)
+                else:  # or a disconnect, which has no such member
+                    self._foresee(exchange, message.get("body", b""), special, model)
+                    if not exchange.is_answered:
+                        body = await self._read_in_time(exchange, message, receive)
+                if not exchange.is_answered:
+                    is_read = True
+                    if special and CONTENT_ENCODING in special:
+                        body = await self._decompressed(exchange, body, special[CONTENT_ENCODING])
+                    self._submit(exchange, body, special, model)
             except RequestError as error:
                 exchange.refuse(error)
             except ClientGone:
@@ -218,6 +221,44 @@ class InferEndpoint:
         if plain is not body:
             exchange.hold(len(plain))
         return plain
+
+    def _foresee(
+        self, exchange: Exchange, begin: bytes, special: Mapping[bytes, bytes], model: str | None
+    ) -> None:
+        """A no that is certain goes out before the tensors are read: reading them would cost the
+        core more than saying it. Only the binary framing says first what it is about; what cannot
+        be judged here is judged when the body is complete.
+        """
+        header_length = special.get(HEADER_LENGTH, b"")
+        if (
+            CONTENT_ENCODING in special
+            or not header_length.isdigit()
+            or not 0 < int(header_length[:12]) <= len(begin)
+        ):
+            return
+        try:
+            request, _ = decode_body(begin[: int(header_length)], header_length)
+            name = model or request.model
+            plan = self.plan_of(name) if name is not None else None
+            shape_class = plan.shape_class(request.inputs) if plan is not None else None
+            if name is None or plan is None or shape_class is None:
+                return
+            default_ns = plan.spec.default_slo_ns or self._default_slo_ns
+            slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
+        except RequestError:
+            return
+        refusal = self._sink.foresee(
+            model=name,
+            arrival_ns=exchange.arrival_ns,
+            slo_ns=slo_ns,
+            rows=shape_class.rows,
+            shape_key=shape_class.shape_key,
+            elements=shape_class.elements,
+        )
+        if refusal is not None:
+            exchange.tallies = self.metrics.of_model(name)
+            exchange.slo_ns = slo_ns
+            exchange.on_done(refusal, None)
 
     def _submit(
         self,

@@ -41,6 +41,14 @@ class Inputs(NamedTuple):
     elements: int
 
 
+class ShapeClass(NamedTuple):
+    """What a request's shapes alone say of it."""
+
+    rows: int
+    shape_key: str
+    elements: int
+
+
 class OutputChoice(NamedTuple):
     """One output to send: its position in ModelSpec.outputs, and in which form."""
 
@@ -145,14 +153,37 @@ class ModelPlan:
             return Inputs(tensors, buffers, rows or 1, "", "", self._fixed_elements)  # type: ignore[arg-type]  # no None left
         return self._in_classes(tensors, buffers, rows or 1, shapes)  # type: ignore[arg-type]  # no None left
 
+    def shape_class(self, given: Sequence[InputTensor]) -> ShapeClass | None:
+        """Before the tensors' bytes are there. None where something does not fit: `read_inputs`
+        will say what.
+        """
+        shapes: dict[int, _Shape] = {}
+        try:
+            for tensor in given:
+                index = self._input_index[tensor.name]
+                plan = self._inputs[index]
+                shapes[index] = plan.known.get(tensor.shape) or plan.fit(tensor.shape)
+        except (KeyError, RequestError):
+            return None
+        if len(shapes) != len(self._inputs):
+            return None
+        ordered = [shapes[index] for index in range(len(shapes))]
+        rows = max((shape.rows or 1 for shape in ordered), default=1)
+        return ShapeClass(rows, *self._class_of(ordered))
+
+    def _class_of(self, shapes: Sequence[_Shape]) -> tuple[str, int]:
+        """(shape key, elements of one row)."""
+        if not self._has_free_shapes:
+            return "", self._fixed_elements
+        shape_key = shape_key_of(tuple([shape.class_shape for shape in shapes]))
+        elements = sum(math.prod(s.class_shape) for s in shapes if s.rows is not None)
+        return shape_key, elements
+
     def _in_classes(
         self, tensors: RequestTensors, buffers: list[Buffer], rows: int, shapes: list[_Shape]
     ) -> Inputs:
         """With the keys that say which other requests may share its batch, and its estimate."""
-        shape_key, elements = "", self._fixed_elements
-        if self._has_free_shapes:
-            shape_key = shape_key_of(tuple([shape.class_shape for shape in shapes]))
-            elements = sum(math.prod(s.class_shape) for s in shapes if s.rows is not None)
+        shape_key, elements = self._class_of(shapes)
         batch_key = shape_key
         if self._has_shared_inputs:
             for shape, buffer in zip(shapes, buffers, strict=True):

@@ -10,6 +10,7 @@ from typing import Protocol
 from gateway.dispatcher import OnDone
 from gateway.wakeup_timer import Cancellable
 from scheduler.device import WeightsState
+from scheduler.events import Rejected
 from scheduler.spec import DeviceSpec, ModelSpec
 from scheduler.wire import Buffer, RequestTensors
 
@@ -36,6 +37,16 @@ class RequestSink(Protocol):
         buffers: list[Buffer],
         on_done: OnDone,
     ) -> int: ...
+    def foresee(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        shape_key: str,
+        elements: int,
+    ) -> Rejected | None: ...
     def cancel(self, request_id: int) -> None: ...
 
 

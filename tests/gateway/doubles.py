@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from gateway.open_requests import Outputs
 from scheduler.actions import Action
-from scheduler.events import Command, Event, Outcome
+from scheduler.events import Command, Event, Outcome, Rejected, RequestArrived
 from scheduler.spec import (
     MILLISECOND_NS,
     DeviceSpec,
@@ -85,6 +85,8 @@ class PuppetScheduler:
         self.handled: list[tuple[Event, int]] = []
         self.answers: deque[list[Command] | Exception] = deque()
         self.wakeup_ns: int | None = None
+        self.foreseen: list[tuple[RequestArrived, int]] = []
+        self.refusal: Rejected | None = None
         self.stories: dict[int, list[tuple[int, Event, list[Command]]]] = {}
 
     @property
@@ -98,6 +100,10 @@ class PuppetScheduler:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def foresee(self, event: RequestArrived, now: int) -> Rejected | None:
+        self.foreseen.append((event, now))
+        return self.refusal
 
     def next_wakeup(self) -> int | None:
         return self.wakeup_ns

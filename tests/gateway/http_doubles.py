@@ -14,7 +14,7 @@ from gateway.dispatcher import OnDone, Outputs
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from scheduler.device import WeightsState
-from scheduler.events import Cancelled, Served
+from scheduler.events import Cancelled, Rejected, Served
 from scheduler.spec import (
     MILLISECOND_NS,
     DeviceSpec,
@@ -109,6 +109,21 @@ class PuppetDispatcher:
         self.submitted: list[Submitted] = []
         self.cancelled: list[int] = []
         self.answer_at_once: tuple[Any, Outputs | None] | None = None
+        self.foreseen: list[tuple[str, int, int, str, int]] = []
+        self.refusal: Rejected | None = None
+
+    def foresee(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        shape_key: str,
+        elements: int,
+    ) -> Rejected | None:
+        self.foreseen.append((model, slo_ns, rows, shape_key, elements))
+        return self.refusal
 
     def submit(
         self,

@@ -22,6 +22,7 @@ from scheduler.events import (
     Reply,
     RequestArrived,
     RequestCancelled,
+    RequestsArrived,
     Send,
     Served,
     Tick,
@@ -642,3 +643,55 @@ def test_a_client_that_leaves_frees_its_queued_request(service: Service) -> None
     request_id = service.submit("a", slo_ms=100)
     service.dispatcher.cancel(request_id)
     assert service.answers.outcomes == [("a", Cancelled())]
+
+
+def test_requests_of_one_turn_of_the_loop_enter_the_core_together(
+    clock: ManualClock, timer: ManualTimer, core: PuppetScheduler, link: PuppetLink
+) -> None:
+    soon: list[Callable[[], None]] = []
+    dispatcher = Dispatcher(
+        core, link, clock=clock, timer=timer, on_fatal=lambda _: None, call_soon=soon.append
+    )
+
+    def submit() -> int:
+        return dispatcher.submit(
+            model="resnet",
+            arrival_ns=clock(),
+            slo_ns=20_000_000,
+            rows=1,
+            batch_key="",
+            shape_key="",
+            elements=4,
+            do_not_queue=False,
+            tensors=(),
+            buffers=[],
+            on_done=lambda _outcome, _outputs: None,
+        )
+
+    first, second = submit(), submit()
+    assert core.events == []
+    assert len(soon) == 1
+    soon.pop()()
+    (event,) = core.events
+    assert isinstance(event, RequestsArrived)
+    assert [arrived.request_id for arrived in event.requests] == [first, second]
+
+    third = submit()
+    dispatcher.cancel(third)  # what happens next is told after what came before
+    assert [type(event) for event in core.events[1:]] == [RequestArrived, RequestCancelled]
+    soon.pop()()
+    assert len(core.events) == 3
+
+
+def test_a_refusal_is_foreseen_by_the_core_and_changes_nothing(
+    desk: Desk, clock: ManualClock, core: PuppetScheduler
+) -> None:
+    core.refusal = Rejected(Reason.SLO_INFEASIBLE_NOW, "busy")
+    foreseen = desk.dispatcher.foresee(
+        model="resnet", arrival_ns=clock(), slo_ns=5, rows=2, shape_key="3x4", elements=12
+    )
+    assert foreseen is core.refusal
+    ((arrived, now),) = core.foreseen
+    assert (arrived.model, arrived.deadline_ns, arrived.rows) == ("resnet", clock() + 5, 2)
+    assert (arrived.shape_key, arrived.elements, now) == ("3x4", 12, clock())
+    assert core.events == []

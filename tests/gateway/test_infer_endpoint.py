@@ -473,3 +473,68 @@ def test_any_tensor_is_answered_with_a_400_or_taken(members: dict[str, Any]) -> 
             assert bench.dispatcher.submitted[0].tensors == (TensorMeta((1, 4), 16),)
 
     run(story)
+
+
+# ---------------------------------------------------------------------- a no before the upload
+
+
+def test_a_certain_no_does_not_wait_for_the_tensors() -> None:
+    async def story() -> None:
+        bench = Bench()
+        bench.dispatcher.refusal = Rejected(
+            Reason.SLO_INFEASIBLE_NOW, "40 are queued", retry_after_ns=ms(7), predicted_ns=ms(90)
+        )
+        body, headers = binary_mlp(slo_ms=80)
+        client = bench.client()
+        client.start("POST", "/infer", {"content-length": str(len(body)), **headers})
+        client.give(body[:-4], more=True)
+        await settle()
+        assert (client.status, client.json["reason"]) == (429, "slo_infeasible_now")
+        assert client.json["retry_after_ms"] == 7
+        assert bench.dispatcher.foreseen == [("mlp", ms(80), 1, "", 4)]
+        assert bench.dispatcher.submitted == []
+        assert client.task is not None
+        await client.task
+        assert bench.app.infer.memory.num_bytes == 0
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param({"slo_ms": -1}, id="a bad SLO"),
+        pytest.param({"model": "nobody"}, id="an unknown model"),
+        pytest.param({"model": None}, id="no model"),
+    ],
+)
+def test_what_is_wrong_is_told_when_the_body_is_complete(spoil: dict[str, Any]) -> None:
+    async def story() -> None:
+        bench = Bench()
+        body, headers = binary_mlp(**spoil)
+        client = bench.client()
+        client.start("POST", "/infer", {"content-length": str(len(body)), **headers})
+        client.give(body[:-4], more=True)
+        await settle()
+        assert not client.is_answered
+        assert bench.dispatcher.foreseen == []
+        client.give(body[-4:])
+        await settle()
+        assert client.status in (400, 404)
+
+    run(story)
+
+
+def test_a_header_that_is_not_all_there_is_not_judged() -> None:
+    async def story() -> None:
+        bench = Bench()
+        body, headers = binary_mlp()
+        client = bench.client()
+        client.start("POST", "/infer", {"content-length": str(len(body)), **headers})
+        client.give(body[:9], more=True)
+        client.give(body[9:])
+        await settle()
+        assert bench.dispatcher.foreseen == []
+        assert len(bench.dispatcher.submitted) == 1
+
+    run(story)

@@ -18,6 +18,8 @@ from scheduler.state import ModelState, SchedulerState
 # Queues of other models looked at per prediction; beyond it the rest is taken as not in the way.
 MAX_QUEUES_AHEAD = 32
 MIN_RETRY_AFTER_NS = MILLISECOND_NS
+# Weights that take pages.
+HELD = frozenset({WeightsState.LOADING, WeightsState.RESIDENT})
 
 
 class Admission(NamedTuple):
@@ -149,7 +151,7 @@ def _best_cold(
     pending_ns = state.pending_load_ns(model)
     soonest: tuple[int, DeviceMirror] | None = None
     for device in model.loading_on or model.offered_by:
-        ready_ns = _weights_ready_at(model, device, now, pending_ns)
+        ready_ns = _weights_ready_at(state, model, device, now, pending_ns)
         if ready_ns is not None and (soonest is None or ready_ns < soonest[0]):
             soonest = (ready_ns, device)
     if soonest is None:
@@ -158,6 +160,16 @@ def _best_cold(
     # A further copy needs to take only what those that are there cannot.
     rows_elsewhere = sum(_rows_in_time(state, device, request, now) for device in model.holders)
     return _finish_on(state, model, request, soonest[1], start_ns, rows_elsewhere)
+
+
+def _fits_beside_pinned(state: SchedulerState, model: ModelState, device: DeviceMirror) -> bool:
+    """Whether the device would have room if everything that may go had gone."""
+    kept = sum(
+        device.weights[name].num_pages
+        for name in state.pinned
+        if name != model.spec.name and device.weights_state(name) in HELD
+    )
+    return model.spec.num_pages(device.spec.page_bytes) <= device.spec.total_pages - kept
 
 
 def _rows_in_time(state: SchedulerState, device: DeviceMirror, request: Request, now: int) -> int:
@@ -175,7 +187,7 @@ def _rows_in_time(state: SchedulerState, device: DeviceMirror, request: Request,
 
 
 def _weights_ready_at(
-    model: ModelState, device: DeviceMirror, now: int, pending_ns: int
+    state: SchedulerState, model: ModelState, device: DeviceMirror, now: int, pending_ns: int
 ) -> int | None:
     """When weights that are not resident there could be; None where no LOAD is possible now."""
     name = model.spec.name
@@ -185,7 +197,7 @@ def _weights_ready_at(
             return record.ready_at_ns
         if record.state is WeightsState.RESIDENT or record.retry_at_ns > now:
             return None
-    if not model.fits(device):
+    if not model.fits(device) or (state.pinned and not _fits_beside_pinned(state, model, device)):
         return None
     return device.load_start_at(now) + pending_ns + device.estimates(name).load_plan_ns
 

@@ -408,9 +408,12 @@ def test_pinning_loads_and_keeps(make_scheduler: MakeStory) -> None:
 
 
 def test_unpinning_lets_those_who_wait_in(make_scheduler: MakeStory) -> None:
-    story = make_scheduler(model_spec("a", pinned=True), model_spec("b"))
+    story = make_scheduler(model_spec("a"), model_spec("b"))
     story.join(pages=4, resident=["a"])
-    story.arrive(1, "b", slo_ms=1_000)
+    story.arrive(1, "a", slo_ms=1_000)
+    story.arrive(2, "b", slo_ms=1_000)
+    story.pin("a")
+    story.finish(story.infers[0], at_ms=10)
     assert story.loads == []
     story.pin("a", False)
     assert [evict.model for evict in story.evicts] == ["a"]

@@ -264,6 +264,20 @@ def test_a_model_that_does_not_fit_one_device_waits_for_another(
     assert [story.worker_of(load) for load in story.loads] == ["large"]
 
 
+def test_where_pinned_weights_fill_the_cache_the_no_is_immediate(
+    make_scheduler: MakeStory,
+) -> None:
+    story = make_scheduler(model_spec("p", pinned=True), model_spec("m"))
+    story.join("full", pages=7, resident=["p"])
+    story.arrive(1, "m", slo_ms=5_000)
+    refused = refusal(story, 1)
+    assert refused.reason is Reason.COLD_MODEL
+    assert "no device can make room" in refused.detail
+    story.join("free", pages=4)
+    story.arrive(2, "m", slo_ms=5_000)
+    assert [story.worker_of(load) for load in story.loads] == ["free"]
+
+
 # ---------------------------------------------------------------------- replicas
 
 

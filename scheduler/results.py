@@ -209,8 +209,8 @@ class Results:
             return
         model.holders.append(device)
         for queue in model.queues.values():
-            if queue.latest_start_ns is not None:
-                device.push_ready(queue.latest_start_ns, queue)
+            assert queue.latest_start_ns is not None
+            device.push_ready(queue.latest_start_ns, queue)
             for request in queue:
                 if request.cold_at_ns is not None and request.ready_at_ns is None:
                     request.ready_at_ns = now

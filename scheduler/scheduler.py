@@ -18,7 +18,6 @@ from scheduler.events import (
     Command,
     Event,
     ModelAdded,
-    ModelPinned,
     ModelRemoved,
     Reason,
     Rejected,
@@ -97,7 +96,7 @@ class Scheduler:
                 self._fleet.on_model_added(event.spec, now)
             case ModelRemoved():
                 self._fleet.on_model_removed(event, now)
-            case ModelPinned():
+            case _:  # ModelPinned: the type checker proves that no other event is left
                 self._fleet.on_pinned(event, now)
         self._story.append((now, event, out))
         return out
@@ -255,7 +254,8 @@ class Scheduler:
                 self._planner.plan_released(self.state.models[due.model], now)
             elif isinstance(due, Outstanding):
                 self._ledger.expire_executing(due, now)
-            elif isinstance(due, DeviceMirror):
+            else:
+                assert isinstance(due, DeviceMirror)
                 self._planner.plan(due, now)
             due = self._ledger.timers.pop_due(now)
 

@@ -76,9 +76,7 @@ class ModelState:
         self._num_fitting += self.fits(device)
 
     def withdraw(self, device: DeviceMirror) -> None:
-        """The device is gone, or offers another content under this name."""
-        if device not in self.offered_by:
-            return
+        """The device is gone."""
         self.offered_by.remove(device)
         self._num_fitting -= self.fits(device)
         if device in self.holders:

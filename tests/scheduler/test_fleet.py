@@ -323,6 +323,33 @@ def test_nor_when_the_model_is_there_again_with_another_content(scheduler: Story
     assert scheduler.infers == []
 
 
+def test_the_worker_of_a_removed_model_may_be_lost(scheduler: Story) -> None:
+    scheduler.join(resident=["m"])
+    scheduler.arrive(1, slo_ms=300)
+    scheduler.remove(at_ms=1)
+    scheduler.lose(at_ms=2)
+    assert isinstance(scheduler.outcomes[1], Failed)
+
+
+def test_the_load_of_a_removed_model_may_fail(scheduler: Story) -> None:
+    scheduler.join()
+    scheduler.arrive(1)
+    scheduler.remove(at_ms=1)
+    scheduler.finish(scheduler.loads[0], at_ms=2, code=Code.LOAD_FAILED)
+    assert scheduler.sent == {}
+    assert scheduler.scheduler.devices["w"].pages_free == 16
+
+
+def test_a_model_served_again_while_its_weights_are_on_their_way_out(scheduler: Story) -> None:
+    scheduler.join(resident=["m"])
+    scheduler.remove()
+    scheduler.add(model_spec(), at_ms=1)
+    scheduler.arrive(1, slo_ms=300)
+    scheduler.finish(scheduler.evicts[0], at_ms=2)
+    scheduler.finish(scheduler.loads[0], at_ms=25)
+    assert [infer.request_ids for infer in scheduler.infers] == [(1,)]
+
+
 def test_a_model_served_again_uses_what_is_still_there(scheduler: Story) -> None:
     scheduler.join(resident=["m"])
     scheduler.arrive(1)

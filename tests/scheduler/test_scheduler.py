@@ -276,6 +276,32 @@ def test_policies_are_chosen_by_name() -> None:
         Scheduler(admission="never heard of")
 
 
+# ---------------------------------------------------------------------- foreseeing
+
+
+def test_a_refusal_can_be_foreseen_and_nothing_is_queued(scheduler: Story) -> None:
+    scheduler.join(resident=["m"])
+    core = scheduler.scheduler
+    assert core.foresee(scheduler.arrival(1, slo_ms=50), scheduler.now_ns) is None
+    foreseen = core.foresee(scheduler.arrival(2, slo_ms=5), scheduler.now_ns)
+    assert core.num_open == 0
+    scheduler.arrive(2, slo_ms=5)
+    assert scheduler.outcomes[2] == foreseen
+
+
+def test_what_is_not_served_is_not_foreseen(make_scheduler: MakeStory) -> None:
+    """It is refused when it arrives, with the words that belong to that."""
+    story = make_scheduler(model_spec("broken", unavailable_reason="why"))
+    for model in ("broken", "never heard of"):
+        assert story.scheduler.foresee(story.arrival(1, model), story.now_ns) is None
+
+
+def test_a_refusal_by_figures_that_hang_on_nothing_is_foreseen_too(scheduler: Story) -> None:
+    assert scheduler.scheduler.foresee(scheduler.arrival(1), scheduler.now_ns) == Rejected(
+        Reason.NO_WORKER, "no worker is connected", retry_after_ns=ms(1_000)
+    )
+
+
 # ---------------------------------------------------------------------- together
 
 

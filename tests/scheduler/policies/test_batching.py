@@ -169,16 +169,14 @@ def test_the_urgent_goes_first_where_both_make_it(make_scheduler: MakeStory) -> 
 
 
 def test_a_batch_is_cut_short_for_who_would_be_late_behind_it(make_scheduler: MakeStory) -> None:
-    """Eight rows of "m" take 50 ms; "short" must start by 57: four rows leave it the time."""
+    """From 60 ms on: "m" is due at 112, eight rows of it take 50 ms; "short" must start by 106."""
     story = blocked(make_scheduler, model_spec("m"), model_spec("short", exec_ms={1: 12}))
     for request_id in range(1, 9):
-        story.arrive(request_id, "m", slo_ms=66 if request_id == 1 else 200)
-    story.arrive(9, "short", slo_ms=70)
-    first = next_batch(story)
-    assert first.model == "m"
-    assert ms(10) < first.expected_duration_ns < ms(37)
-    second = next_batch(story, at_ms=20 + first.expected_duration_ns / ms(1))
-    assert second.model == "short"
+        story.arrive(request_id, "m", slo_ms=112)
+    story.arrive(9, "short", slo_ms=118.5)
+    first = next_batch(story, at_ms=60)
+    assert first.request_ids == (1, 2, 3, 4, 5, 6, 7)
+    assert next_batch(story, at_ms=104.7).model == "short"
 
 
 def test_where_one_must_lose_more_requests_per_millisecond_win(make_scheduler: MakeStory) -> None:

@@ -12,6 +12,7 @@ from scheduler.policies import BatchingPolicy, ResidencyPolicy
 from scheduler.policies.batching import BatchPlan
 from scheduler.request import Request, RequestState
 from scheduler.state import ModelState
+from scheduler.work_tracker import WorkTracker
 
 FOREVER_NS = 2**62
 
@@ -164,22 +165,28 @@ class Planner:
         self._ledger.out.append(Send(device.worker_id, action))
 
     def overlooked(self, device: DeviceMirror, now: int) -> str | None:
-        """What this device would be sent if it were looked at now, without a wake-up being set.
+        """What this device could be sent, though no look at it is planned when it could.
 
         Between two events that must be None: it would be lost. For invariants.
         """
         state, config = self._state, self._state.config
-        if device.is_stopping or device.wake_at_ns is not None:
+        if device.is_stopping:
             return None
         if device.num_infers < config.max_outstanding_infers:
             plan = self._batching.next_infer(state, device, now)
-            if plan is not None:
+            if plan is not None and not self._is_awaited(device, device.exec_lane, now):
                 return f"{len(plan.requests)} requests of {plan.queue.model}"
         if not device.num_moves and (state.has_wanted or state.pinned):
             load = self._residency.next_load(state, device, now)
-            if load is not None:
+            if load is not None and not self._is_awaited(device, device.load_lane, now):
                 return f"a LOAD of {load.model}"
         return None
+
+    def _is_awaited(self, device: DeviceMirror, lane: WorkTracker, now: int) -> bool:
+        """Whether the device will be looked at by the time something may be sent to its lane."""
+        send_at_ns = lane.free_at(now) - self._state.config.schedule_ahead_ns
+        wake_at_ns = device.wake_at_ns
+        return send_at_ns > now and wake_at_ns is not None and wake_at_ns <= send_at_ns
 
     def evict_unserved(self, device: DeviceMirror, name: str, now: int) -> None:
         """Weights of a model that is not served any more go as soon as nothing uses them."""

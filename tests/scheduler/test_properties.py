@@ -284,7 +284,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=60,
+    max_examples=100,
     report_multiple_bugs=False,
     stateful_step_count=40,
     deadline=None,

@@ -16,7 +16,7 @@ from scheduler.spec import ModelProfile, ModelSpec, ShapeProfile
 WINDOW_SAMPLES = 16
 OUTLIER_FACTOR = 3.0
 # A batch may be larger only where it saves this share of the time per row.
-WORTHWHILE_GAIN = 0.03
+WORTHWHILE_GAIN = 0.05
 # Figures are computed anew once a window has moved by this share.
 REFRESH_CHANGE = 0.01
 # Shape classes kept per model and device; clients choose sequence lengths, so there is a bound.

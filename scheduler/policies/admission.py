@@ -17,6 +17,9 @@ from scheduler.state import ModelState, SchedulerState
 
 # Queues of other models looked at per prediction; beyond it the rest is taken as not in the way.
 MAX_QUEUES_AHEAD = 32
+# A model whose full batches take less than this share of the time per row of single executions
+# cannot serve what was admitted for full batches in smaller ones.
+LIVES_ON_BATCHING = 0.8
 MIN_RETRY_AFTER_NS = MILLISECOND_NS
 # Weights that take pages.
 HELD = frozenset({WeightsState.LOADING, WeightsState.RESIDENT})
@@ -225,7 +228,7 @@ def _finish_on(
             rows = max(request.rows, rows - rows_elsewhere)
     size = _usual_batch(estimate, request)
     own_ns = estimate.time_for(rows)
-    if rows > size:
+    if rows > size and estimate.plan[size] < LIVES_ON_BATCHING * size * estimate.plan[1]:
         # Later requests will fill the last batch up, too. Without the time for that, its first one
         # would hold the batch small, and all that were admitted for full batches would be late.
         own_ns = -(-rows // size) * estimate.plan[size]

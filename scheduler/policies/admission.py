@@ -216,8 +216,6 @@ def _finish_on(
     estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
     margin_ns = state.margin_ns(device)
     latest_start_ns = request.deadline_ns - estimate.guard[request.rows] - margin_ns
-    if device.ready:
-        start_ns += _work_ahead(device, request, estimate, start_ns, latest_start_ns)
     queue = model.queues.get(request.batch_key)
     rows = request.rows
     if queue is not None:
@@ -232,6 +230,12 @@ def _finish_on(
         # Later requests will fill the last batch up, too. Without the time for that, its first one
         # would hold the batch small, and all that were admitted for full batches would be late.
         own_ns = -(-rows // size) * estimate.plan[size]
+    if device.ready:
+        # Its own queue goes first with it: that long before its latest start others must be done.
+        own_ahead_ns = own_ns - estimate.plan[request.rows]
+        start_ns += _work_ahead(
+            device, request, estimate, start_ns, latest_start_ns, own_ahead_ns=own_ahead_ns
+        )
     last = estimate.efficient[min(rows, estimate.max_rows)]
     finish_ns = start_ns + own_ns
     return finish_ns, finish_ns + estimate.guard[last] - estimate.plan[last] + margin_ns
@@ -249,6 +253,8 @@ def _work_ahead(
     estimate: ExecEstimate,
     start_ns: int,
     latest_start_ns: int,
+    *,
+    own_ahead_ns: int = 0,
 ) -> int:
     """Time other models' queues will take on the device before this request."""
     ahead_ns = 0
@@ -266,7 +272,8 @@ def _work_ahead(
         if rows == 0:
             continue
         other_ns = other.time_for(rows)
-        if start_ns + ahead_ns + other_ns > latest_start_ns and other_ns / rows > ns_per_row:
+        is_in_the_way = start_ns + ahead_ns + other_ns > latest_start_ns - own_ahead_ns
+        if is_in_the_way and other_ns / rows > ns_per_row:
             continue
         ahead_ns += other_ns
     return ahead_ns

@@ -15,6 +15,8 @@ from scheduler.state import SchedulerState
 
 # Queues compared for one decision.
 MAX_CANDIDATES = 8
+# Requests of one queue looked at for how long it can wait.
+MAX_BEHIND = 16
 
 
 class BatchPlan(NamedTuple):
@@ -167,7 +169,7 @@ def _first_of(
     )
     if is_denser and urgent_can_wait:
         return other
-    wait_ns = _latest_start(other, device, margin_ns) - urgent.start_ns
+    wait_ns = _latest_start_of_all(other, device, margin_ns) - urgent.start_ns
     if urgent.expected_ns <= wait_ns:
         return urgent
     shorter = build(urgent.queue, device, urgent.start_ns, margin_ns, max_ns=wait_ns)
@@ -179,6 +181,18 @@ def _first_of(
 def _latest_start(plan: BatchPlan, device: DeviceMirror, margin_ns: int) -> int:
     guard_ns = device.exec_estimate(plan.queue).guard[plan.rows]
     return plan.requests[0].deadline_ns - guard_ns - margin_ns
+
+
+def _latest_start_of_all(plan: BatchPlan, device: DeviceMirror, margin_ns: int) -> int:
+    """The same so that those who wait behind the batch in its queue are in time as well."""
+    estimate = device.exec_estimate(plan.queue)
+    guard_ns = estimate.guard[1] - estimate.plan[1] + margin_ns
+    rows = 0
+    latest_ns = _latest_start(plan, device, margin_ns)
+    for request in plan.queue.run_from(plan.requests[0], MAX_BEHIND):
+        rows += request.rows
+        latest_ns = min(latest_ns, request.deadline_ns - estimate.time_for(rows) - guard_ns)
+    return latest_ns
 
 
 def _head_arrival(queue: ModelQueue) -> int:

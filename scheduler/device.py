@@ -9,6 +9,7 @@ import math
 from heapq import heapify, heappop, heappush
 
 from scheduler.actions import Action
+from scheduler.lane_shares import LaneShares
 from scheduler.model_queue import ModelQueue
 from scheduler.profile import ExecEstimate, ModelEstimates, RatioWindow
 from scheduler.request import IllegalMove, Request
@@ -121,6 +122,7 @@ class DeviceMirror:
         self.weights: dict[str, Weights] = {}
         self.pages_free = spec.total_pages
         self.exec_lane = WorkTracker()
+        self.exec_shares = LaneShares()
         self.load_lane = self.exec_lane if spec.shares_exec_core else WorkTracker()
         # all and only actions sent and not yet answered
         self.outstanding: dict[int, Outstanding] = {}

@@ -120,6 +120,9 @@ class Planner:
             plan.expected_ns,
         )
         device.exec_lane.add(action.action_id, start_ns=plan.start_ns, duration_ns=plan.expected_ns)
+        device.exec_shares.add(
+            single_ns=device.exec_estimate(queue).plan[1], duration_ns=plan.expected_ns, now=now
+        )
         outstanding = self._remember(
             device, action, plan.expected_ns, plan.requests, record.generation
         )

@@ -35,7 +35,7 @@ SCHEDULER_ORDER = (
     ("spec",),
     ("actions",),
     ("events", "wire"),
-    ("request", "profile", "work_tracker", "timers"),
+    ("request", "profile", "work_tracker", "lane_shares", "timers"),
     ("model_queue",),
     ("device",),
     ("state",),

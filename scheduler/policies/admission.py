@@ -127,7 +127,7 @@ def _best(
     """(planned finish, finish with guard and margin) on the best device that holds the weights."""
     best: tuple[int, int] | None = None
     for device in model.holders:
-        option = _finish_on(state, model, request, device, device.start_at(now))
+        option = _finish_on(state, model, request, device, now=now, start_ns=device.start_at(now))
         if best is None or option[1] < best[1]:
             best = option
     return best
@@ -141,7 +141,15 @@ def _best_shared(
     """
     rows_of = [_rows_in_time(state, device, request, now) for device in model.holders]
     options = [
-        _finish_on(state, model, request, device, device.start_at(now), sum(rows_of) - rows)
+        _finish_on(
+            state,
+            model,
+            request,
+            device,
+            now=now,
+            start_ns=device.start_at(now),
+            rows_elsewhere=sum(rows_of) - rows,
+        )
         for device, rows in zip(model.holders, rows_of, strict=True)
     ]
     return min(options, key=lambda option: option[1])
@@ -162,7 +170,15 @@ def _best_cold(
     start_ns = max(soonest[0], soonest[1].start_at(now))
     # A further copy needs to take only what those that are there cannot.
     rows_elsewhere = sum(_rows_in_time(state, device, request, now) for device in model.holders)
-    return _finish_on(state, model, request, soonest[1], start_ns, rows_elsewhere)
+    return _finish_on(
+        state,
+        model,
+        request,
+        soonest[1],
+        now=now,
+        start_ns=start_ns,
+        rows_elsewhere=rows_elsewhere,
+    )
 
 
 def _fits_beside_pinned(state: SchedulerState, model: ModelState, device: DeviceMirror) -> bool:
@@ -210,9 +226,15 @@ def _finish_on(
     model: ModelState,
     request: Request,
     device: DeviceMirror,
+    *,
+    now: int,
     start_ns: int,
     rows_elsewhere: int = 0,
 ) -> tuple[int, int]:
+    """(planned finish, finish with guard and margin) of a request that can start then.
+
+    The wait is stretched by the share of the lane that shorter work took lately.
+    """
     estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
     margin_ns = state.margin_ns(device)
     latest_start_ns = request.deadline_ns - estimate.guard[request.rows] - margin_ns
@@ -237,7 +259,9 @@ def _finish_on(
             device, request, estimate, start_ns, latest_start_ns, own_ahead_ns=own_ahead_ns
         )
     last = estimate.efficient[min(rows, estimate.max_rows)]
-    finish_ns = start_ns + own_ns
+    wait_ns = start_ns + own_ns - estimate.plan[last] - now
+    share = device.exec_shares.share_of_shorter(estimate.plan[1], now) if wait_ns > 0 else 0.0
+    finish_ns = now + int(wait_ns / (1 - share)) + estimate.plan[last]
     return finish_ns, finish_ns + estimate.guard[last] - estimate.plan[last] + margin_ns
 
 

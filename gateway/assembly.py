@@ -17,10 +17,11 @@ from pathlib import Path
 import uvicorn
 
 from gateway import host_process
-from gateway.app import create_app
+from gateway.app import INFER_PATH, create_app
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.dispatcher import Dispatcher
 from gateway.host_process import ServeError
+from gateway.http_protocol import HttpProtocol
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile
@@ -104,7 +105,7 @@ class Assembly:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=HttpProtocol.serving(app.infer, path=INFER_PATH),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 Send = Callable[[Message], Coroutine[Any, Any, None]]
 Reply = tuple[Message, Message]  # http.response.start, http.response.body
+# Takes a reply, and calls back when it has been handed to the transport: at once, mostly.
+Write = Callable[[Reply, Callable[[], None]], None]
 
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -48,6 +50,9 @@ class Surroundings(Protocol):
     metrics: Metrics
     memory: BodyMemory
     writing: set[asyncio.Task[None]]
+
+    def release(self, exchange: "Exchange") -> None: ...
+    def cancel(self, exchange: "Exchange") -> None: ...
 
 
 class Exchange:
@@ -72,6 +77,7 @@ class Exchange:
         "surroundings",
         "tallies",
         "task",
+        "write",
     )
 
     def __init__(
@@ -81,9 +87,12 @@ class Exchange:
         request_id: str,
         arrival_ns: int,
         media_type: bytes = PROBLEM_JSON,
+        write: Write | None = None,
     ) -> None:
+        """With `write` instead of `send` no task stands behind it: see `hang_up`."""
         self.surroundings = surroundings
         self.send = send
+        self.write = write
         self.request_id = request_id
         self.arrival_ns = arrival_ns
         self.media_type = media_type  # of error bodies
@@ -150,8 +159,21 @@ class Exchange:
             reason = Reason.INTERNAL_ERROR.value
             self._answer(self._refusal("failed", reason, "the gateway failed on this request"))
 
+    def hang_up(self) -> None:
+        """The client of an exchange without a task went away."""
+        if not self.is_answered:
+            self.is_gone = True
+            self._release()
+            self.surroundings.cancel(self)
+
+    def _release(self) -> None:
+        self.surroundings.release(self)
+
     def _answer(self, reply: Reply) -> None:
         self.is_answered = True
+        if self.write is not None:
+            self.write(reply, self._release)
+            return
         if self.task is None:
             self.reply = reply  # its own task is running and sends it
             return
@@ -261,6 +283,11 @@ def _messages(reply: ErrorReply) -> Reply:
         {"type": "http.response.start", "status": reply.status, "headers": reply.headers},
         {"type": "http.response.body", "body": reply.body},
     )
+
+
+async def no_send(message: Message) -> None:
+    """Stands for `send` where replies go through `write`."""
+    raise RuntimeError(f"{message['type']} has nowhere to go")
 
 
 async def _write(send: Send, reply: Reply) -> None:

@@ -2,19 +2,21 @@
 
 It owns the order of checks before a request exists for the scheduler: method, phase, number of open
 requests, size, body, encoding, model, tensors, SLO. It must never decide about scheduling, and
-costs no task or future per request: its own task waits in `receive()` for the client to hang up,
-which is also how it learns that the answer is out.
+costs no task or future per request: through `answer` there is none at all, and behind ASGI its own
+task waits in `receive()` for the client to hang up, which is also how it learns that the answer is
+out.
 """
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway import slo
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.datatypes import DATATYPES
 from gateway.errors import PROBLEM_JSON, ErrorReplies, RequestError, bad_request
-from gateway.exchange import Exchange, Reply, Send
+from gateway.exchange import Exchange, Reply, Send, Write, no_send
 from gateway.infer_body import HEADER_LENGTH, InferBody, decode_body
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
@@ -31,6 +33,8 @@ from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.tensors import ModelPlan
 from gateway.views import CallLater, Clock, RequestSink
 from scheduler.spec import MILLISECOND_NS, ModelSpec
+
+logger = logging.getLogger(__name__)
 
 DO_NOT_QUEUE = b"x-do-not-queue"
 CONTENT_ENCODING = b"content-encoding"
@@ -99,7 +103,7 @@ class InferEndpoint:
         is_read = False
         try:
             try:
-                self._check_door(scope, headers)
+                self._check_door(scope["method"], headers)
                 message = await receive()
                 if not message.get("more_body", True):
                     body = message["body"]
@@ -135,11 +139,48 @@ class InferEndpoint:
                 exchange.fail()
             raise
         finally:
-            self.num_open -= 1
-            self.memory.give_back(exchange.held_bytes)
-            if exchange.sink_id is not None and not exchange.is_answered:
+            self.release(exchange)
+            if not exchange.is_answered:
                 exchange.is_gone = True
-                self._sink.cancel(exchange.sink_id)
+                self.cancel(exchange)
+
+    def answer(
+        self, headers: Sequence[tuple[bytes, bytes]], body: bytes, write: Write
+    ) -> Exchange | None:
+        """A `POST` whose body is complete, as `__call__` does it, without a task.
+
+        `write` gets the one reply, possibly before this returns; a client that goes away before is
+        the exchange's `hang_up`. None for a request that must wait for something: call it instead.
+        """
+        arrival_ns = self.clock()
+        known = dict(headers)
+        special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(known) else known
+        if CONTENT_ENCODING in special:
+            return None
+        request_id = self._request_ids.of(special.get(REQUEST_ID))
+        exchange = Exchange(self, no_send, request_id, arrival_ns, write=write)
+        self.num_open += 1
+        try:
+            self._check_door("POST", known)
+            exchange.hold(len(body))
+            check_length(len(body), max_bytes=self._max_body_bytes)
+            self._submit(exchange, body, special, None)
+        except RequestError as error:
+            exchange.refuse(error)
+        except Exception:
+            logger.exception("request %s broke the gateway", request_id)
+            exchange.fail()
+        return exchange
+
+    def release(self, exchange: Exchange) -> None:
+        """The exchange takes no more room here."""
+        self.num_open -= 1
+        self.memory.give_back(exchange.held_bytes)
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Nobody waits for its answer any more."""
+        if exchange.sink_id is not None:
+            self._sink.cancel(exchange.sink_id)
 
     def plan_of(self, name: str) -> ModelPlan:
         """Raises RequestError: not_found, or model_unavailable with the reason."""
@@ -162,10 +203,10 @@ class InferEndpoint:
         plan = self._plans[name] = ModelPlan(spec)
         return plan
 
-    def _check_door(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+    def _check_door(self, method: str, headers: Mapping[bytes, bytes]) -> None:
         """What is refused before a byte of the body is read."""
-        if scope["method"] != "POST":
-            detail = f"{scope['method']} is not answered here, POST is"
+        if method != "POST":
+            detail = f"{method} is not answered here, POST is"
             raise RequestError("method_not_allowed", detail, allow="POST")
         phase = self._lifecycle.refusal_reason
         if phase is not None:

@@ -1,131 +1,21 @@
 """The app behind a real server and real sockets, with a puppet for a dispatcher.
 
 What ASGI leaves open is settled here: that uvicorn tells of a disconnect while a request waits,
-ends `receive()` once an answer is out, and closes where an unread body is on its way.
+ends `receive()` once an answer is out, and closes where an unread body is on its way. Each story is
+told twice: through uvicorn's own protocol, and through ours.
 """
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-import uvicorn
-import uvloop
 
-from gateway.app import create_app
 from gateway.config import MEBIBYTE, GatewayConfig
 from scheduler.spec import TensorSpec
-from tests.gateway.http_doubles import Bench, Submitted, fp32, mlp_body, model_spec, outputs, served
+from tests.gateway.http_doubles import fp32, mlp_body, model_spec, outputs, served
+from tests.gateway.listening import body_of, listening, run
 
 MLP_OUTPUTS = outputs(((1, 2), fp32(0.5, 0.25)))
-PATIENCE_S = 20.0  # for a step that takes microseconds: only a hang takes that long
-
-
-def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(story(), PATIENCE_S))
-
-
-class Gateway:
-    """One listening app; `submitted` and `cancelled` are awaited."""
-
-    def __init__(self, bench: Bench, config: GatewayConfig) -> None:
-        self.bench = bench
-        self.submitted: asyncio.Queue[Submitted] = asyncio.Queue()
-        self.cancelled: asyncio.Queue[int] = asyncio.Queue()
-        dispatcher = bench.dispatcher
-        puppet_submit, puppet_cancel = dispatcher.submit, dispatcher.cancel
-
-        def submit(**fields: Any) -> int:
-            request_id = puppet_submit(**fields)
-            self.submitted.put_nowait(dispatcher.submitted[-1])
-            return request_id
-
-        def cancel(request_id: int) -> None:
-            puppet_cancel(request_id)
-            self.cancelled.put_nowait(request_id)
-
-        dispatcher.submit = submit  # type: ignore[method-assign]
-        dispatcher.cancel = cancel  # type: ignore[method-assign]
-        # over a real server timers are the loop's
-        self.app = create_app(
-            config,
-            dispatcher,
-            bench.scheduler,
-            bench.catalog,
-            metrics=bench.metrics,
-            clock=bench.clock,
-            lifecycle=bench.lifecycle,
-        )
-        self.port = 0
-        self.connections: list[Connection] = []
-
-    async def connect(self) -> "Connection":
-        connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port))
-        self.connections.append(connection)
-        return connection
-
-
-class Connection:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self.writer = writer
-
-    def send(self, body: bytes = b"", *, length: int | None = None, headers: str = "") -> None:
-        num_bytes = len(body) if length is None else length
-        head = f"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: {num_bytes}\r\n{headers}\r\n"
-        self.writer.write(head.encode() + body)
-
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        head = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-        body = await self._reader.readexactly(int(headers["content-length"]))
-        return int(head[0].split()[1]), headers, body
-
-    async def is_closed(self) -> bool:
-        try:
-            return await self._reader.read(1) == b""
-        except ConnectionResetError:
-            return True
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-@asynccontextmanager
-async def listening(*specs: Any, config: GatewayConfig | None = None) -> AsyncIterator[Gateway]:
-    gateway = Gateway(Bench(*specs), config or GatewayConfig())
-    server = uvicorn.Server(
-        uvicorn.Config(
-            gateway.app,
-            host="127.0.0.1",
-            port=0,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-        )
-    )
-    server.config.load()
-    server.lifespan = server.config.lifespan_class(server.config)
-    await server.startup()
-    gateway.port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield gateway
-    finally:
-        for connection in gateway.connections:
-            connection.close()
-        await server.shutdown()
-
-
-def body_of(request: dict[str, Any]) -> bytes:
-    return json.dumps(request).encode()
+pytestmark = pytest.mark.parametrize("is_direct", [False, True], ids=["uvicorn", "direct"])
 
 
 def bytes_request(size: int) -> tuple[bytes, str]:
@@ -144,9 +34,9 @@ BYTES_MODEL = model_spec(
 )
 
 
-def test_answers_come_back_one_after_the_other_on_one_connection() -> None:
+def test_answers_come_back_one_after_the_other_on_one_connection(is_direct: bool) -> None:
     async def story() -> None:
-        async with listening() as gateway:
+        async with listening(is_direct) as gateway:
             connection = await gateway.connect()
             for number in ("1", "2", "3"):
                 connection.send(body_of(mlp_body(id=number)))
@@ -158,9 +48,9 @@ def test_answers_come_back_one_after_the_other_on_one_connection() -> None:
     run(story)
 
 
-def test_pipelined_requests_are_answered_in_their_order() -> None:
+def test_pipelined_requests_are_answered_in_their_order(is_direct: bool) -> None:
     async def story() -> None:
-        async with listening() as gateway:
+        async with listening(is_direct) as gateway:
             connection = await gateway.connect()
             connection.send(body_of(mlp_body(id="1")))
             connection.send(body_of(mlp_body(id="2")))
@@ -175,9 +65,9 @@ def test_pipelined_requests_are_answered_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 3 * MEBIBYTE])
-def test_a_client_that_hangs_up_frees_its_request(size: int) -> None:
+def test_a_client_that_hangs_up_frees_its_request(is_direct: bool, size: int) -> None:
     async def story() -> None:
-        async with listening(BYTES_MODEL) as gateway:
+        async with listening(is_direct, BYTES_MODEL) as gateway:
             connection = await gateway.connect()
             header, headers = bytes_request(size)
             connection.send(header + bytes(size), headers=headers)
@@ -188,9 +78,9 @@ def test_a_client_that_hangs_up_frees_its_request(size: int) -> None:
     run(story)
 
 
-def test_megabytes_travel_whole_in_both_directions() -> None:
+def test_megabytes_travel_whole_in_both_directions(is_direct: bool) -> None:
     async def story() -> None:
-        async with listening(BYTES_MODEL) as gateway:
+        async with listening(is_direct, BYTES_MODEL) as gateway:
             connection = await gateway.connect()
             data = bytes(range(256)) * 8 * 1024  # 2 MiB
             header, headers = bytes_request(len(data))
@@ -205,9 +95,9 @@ def test_megabytes_travel_whole_in_both_directions() -> None:
     run(story)
 
 
-def test_an_announced_body_over_the_limit_is_answered_unread_and_closed() -> None:
+def test_an_announced_body_over_the_limit_is_answered_unread_and_closed(is_direct: bool) -> None:
     async def story() -> None:
-        async with listening(config=GatewayConfig(body_timeout_ms=20)) as gateway:
+        async with listening(is_direct, config=GatewayConfig(body_timeout_ms=20)) as gateway:
             connection = await gateway.connect()
             connection.send(b"{", length=64 * MEBIBYTE + 1)
             status, headers, body = await connection.answer()
@@ -218,9 +108,9 @@ def test_an_announced_body_over_the_limit_is_answered_unread_and_closed() -> Non
     run(story)
 
 
-def test_a_client_that_writes_its_whole_body_first_still_gets_the_refusal() -> None:
+def test_a_client_that_writes_its_whole_body_first_still_gets_the_refusal(is_direct: bool) -> None:
     async def story() -> None:
-        async with listening(config=GatewayConfig(max_body_mb=16)) as gateway:
+        async with listening(is_direct, config=GatewayConfig(max_body_mb=16)) as gateway:
             connection = await gateway.connect()
             connection.send(bytes(16 * MEBIBYTE + 1))
             await connection.writer.drain()
@@ -231,9 +121,9 @@ def test_a_client_that_writes_its_whole_body_first_still_gets_the_refusal() -> N
     run(story)
 
 
-def test_a_body_that_stalls_is_answered_and_closed() -> None:
+def test_a_body_that_stalls_is_answered_and_closed(is_direct: bool) -> None:
     async def story() -> None:
-        async with listening(config=GatewayConfig(body_timeout_ms=20)) as gateway:
+        async with listening(is_direct, config=GatewayConfig(body_timeout_ms=20)) as gateway:
             connection = await gateway.connect()
             connection.send(b"{", length=1000)
             status, headers, body = await connection.answer()
@@ -245,9 +135,9 @@ def test_a_body_that_stalls_is_answered_and_closed() -> None:
     run(story)
 
 
-def test_a_bad_request_does_not_cost_the_connection() -> None:
+def test_a_bad_request_does_not_cost_the_connection(is_direct: bool) -> None:
     async def story() -> None:
-        async with listening() as gateway:
+        async with listening(is_direct) as gateway:
             connection = await gateway.connect()
             connection.send(b'{"slo_ms": NaN}')
             status, headers, _ = await connection.answer()
@@ -259,9 +149,9 @@ def test_a_bad_request_does_not_cost_the_connection() -> None:
     run(story)
 
 
-def test_too_many_clients_get_our_own_503() -> None:
+def test_too_many_clients_get_our_own_503(is_direct: bool) -> None:
     async def story() -> None:
-        async with listening(config=GatewayConfig(max_open_requests=1)) as gateway:
+        async with listening(is_direct, config=GatewayConfig(max_open_requests=1)) as gateway:
             first, second = await gateway.connect(), await gateway.connect()
             first.send(body_of(mlp_body()))
             request = await gateway.submitted.get()
@@ -275,9 +165,9 @@ def test_too_many_clients_get_our_own_503() -> None:
     run(story)
 
 
-def test_the_other_routes_are_behind_the_same_port() -> None:
+def test_the_other_routes_are_behind_the_same_port(is_direct: bool) -> None:
     async def story() -> None:
-        async with listening() as gateway:
+        async with listening(is_direct) as gateway:
             connection = await gateway.connect()
             for path, status in (("/livez", 200), ("/models", 200), ("/infer", 405), ("/x", 404)):
                 connection.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())

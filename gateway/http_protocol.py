@@ -1,0 +1,269 @@
+"""The short way through the HTTP server: an inference request that is complete when it is read.
+
+uvicorn's protocol makes a task, an event, a scope and two timers for each request, and half of what
+a small inference cost the core was that. A `POST` to the hot path whose head and body came in one
+piece, which is nearly every one, is handed to the endpoint in a plain call instead, and its reply
+is written in one piece. Everything else goes through uvicorn's own code, unchanged: other paths,
+bodies that come in pieces, `Expect`, upgrades, HTTP/1.0, pipelined requests, encoded bodies
+(adr/0008).
+
+It owns bytes and connections. It must never decide about a request, and never let one be answered
+twice or not at all.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gateway.exchange import Exchange, Reply, Write
+
+logger = logging.getLogger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+
+# A reply's body up to this size is joined to its head: one write instead of two. Larger ones are
+# not worth the copy.
+JOINED_BODY_BYTES = 1 << 16
+
+
+class Endpoint(Protocol):
+    """gateway.infer_endpoint.InferEndpoint, as far as the server calls it without ASGI."""
+
+    def answer(self, headers: Headers, body: bytes, write: Write) -> Exchange | None: ...
+
+
+class _Ignored:
+    """Stands where uvicorn tells a cycle's task to look: a direct answer has none."""
+
+    def set(self) -> None:
+        pass
+
+
+class DirectAnswer:
+    """The one answer to a request that no task serves. To uvicorn, the connection's cycle."""
+
+    __slots__ = ("disconnected", "exchange", "keep_alive", "protocol", "response_complete")
+
+    message_event = _Ignored()  # part of what uvicorn expects of a cycle
+
+    def __init__(self, protocol: "HttpProtocol", keep_alive: bool) -> None:
+        self.protocol = protocol
+        self.keep_alive = keep_alive  # uvicorn's shutdown says no
+        self.disconnected = False
+        self.response_complete = False
+        self.exchange: Exchange | None = None
+
+    def write(self, reply: Reply, on_written: Callable[[], None]) -> None:
+        """Sends the reply, at once unless the client has yet to read an earlier one."""
+        protocol = self.protocol
+        if protocol.flow.write_paused and not self.disconnected:
+            task = protocol.loop.create_task(self._write_later(reply, on_written))
+            protocol.tasks.add(task)
+            task.add_done_callback(protocol.tasks.discard)
+            return
+        try:
+            if not self.disconnected:
+                self._write(reply)
+        except Exception:  # ours: a client that gets no answer must at least see the end
+            logger.exception("an answer could not be written: %r", reply[0])
+            protocol.transport.abort()
+        on_written()
+
+    async def _write_later(self, reply: Reply, on_written: Callable[[], None]) -> None:
+        await self.protocol.flow.drain()  # returns also when the connection is lost
+        self.write(reply, on_written)
+
+    def _write(self, reply: Reply) -> None:
+        start, end = reply
+        protocol = self.protocol
+        parts = [protocol.head_of(start["status"])]
+        for name, value in start["headers"]:
+            parts += (name, b": ", value, b"\r\n")
+            if name == b"connection":
+                self.keep_alive = False  # the only thing our replies say there is "close"
+                break
+        else:
+            if not self.keep_alive:
+                parts.append(b"connection: close\r\n")
+        parts.append(b"\r\n")
+        body = end["body"]
+        transport = protocol.transport
+        if len(body) <= JOINED_BODY_BYTES:
+            parts.append(body)
+            transport.write(b"".join(parts))
+        else:
+            transport.write(b"".join(parts))
+            transport.write(body)
+        self.response_complete = True
+        self.exchange = None  # it knows us, too: none of both is left to the garbage collector
+        protocol.on_answered(self)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection. Made by uvicorn, from the class that `serving` returns."""
+
+    endpoint: ClassVar[Endpoint]
+    path: ClassVar[bytes]
+    # Status line and default headers, by status; of default headers that change every second.
+    _heads: ClassVar[dict[int, bytes]]
+    _heads_of: ClassVar[object]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        # A request for the endpoint whose body is not complete yet, and what came of the body.
+        # Only while data are being parsed.
+        self._is_deferred = False
+        self._chunks: list[bytes] = []
+        self._waiting: DirectAnswer | None = None  # all and only the direct answer not yet written
+        # One timer per connection, looked at when it fires, instead of one per request.
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._is_idle = False  # since a direct answer
+        self._idle_since_s = 0.0
+
+    @classmethod
+    def serving(cls, endpoint: Endpoint, *, path: str) -> "type[HttpProtocol]":
+        """A protocol for `uvicorn.Config(http=...)` that hands `path` to the endpoint."""
+        members = {"endpoint": endpoint, "path": path.encode(), "_heads": {}, "_heads_of": None}
+        return type("ServingHttpProtocol", (cls,), members)
+
+    # ------------------------------------------------------------------ from the transport
+
+    def data_received(self, data: bytes) -> None:
+        self._is_idle = False
+        super().data_received(data)
+        if self._is_deferred:
+            self._start_cycle()  # the rest of the body may take long, or never come
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.disconnected = True
+            exchange, waiting.exchange = waiting.exchange, None
+            if exchange is not None:
+                exchange.hang_up()
+
+    # ------------------------------------------------------------------ from the parser
+
+    def on_message_begin(self) -> None:
+        # The scope is made where a cycle is started.
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def on_headers_complete(self) -> None:
+        cycle = self.cycle
+        is_free = cycle is None or cycle.response_complete
+        if is_free and cycle is not None and not cycle.keep_alive:
+            return  # sent in one piece with a request after which we close
+        parser = self.parser
+        if (
+            is_free
+            and self.url == self.path
+            and not self.expect_100_continue
+            and parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and not parser.should_upgrade()
+        ):
+            self._is_deferred = True
+        else:
+            self._start_cycle()
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_deferred:
+            self._chunks.append(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_deferred:
+            super().on_message_complete()
+            return
+        chunks = self._chunks
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        previous = self.cycle
+        answer = DirectAnswer(self, self.parser.should_keep_alive())
+        self.cycle = answer  # type: ignore[assignment]  # has what uvicorn uses of one
+        self._waiting = answer
+        exchange = self.endpoint.answer(self.headers, body, answer.write)
+        if exchange is None:
+            self.cycle = previous
+            self._waiting = None
+            self._start_cycle()
+            super().on_message_complete()
+            return
+        if not answer.response_complete:
+            answer.exchange = exchange
+        self._is_deferred = False
+        self._chunks = []
+
+    # ------------------------------------------------------------------ from answers
+
+    def head_of(self, status: int) -> bytes:
+        """Status line and default headers."""
+        cls = type(self)
+        default_headers = self.server_state.default_headers
+        if default_headers is not cls._heads_of:
+            cls._heads_of = default_headers
+            cls._heads = {}
+        head = cls._heads.get(status)
+        if head is None:
+            lines = [b"%b: %b\r\n" % header for header in default_headers]
+            head = cls._heads[status] = b"".join([STATUS_LINE[status], *lines])
+        return head
+
+    def on_answered(self, answer: DirectAnswer) -> None:
+        """As uvicorn's on_response_complete: what comes after an answer."""
+        self._waiting = None
+        self.server_state.total_requests += 1
+        if not answer.keep_alive:
+            self.transport.close()
+            return
+        if self.pipeline:
+            if not self.transport.is_closing():
+                self.flow.resume_reading()
+                self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._is_idle = True
+        self._idle_since_s = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._on_idle_timer)
+
+    def _on_idle_timer(self) -> None:
+        self._idle_timer = None
+        if not self._is_idle:
+            return  # the next answer sets it again
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._idle_timer = self.loop.call_later(left_s, self._on_idle_timer)
+        else:
+            self.timeout_keep_alive_handler()
+
+    # ------------------------------------------------------------------ the long way
+
+    def _start_cycle(self) -> None:
+        """What uvicorn would have done so far with the request that is being parsed."""
+        url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
+        chunks, self._chunks = self._chunks, []
+        self._is_deferred = False
+        super().on_message_begin()
+        self.url = url
+        self.headers.extend(headers)  # the list is the scope's
+        self.expect_100_continue = expect_100_continue
+        super().on_headers_complete()
+        for chunk in chunks:
+            super().on_body(chunk)

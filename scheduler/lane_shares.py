@@ -34,11 +34,10 @@ class LaneShares:
         if len(self._busy) < 2:
             return 0.0
         own = single_ns.bit_length()
-        busy_ns = sum(
-            amount * _faded(now - as_of)
-            for octave, (amount, as_of) in self._busy.items()
-            if octave < own
-        )
+        busy_ns = 0.0
+        for octave, (amount, as_of) in self._busy.items():
+            if octave < own:
+                busy_ns += amount * _faded(now - as_of)
         return min(busy_ns * _SHARE_PER_NS, MAX_SHARE)
 
 

@@ -16,6 +16,9 @@ class RequestState(enum.Enum):
     CANCELLED = "cancelled"
     REJECTED = "rejected"
 
+    # LEGAL_MOVES by attribute: hashing an enum is a call, and every request moves twice.
+    next_states: "tuple[RequestState, ...]"
+
 
 LEGAL_MOVES: dict[RequestState, frozenset[RequestState]] = {
     RequestState.QUEUED: frozenset(
@@ -42,6 +45,9 @@ LEGAL_MOVES: dict[RequestState, frozenset[RequestState]] = {
     RequestState.CANCELLED: frozenset(),
     RequestState.REJECTED: frozenset(),
 }
+
+for _state, _next_states in LEGAL_MOVES.items():
+    _state.next_states = tuple(sorted(_next_states, key=list(RequestState).index))
 
 OPEN_STATES = frozenset({RequestState.QUEUED, RequestState.DISPATCHED})
 
@@ -99,6 +105,6 @@ class Request:
 
     def move_to(self, state: RequestState) -> None:
         """The only way a request changes its state."""
-        if state not in LEGAL_MOVES[self.state]:
+        if state not in self.state.next_states:
             raise IllegalMove(f"request {self.request_id}: {self.state.value} → {state.value}")
         self.state = state

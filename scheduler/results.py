@@ -90,14 +90,12 @@ class Results:
             estimates = device.estimates(action.model)
             estimates.measured_ns = now
             estimates.exec(first.shape_key, first.elements).observe(rows, done_ns - begin_ns)
+        durations = _length(result.input), _length(result.exec), _length(result.output)
         for request in requests:
             # Else answered at its deadline, or cancelled: the output is ignored.
             if request.state is RequestState.DISPATCHED:
-                self._ledger.close(
-                    request,
-                    RequestState.SERVED,
-                    _served(device.worker_id, request, rows, result),
-                )
+                served = _served(device.worker_id, request, rows, result.input.begin_ns, durations)
+                self._ledger.close(request, RequestState.SERVED, served)
 
     def _on_infer_failed(
         self,
@@ -248,21 +246,23 @@ class Results:
             self._on_evicted(device, action, EvictResult(action.action_id, code, message))
 
 
-def _served(worker_id: str, request: Request, rows: int, result: InferResult) -> Served:
+def _served(
+    worker_id: str, request: Request, rows: int, begin_ns: int, durations: tuple[int, int, int]
+) -> Served:
+    """`durations` are those of input, execution and output, the same for the whole batch."""
+    is_cold = request.cold_at_ns is not None
     load_ns = 0
     if request.cold_at_ns is not None and request.ready_at_ns is not None:
         load_ns = request.ready_at_ns - request.cold_at_ns
-    waited_ns = max(0, result.input.begin_ns - request.arrival_ns)
+    queue_ns = begin_ns - request.arrival_ns - load_ns
     return Served(
         worker_id,
         rows,
-        request.cold_at_ns is not None,
+        is_cold,
         request.predicted_ns,
-        max(0, waited_ns - load_ns),
+        queue_ns if queue_ns > 0 else 0,
         load_ns,
-        _length(result.input),
-        _length(result.exec),
-        _length(result.output),
+        *durations,
     )
 
 

@@ -3,9 +3,10 @@
 uvicorn's protocol makes a task, an event, a scope and two timers for each request, and half of what
 a small inference cost the core was that. A `POST` to the hot path whose head and body came in one
 piece, which is nearly every one, is handed to the endpoint in a plain call instead, and its reply
-is written in one piece. Everything else goes through uvicorn's own code, unchanged: other paths,
-bodies that come in pieces, `Expect`, upgrades, HTTP/1.0, pipelined requests, encoded bodies
-(adr/0008).
+is written in one piece. So is one whose body comes in several pieces soon after each other, and if
+its first piece is enough for a no, the rest is thrown away as it comes. Everything else goes
+through uvicorn's own code, unchanged: other paths, chunked bodies and those that stall, `Expect`,
+upgrades, HTTP/1.0, pipelined requests, encoded bodies (adr/0008).
 
 It owns bytes and connections. It must never decide about a request, and never let one be answered
 twice or not at all.
@@ -14,13 +15,19 @@ twice or not at all.
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gateway.errors import RequestError
 from gateway.exchange import Exchange, Reply, Write
+from gateway.infer_endpoint import ARRIVAL_NS
+from gateway.request_body import BodyMemory, Message
+from gateway.upload import Upload, announced_bytes
+from gateway.views import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +36,24 @@ Headers = list[tuple[bytes, bytes]]
 # A reply's body up to this size is joined to its head: one write instead of two. Larger ones are
 # not worth the copy.
 JOINED_BODY_BYTES = 1 << 16
+# A body of which nothing comes for so long, or that takes so long in all, is waited for by a task
+# that has the limits of time for it.
+STALL_S = 0.05
+MAX_UPLOAD_NS = 1_000_000_000
 
 
 class Endpoint(Protocol):
     """gateway.infer_endpoint.InferEndpoint, as far as the server calls it without ASGI."""
 
-    def answer(self, headers: Headers, body: bytes, write: Write) -> Exchange | None: ...
+    clock: Clock
+    memory: BodyMemory
+
+    def answer(
+        self, headers: Headers, body: bytes, write: Write, *, arrival_ns: int
+    ) -> Exchange | None: ...
+    def answer_early(
+        self, headers: Headers, begin: bytes, write: Write, *, arrival_ns: int
+    ) -> Exchange | None: ...
 
 
 class _Ignored:
@@ -68,7 +87,7 @@ class DirectAnswer:
             return
         try:
             if not self.disconnected:
-                self._write(reply)
+                self._write(reply[0], reply[1]["body"])
         except Exception:  # ours: a client that gets no answer must at least see the end
             logger.exception("an answer could not be written: %r", reply[0])
             protocol.transport.abort()
@@ -78,8 +97,7 @@ class DirectAnswer:
         await self.protocol.flow.drain()  # returns also when the connection is lost
         self.write(reply, on_written)
 
-    def _write(self, reply: Reply) -> None:
-        start, end = reply
+    def _write(self, start: Message, body: bytes) -> None:
         protocol = self.protocol
         parts = [protocol.head_of(start["status"])]
         for name, value in start["headers"]:
@@ -90,15 +108,13 @@ class DirectAnswer:
         else:
             if not self.keep_alive:
                 parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
-        body = end["body"]
-        transport = protocol.transport
         if len(body) <= JOINED_BODY_BYTES:
-            parts.append(body)
-            transport.write(b"".join(parts))
+            parts += (b"\r\n", body)
+            protocol.transport.write(b"".join(parts))
         else:
-            transport.write(b"".join(parts))
-            transport.write(body)
+            parts.append(b"\r\n")
+            protocol.transport.write(b"".join(parts))
+            protocol.transport.write(body)
         self.response_complete = True
         self.exchange = None  # it knows us, too: none of both is left to the garbage collector
         protocol.on_answered(self)
@@ -122,9 +138,9 @@ class HttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         # A request for the endpoint whose body is not complete yet, and what came of the body.
-        # Only while data are being parsed.
-        self._is_deferred = False
-        self._chunks: list[bytes] = []
+        self._upload: Upload | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._num_to_skip = 0  # of the body of a request that is answered already
         self._waiting: DirectAnswer | None = None  # all and only the direct answer not yet written
         # One timer per connection, looked at when it fires, instead of one per request.
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -140,13 +156,21 @@ class HttpProtocol(HttpToolsProtocol):
     # ------------------------------------------------------------------ from the transport
 
     def data_received(self, data: bytes) -> None:
+        if self._num_to_skip:
+            if self._num_to_skip >= len(data):
+                self._num_to_skip -= len(data)
+                return
+            data = data[self._num_to_skip :]
+            self._num_to_skip = 0
         self._is_idle = False
         super().data_received(data)
-        if self._is_deferred:
-            self._start_cycle()  # the rest of the body may take long, or never come
+        upload = self._upload
+        if upload is not None:
+            self._await_rest(upload)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._take_upload()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
@@ -158,6 +182,11 @@ class HttpProtocol(HttpToolsProtocol):
                 exchange.hang_up()
 
     # ------------------------------------------------------------------ from the parser
+
+    def shutdown(self) -> None:
+        if self._upload is not None:
+            self._start_cycle()  # which uvicorn lets finish
+        super().shutdown()
 
     def on_message_begin(self) -> None:
         # The scope is made where a cycle is started.
@@ -179,37 +208,101 @@ class HttpProtocol(HttpToolsProtocol):
             and parser.get_http_version() == "1.1"
             and not parser.should_upgrade()
         ):
-            self._is_deferred = True
+            endpoint = self.endpoint
+            self._upload = Upload(
+                endpoint.memory,
+                arrival_ns=endpoint.clock(),
+                num_expected=announced_bytes(self.headers),
+            )
         else:
             self._start_cycle()
 
     def on_body(self, body: bytes) -> None:
-        if self._is_deferred:
-            self._chunks.append(body)
-        else:
-            super().on_body(body)
+        if self._upload is not None:
+            try:
+                self._upload.add(body)
+                return
+            except RequestError:
+                self._start_cycle()  # where the same is found, and said
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._is_deferred:
+        upload = self._upload
+        if upload is None:
             super().on_message_complete()
             return
-        chunks = self._chunks
+        arrival_ns = upload.arrival_ns
+        chunks = self._take_upload()
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         previous = self.cycle
-        answer = DirectAnswer(self, self.parser.should_keep_alive())
-        self.cycle = answer  # type: ignore[assignment]  # has what uvicorn uses of one
-        self._waiting = answer
-        exchange = self.endpoint.answer(self.headers, body, answer.write)
+        answer = self._expect_answer()
+        exchange = self.endpoint.answer(self.headers, body, answer.write, arrival_ns=arrival_ns)
         if exchange is None:
             self.cycle = previous
             self._waiting = None
-            self._start_cycle()
+            self._start_cycle(chunks, arrival_ns)
             super().on_message_complete()
             return
-        if not answer.response_complete:
-            answer.exchange = exchange
-        self._is_deferred = False
-        self._chunks = []
+        answer.exchange = exchange
+
+    # ------------------------------------------------------------------ bodies in pieces
+
+    def _await_rest(self, upload: Upload) -> None:
+        """Not all of the body is here: refuse what is certain by now, and see that more comes."""
+        if upload.num_expected is None:
+            self._start_cycle()
+            return
+        if upload.chunks and not upload.is_judged:
+            upload.is_judged = True
+            if self._refuse_early(upload, upload.num_expected):
+                return
+        if self._stall_timer is None:
+            self._stall_timer = self.loop.call_later(STALL_S, self._on_stall_timer)
+
+    def _refuse_early(self, upload: Upload, num_expected: int) -> bool:
+        if not self.parser.should_keep_alive():
+            return False  # closing on a client that still writes would take the answer with it
+        previous = self.cycle
+        answer = self._expect_answer()
+        exchange = self.endpoint.answer_early(
+            self.headers, upload.chunks[0], answer.write, arrival_ns=upload.arrival_ns
+        )
+        if exchange is None:
+            self.cycle = previous
+            self._waiting = None
+            return False
+        answer.exchange = exchange
+        self._num_to_skip = num_expected - upload.num_bytes
+        self._take_upload()
+        # The parser is in the middle of a body that it will not see the end of.
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        return True
+
+    def _on_stall_timer(self) -> None:
+        self._stall_timer = None
+        upload = self._upload
+        if upload is None:
+            return
+        took_ns = self.endpoint.clock() - upload.arrival_ns
+        if upload.has_progressed() and took_ns < MAX_UPLOAD_NS:
+            self._stall_timer = self.loop.call_later(STALL_S, self._on_stall_timer)
+        else:
+            self._start_cycle()
+
+    def _take_upload(self) -> list[bytes]:
+        """Ends the waiting for a body; returns what came of it."""
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        upload, self._upload = self._upload, None
+        return upload.release() if upload is not None else []
+
+    def _expect_answer(self) -> DirectAnswer:
+        answer = DirectAnswer(self, self.parser.should_keep_alive())
+        self.cycle = answer  # type: ignore[assignment]  # has what uvicorn uses of one
+        self._waiting = answer
+        return answer
 
     # ------------------------------------------------------------------ from answers
 
@@ -255,15 +348,18 @@ class HttpProtocol(HttpToolsProtocol):
 
     # ------------------------------------------------------------------ the long way
 
-    def _start_cycle(self) -> None:
+    def _start_cycle(self, chunks: list[bytes] | None = None, arrival_ns: int = 0) -> None:
         """What uvicorn would have done so far with the request that is being parsed."""
         url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
-        chunks, self._chunks = self._chunks, []
-        self._is_deferred = False
+        if self._upload is not None:
+            arrival_ns = self._upload.arrival_ns
+            chunks = self._take_upload()
         super().on_message_begin()
         self.url = url
         self.headers.extend(headers)  # the list is the scope's
         self.expect_100_continue = expect_100_continue
         super().on_headers_complete()
-        for chunk in chunks:
+        if arrival_ns:
+            cast(dict[str, Any], self.scope)[ARRIVAL_NS] = arrival_ns
+        for chunk in chunks or ():
             super().on_body(chunk)

@@ -36,6 +36,8 @@ from scheduler.spec import MILLISECOND_NS, ModelSpec
 
 logger = logging.getLogger(__name__)
 
+# Where the scope tells when a request was first seen whose task was started later.
+ARRIVAL_NS = "remontoir.arrival_ns"
 DO_NOT_QUEUE = b"x-do-not-queue"
 CONTENT_ENCODING = b"content-encoding"
 # All and only headers that change how a request is read: most requests have none of them.
@@ -94,7 +96,7 @@ class InferEndpoint:
         model: str | None = None,
         media_type: bytes = PROBLEM_JSON,
     ) -> None:
-        arrival_ns = self.clock()
+        arrival_ns = scope.get(ARRIVAL_NS) or self.clock()
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(headers) else headers
         request_id = self._request_ids.of(special.get(REQUEST_ID))
@@ -145,14 +147,13 @@ class InferEndpoint:
                 self.cancel(exchange)
 
     def answer(
-        self, headers: Sequence[tuple[bytes, bytes]], body: bytes, write: Write
+        self, headers: Sequence[tuple[bytes, bytes]], body: bytes, write: Write, *, arrival_ns: int
     ) -> Exchange | None:
         """A `POST` whose body is complete, as `__call__` does it, without a task.
 
         `write` gets the one reply, possibly before this returns; a client that goes away before is
         the exchange's `hang_up`. None for a request that must wait for something: call it instead.
         """
-        arrival_ns = self.clock()
         known = dict(headers)
         special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(known) else known
         if CONTENT_ENCODING in special:
@@ -171,6 +172,22 @@ class InferEndpoint:
             logger.exception("request %s broke the gateway", request_id)
             exchange.fail()
         return exchange
+
+    def answer_early(
+        self, headers: Sequence[tuple[bytes, bytes]], begin: bytes, write: Write, *, arrival_ns: int
+    ) -> Exchange | None:
+        """A `POST` of whose body only the first piece is there: refuses it if that is certain."""
+        known = dict(headers)
+        if HEADER_LENGTH not in known or self._lifecycle.refusal_reason is not None:
+            return None
+        request_id = self._request_ids.of(known.get(REQUEST_ID))
+        exchange = Exchange(self, no_send, request_id, arrival_ns, write=write)
+        self.num_open += 1
+        self._foresee(exchange, begin, known, None)
+        if exchange.is_answered:
+            return exchange
+        self.release(exchange)
+        return None
 
     def release(self, exchange: Exchange) -> None:
         """The exchange takes no more room here."""

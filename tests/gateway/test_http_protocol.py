@@ -7,10 +7,12 @@ import asyncio
 import gzip
 import json
 import logging
+from collections.abc import Callable
 
 import pytest
 
 from gateway.http_protocol import JOINED_BODY_BYTES
+from scheduler.events import Reason, Rejected
 from scheduler.spec import TensorSpec
 from tests.gateway.http_doubles import fp32, mlp_body, model_spec, outputs, served
 from tests.gateway.listening import Connection, Gateway, body_of, listening, run
@@ -255,5 +257,112 @@ def test_bytes_that_are_no_http(is_direct: bool) -> None:
             assert (await connection.answer())[0] == 400
             assert await connection.is_closed()
             await open_requests(gateway, 0)
+
+    run(story)
+
+
+# ---------------------------------------------------------------------- bodies in several pieces
+
+PIECES = [b"x" * 9, b"y" * 70_000, b"z" * 70_000]
+BYTES_IN = model_spec(
+    inputs=(TensorSpec("x", "UINT8", (-1, 140_009)),), outputs=(TensorSpec("y", "FP32", (-1, 2)),)
+)
+
+
+def binary_upload(slo_ms: float) -> tuple[bytes, str]:
+    """JSON header and HTTP header of a request whose tensor is PIECES."""
+    size = sum(map(len, PIECES))
+    tensor = {
+        "name": "x",
+        "shape": [1, size],
+        "datatype": "UINT8",
+        "parameters": {"binary_data_size": size},
+    }
+    header = body_of({"model": "mlp", "slo_ms": slo_ms, "inputs": [tensor]})
+    return header, f"Inference-Header-Content-Length: {len(header)}\r\n"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # no event says so
+        await asyncio.sleep(0)
+
+
+def test_pieces_that_follow_each_other_cost_no_task_and_time_counts_from_the_first() -> None:
+    async def story() -> None:
+        async with listening(True, BYTES_IN) as gateway:
+            bench, memory = gateway.bench, gateway.app.infer.memory
+            connection = await gateway.connect()
+            header, headers = binary_upload(80)
+            connection.send(header, length=len(header) + 140_009, headers=headers)
+            await until(lambda: bool(bench.dispatcher.foreseen))
+            arrival_ns = bench.clock.now
+            bench.clock.advance(3_000_000)
+            for piece in PIECES:
+                connection.writer.write(piece)
+            request = await gateway.submitted.get()
+            assert not gateway.server.server_state.tasks
+            assert request.arrival_ns == arrival_ns
+            assert bytes(request.buffers[0]) == b"".join(PIECES)
+            assert memory.num_bytes == len(header) + 140_009
+            request.on_done(served(), MLP_OUTPUTS)
+            assert (await connection.answer())[0] == 200
+            assert memory.num_bytes == 0
+
+    run(story)
+
+
+def test_the_rest_of_a_refused_upload_is_thrown_away_and_the_connection_goes_on() -> None:
+    async def story() -> None:
+        async with listening(True, BYTES_IN) as gateway:
+            bench = gateway.bench
+            bench.dispatcher.refusal = Rejected(
+                Reason.SLO_INFEASIBLE_NOW, "40 are queued", retry_after_ns=7_000_000
+            )
+            connection = await gateway.connect()
+            header, headers = binary_upload(80)
+            connection.send(header + PIECES[0], length=len(header) + 140_009, headers=headers)
+            assert (await connection.answer())[0] == 429  # before the rest is sent
+            assert gateway.app.infer.memory.num_bytes == 0
+            assert gateway.app.infer.num_open == 0
+            bench.dispatcher.refusal = None
+            # the rest, and a next request in the same breath
+            connection.writer.write(PIECES[1] + PIECES[2][:-1])
+            connection.writer.write(PIECES[2][-1:])
+            connection.send(header + b"".join(PIECES), headers=headers)
+            assert await answered(gateway, connection) == 200
+            assert gateway.server.server_state.total_requests == 2
+
+    run(story)
+
+
+def test_a_client_that_goes_away_in_mid_upload_leaves_nothing_behind() -> None:
+    async def story() -> None:
+        async with listening(True, BYTES_IN) as gateway:
+            connection = await gateway.connect()
+            header, headers = binary_upload(80)
+            connection.send(header + PIECES[0], length=len(header) + 140_009, headers=headers)
+            memory = gateway.app.infer.memory
+            await until(lambda: memory.num_bytes == len(header) + 9)
+            connection.close()
+            await until(lambda: memory.num_bytes == 0)
+            assert gateway.app.infer.num_open == 0
+            assert gateway.submitted.empty()
+
+    run(story)
+
+
+def test_a_server_that_stops_lets_an_upload_finish() -> None:
+    async def story() -> None:
+        async with listening(True, BYTES_IN) as gateway:
+            connection = await gateway.connect()
+            header, headers = binary_upload(80)
+            connection.send(header + PIECES[0], length=len(header) + 140_009, headers=headers)
+            await until(lambda: gateway.app.infer.memory.num_bytes == len(header) + 9)
+            (protocol,) = gateway.server.server_state.connections
+            protocol.shutdown()
+            connection.writer.write(PIECES[1] + PIECES[2])
+            (await gateway.submitted.get()).on_done(served(), MLP_OUTPUTS)
+            status, answer_headers, _ = await connection.answer()
+            assert (status, answer_headers["connection"]) == (200, "close")
 
     run(story)

@@ -40,7 +40,11 @@ def find_slo_ns(body: InferBody, headers: Mapping[bytes, bytes], *, default_ns: 
 
     Raises RequestError(bad_request) naming the source and the value.
     """
-    slo_ns = _slo_ns_of_body(body)
+    slo_ns = None
+    if body.slo_ms is not None or body.parameters is not None:
+        slo_ns = _slo_ns_of_body(body)
+    if not headers:
+        return default_ns if slo_ns is None else slo_ns
     if slo_ns is None:
         header = headers.get(SLO_HEADER)
         slo_ns = default_ns if header is None else slo_ns_of_header(header, source="x-slo-ms")

@@ -40,6 +40,7 @@ SIGNED_DURATIONS = Buckets(
     ),
     scale=SECOND_NS,
 )
+_SERVED = ("served", "")
 ROWS = Buckets((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64), scale=1)
 
 
@@ -93,11 +94,23 @@ class ModelTallies:
         self.request_error_ns = request_error_ns  # shared by all models
 
     def observe_served(self, served: Served, *, latency_ns: int, slo_ns: int) -> None:
-        self.outcomes["served", ""] += 1
-        self.request_ns.observe(latency_ns)
-        self.queue_ns.observe(served.queue_ns)
-        self.slack_ns.observe(slo_ns - latency_ns)
-        self.request_error_ns.observe(latency_ns - served.predicted_ns)
+        self.outcomes[_SERVED] += 1
+        # Tally.observe, written out: four calls are a large part of what counting costs.
+        queue_ns = served.queue_ns
+        slack_ns = slo_ns - latency_ns
+        error_ns = latency_ns - served.predicted_ns
+        tally = self.request_ns
+        tally.counts[bisect_left(tally.bounds, latency_ns)] += 1
+        tally.total += latency_ns
+        tally = self.queue_ns
+        tally.counts[bisect_left(tally.bounds, queue_ns)] += 1
+        tally.total += queue_ns
+        tally = self.slack_ns
+        tally.counts[bisect_left(tally.bounds, slack_ns)] += 1
+        tally.total += slack_ns
+        tally = self.request_error_ns
+        tally.counts[bisect_left(tally.bounds, error_ns)] += 1
+        tally.total += error_ns
         if served.is_cold_start:
             self.cold_starts += 1
 

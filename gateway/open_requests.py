@@ -15,7 +15,7 @@ from scheduler.events import Outcome
 from scheduler.wire import Buffer, RequestTensors
 
 
-class Outputs(NamedTuple):
+class Outputs(msgspec.Struct, frozen=True, gc=False):
     """Outputs of one request, in the order of ModelSpec.outputs; views into received frames."""
 
     tensors: RequestTensors
@@ -26,13 +26,11 @@ OnDone = Callable[[Outcome, Outputs | None], None]
 OutputsByRequest = dict[int, Outputs]
 
 
-class _OpenRequest:
-    __slots__ = ("buffers", "on_done", "tensors")
-
-    def __init__(self, on_done: OnDone, tensors: RequestTensors, buffers: list[Buffer]) -> None:
-        self.on_done = on_done
-        self.tensors = tensors
-        self.buffers = buffers
+# Structs: made in C, and one of each per request.
+class _OpenRequest(msgspec.Struct, frozen=True):
+    on_done: OnDone
+    tensors: RequestTensors
+    buffers: list[Buffer]
 
 
 class _SentInfer(NamedTuple):
@@ -111,8 +109,10 @@ class OpenRequests:
             )
             return msgspec.structs.replace(result, code=Code.MALFORMED, message=message), {}
         return result, {
-            request_id: Outputs(tensors[index], views[index])
-            for index, request_id in enumerate(request_ids)
+            request_id: Outputs(of_request, views_of_request)
+            for request_id, of_request, views_of_request in zip(
+                request_ids, tensors, views, strict=True
+            )
         }
 
     def forget_worker(self, worker_id: str) -> None:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from gateway.datatypes import (
     DATATYPES,
     TensorDataError,
@@ -30,7 +32,7 @@ PLAIN_KEY_BYTES = 32
 _NOTHING = memoryview(b"")
 
 
-class Inputs(NamedTuple):
+class Inputs(msgspec.Struct, frozen=True, gc=False):
     """A request's tensors as the dispatcher takes them: metas and buffers in spec order."""
 
     tensors: RequestTensors

@@ -154,6 +154,20 @@ def unpack_tensors(
     tensors: Sequence[RequestTensors], frames: Sequence[Buffer]
 ) -> list[list[memoryview]]:
     """Frames → one view per tensor of each request. Raises WireError where sizes disagree."""
+    if len(frames) == 1 and 0 < len(frames[0]) <= SMALL_TENSOR_BYTES:
+        # The usual case: small tensors only, cut in one pass. What does not fit is told below.
+        frame = memoryview(frames[0])
+        cut: list[list[memoryview]] = []
+        start = 0
+        for request_tensors in tensors:
+            request_views = []
+            for meta in request_tensors:
+                end = start + meta.num_bytes
+                request_views.append(frame[start:end])
+                start = end
+            cut.append(request_views)
+        if start == len(frame):
+            return cut
     expected_small = [m.num_bytes for r in tensors for m in r if m.num_bytes <= SMALL_TENSOR_BYTES]
     num_large = sum(len(r) for r in tensors) - len(expected_small)
     expected_frames = num_large + bool(expected_small)

@@ -6,7 +6,8 @@ out a request that it would make late (policies/batching.py decides the same way
 """
 
 from bisect import bisect_right
-from typing import NamedTuple
+
+import msgspec
 
 from scheduler.device import DeviceMirror, WeightsState
 from scheduler.events import Reason, Rejected
@@ -25,7 +26,7 @@ MIN_RETRY_AFTER_NS = MILLISECOND_NS
 HELD = frozenset({WeightsState.LOADING, WeightsState.RESIDENT})
 
 
-class Admission(NamedTuple):
+class Admission(msgspec.Struct, frozen=True, gc=False):
     """The predicted end of the request's execution; whether another copy of the weights is due."""
 
     finish_ns: int

@@ -18,13 +18,18 @@ MAX_SHARE = 0.8
 class LaneShares:
     """Busy time by octave of a single execution's time, fading with a half-life."""
 
-    __slots__ = ("_busy",)
+    __slots__ = ("_asked_now", "_asked_octave", "_busy", "_share")
 
     def __init__(self) -> None:
+        # The last answer: requests that arrive together ask for the same.
+        self._asked_octave = -1
+        self._asked_now = -1
+        self._share = 0.0
         self._busy: dict[int, tuple[float, int]] = {}  # octave → (decayed ns, as of instant)
 
     def add(self, *, single_ns: int, duration_ns: int, now: int) -> None:
         """A batch was sent to the lane, of a model that takes `single_ns` for one row."""
+        self._asked_octave = -1
         octave = single_ns.bit_length()
         busy_ns, as_of = self._busy.get(octave, (0.0, now))
         self._busy[octave] = (busy_ns * _faded(now - as_of) + duration_ns, now)
@@ -34,11 +39,15 @@ class LaneShares:
         if len(self._busy) < 2:
             return 0.0
         own = single_ns.bit_length()
+        if own == self._asked_octave and now == self._asked_now:
+            return self._share
         busy_ns = 0.0
         for octave, (amount, as_of) in self._busy.items():
             if octave < own:
                 busy_ns += amount * _faded(now - as_of)
-        return min(busy_ns * _SHARE_PER_NS, MAX_SHARE)
+        self._asked_octave, self._asked_now = own, now
+        self._share = min(busy_ns * _SHARE_PER_NS, MAX_SHARE)
+        return self._share
 
 
 def _faded(age_ns: int) -> float:

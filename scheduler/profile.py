@@ -127,18 +127,27 @@ class ExecEstimate:
         self._applied = ratios
         best_per_row = float("inf")
         plan, guard, efficient, batched = self.plan, self.guard, self.efficient, self.batched
-        previous = 0
+        base, bucket_of = self._base, self._bucket_of
+        plan_ns = guard_ns = 0
         smallest = 1
+        # Comparisons, not max() and min(): this runs for many a measurement, and is mostly calls.
         for n in range(1, self.max_rows + 1):
-            ratio_plan, ratio_guard = ratios[self._bucket_of[n]]
+            ratio_plan, ratio_guard = ratios[bucket_of[n]]
             # More rows never take less time: a noisy window must not invert the order.
-            previous = plan[n] = max(int(self._base[n] * ratio_plan), previous)
-            guard[n] = max(int(self._base[n] * ratio_guard), previous, guard[n - 1])
-            best_per_row = min(best_per_row, previous / n)
+            own_plan_ns, own_guard_ns = int(base[n] * ratio_plan), int(base[n] * ratio_guard)
+            if own_plan_ns > plan_ns:
+                plan_ns = own_plan_ns
+            if own_guard_ns > guard_ns:
+                guard_ns = own_guard_ns
+            if plan_ns > guard_ns:
+                guard_ns = plan_ns
+            plan[n], guard[n] = plan_ns, guard_ns
+            if plan_ns / n < best_per_row:
+                best_per_row = plan_ns / n
             while plan[smallest] / smallest > best_per_row * (1 + WORTHWHILE_GAIN):
                 smallest += 1
             in_two_ns = plan[smallest] + batched[n - smallest]
-            size = n if plan[n] * (1 + WORTHWHILE_GAIN) < in_two_ns else smallest
+            size = n if plan_ns * (1 + WORTHWHILE_GAIN) < in_two_ns else smallest
             efficient[n] = size
             batched[n] = plan[size] + batched[n - size]
 

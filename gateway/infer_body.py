@@ -68,7 +68,7 @@ class OutputParameters(msgspec.Struct, frozen=True, gc=False):
     binary_data_size: int
 
 
-class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
+class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     name: str
     shape: tuple[int, ...]
     datatype: str
@@ -96,7 +96,7 @@ class PhaseFigures(msgspec.Struct, frozen=True, gc=False):
     output: float
 
 
-class InferReply(msgspec.Struct, frozen=True, omit_defaults=True):
+class InferReply(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     model_name: str
     model_version: str
     outputs: list[OutputTensor]

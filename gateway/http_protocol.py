@@ -77,6 +77,11 @@ class DirectAnswer:
         self.response_complete = False
         self.exchange: Exchange | None = None
 
+    def serves(self, exchange: Exchange) -> None:
+        """Who is to be told of a hang-up; nobody where the answer was written at once."""
+        if not self.response_complete:
+            self.exchange = exchange
+
     def write(self, reply: Reply, on_written: Callable[[], None]) -> None:
         """Sends the reply, at once unless the client has yet to read an earlier one."""
         protocol = self.protocol
@@ -100,14 +105,15 @@ class DirectAnswer:
     def _write(self, start: Message, body: bytes) -> None:
         protocol = self.protocol
         parts = [protocol.head_of(start["status"])]
+        says_close = False
         for name, value in start["headers"]:
             parts += (name, b": ", value, b"\r\n")
             if name == b"connection":
-                self.keep_alive = False  # the only thing our replies say there is "close"
-                break
-        else:
-            if not self.keep_alive:
-                parts.append(b"connection: close\r\n")
+                says_close = True  # the only thing our replies say there
+        if says_close:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            parts.append(b"connection: close\r\n")
         if len(body) <= JOINED_BODY_BYTES:
             parts += (b"\r\n", body)
             protocol.transport.write(b"".join(parts))
@@ -137,7 +143,11 @@ class HttpProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # A request for the endpoint whose body is not complete yet, and what came of the body.
+        # A request for the endpoint and what came of its body, while its first piece is parsed.
+        self._is_deferred = False
+        self._chunks: list[bytes] = []
+        self._arrival_ns = 0
+        # The same once there is to be another piece.
         self._upload: Upload | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._num_to_skip = 0  # of the body of a request that is answered already
@@ -164,6 +174,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._num_to_skip = 0
         self._is_idle = False
         super().data_received(data)
+        if self._is_deferred:
+            self._begin_upload()
         upload = self._upload
         if upload is not None:
             self._await_rest(upload)
@@ -208,16 +220,15 @@ class HttpProtocol(HttpToolsProtocol):
             and parser.get_http_version() == "1.1"
             and not parser.should_upgrade()
         ):
-            endpoint = self.endpoint
-            self._upload = Upload(
-                endpoint.memory,
-                arrival_ns=endpoint.clock(),
-                num_expected=announced_bytes(self.headers),
-            )
+            self._is_deferred = True
+            self._arrival_ns = self.endpoint.clock()
         else:
             self._start_cycle()
 
     def on_body(self, body: bytes) -> None:
+        if self._is_deferred:
+            self._chunks.append(body)
+            return
         if self._upload is not None:
             try:
                 self._upload.add(body)
@@ -227,12 +238,14 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        upload = self._upload
-        if upload is None:
+        if self._is_deferred:
+            arrival_ns, chunks = self._arrival_ns, self._take_deferred()
+        elif self._upload is not None:
+            arrival_ns = self._upload.arrival_ns
+            chunks = self._take_upload()
+        else:
             super().on_message_complete()
             return
-        arrival_ns = upload.arrival_ns
-        chunks = self._take_upload()
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         previous = self.cycle
         answer = self._expect_answer()
@@ -243,9 +256,29 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_cycle(chunks, arrival_ns)
             super().on_message_complete()
             return
-        answer.exchange = exchange
+        answer.serves(exchange)
 
     # ------------------------------------------------------------------ bodies in pieces
+
+    def _take_deferred(self) -> list[bytes]:
+        self._is_deferred = False
+        chunks, self._chunks = self._chunks, []
+        return chunks
+
+    def _begin_upload(self) -> None:
+        chunks = self._take_deferred()
+        num_expected = announced_bytes(self.headers)
+        upload = Upload(
+            self.endpoint.memory, arrival_ns=self._arrival_ns, num_expected=num_expected
+        )
+        try:
+            for chunk in chunks:
+                upload.add(chunk)
+        except RequestError:
+            upload.release()
+            self._start_cycle(chunks, self._arrival_ns)  # where the same is found, and said
+        else:
+            self._upload = upload
 
     def _await_rest(self, upload: Upload) -> None:
         """Not all of the body is here: refuse what is certain by now, and see that more comes."""
@@ -271,7 +304,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle = previous
             self._waiting = None
             return False
-        answer.exchange = exchange
+        answer.serves(exchange)
         self._num_to_skip = num_expected - upload.num_bytes
         self._take_upload()
         # The parser is in the middle of a body that it will not see the end of.

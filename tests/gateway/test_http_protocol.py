@@ -4,6 +4,7 @@ Where uvicorn's own protocol must behave the same, the story is told of both.
 """
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.http_protocol import JOINED_BODY_BYTES
+from gateway.http_protocol import JOINED_BODY_BYTES, DirectAnswer
 from scheduler.events import Reason, Rejected
 from scheduler.spec import TensorSpec
 from tests.gateway.http_doubles import fp32, mlp_body, model_spec, outputs, served
@@ -46,6 +47,28 @@ def test_a_request_in_one_piece_costs_no_task() -> None:
             assert gateway.server.server_state.total_requests == 1
 
     run(story)
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_what_is_answered_is_not_left_to_the_garbage_collector(is_refused: bool) -> None:
+    async def story() -> None:
+        async with listening(True) as gateway:
+            connection = await gateway.connect()
+            for _ in range(10):
+                connection.send(b"{" if is_refused else body_of(mlp_body()))
+                if not is_refused:
+                    (await gateway.submitted.get()).on_done(served(), MLP_OUTPUTS)
+                    gateway.bench.dispatcher.submitted.clear()
+                await connection.answer()
+            alive = sum(type(thing) is DirectAnswer for thing in gc.get_objects())
+            assert alive == 1  # the connection's last
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(story)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("request_body", [mlp_body(id="7"), {"inputs": 3}, {"model": "nobody"}])

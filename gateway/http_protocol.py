@@ -26,7 +26,7 @@ from gateway.errors import RequestError
 from gateway.exchange import Exchange, Reply, Write
 from gateway.infer_endpoint import ARRIVAL_NS
 from gateway.request_body import BodyMemory, Message
-from gateway.upload import Upload, announced_bytes
+from gateway.upload import Upload, announced_bytes, set_low_water
 from gateway.views import Clock
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ Headers = list[tuple[bytes, bytes]]
 # A reply's body up to this size is joined to its head: one write instead of two. Larger ones are
 # not worth the copy.
 JOINED_BODY_BYTES = 1 << 16
+# Of a body that is still to come, how much the kernel may collect before it wakes us.
+MIN_LOW_WATER = 1 << 16
+MAX_LOW_WATER = 1 << 20
 # A body of which nothing comes for so long, or that takes so long in all, is waited for by a task
 # that has the limits of time for it.
 STALL_S = 0.05
@@ -151,6 +154,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._upload: Upload | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._num_to_skip = 0  # of the body of a request that is answered already
+        self._low_water = 1  # bytes that must have come before the loop is woken
         self._waiting: DirectAnswer | None = None  # all and only the direct answer not yet written
         # One timer per connection, looked at when it fires, instead of one per request.
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -167,11 +171,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._num_to_skip:
-            if self._num_to_skip >= len(data):
+            if self._num_to_skip > len(data):
                 self._num_to_skip -= len(data)
+                self._wake_at(self._num_to_skip)
                 return
             data = data[self._num_to_skip :]
             self._num_to_skip = 0
+            self._wake_at(1)
+            if not data:
+                return
         self._is_idle = False
         super().data_received(data)
         if self._is_deferred:
@@ -182,6 +190,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._low_water = 1  # the socket's number may be another's by now
         self._take_upload()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -291,6 +300,17 @@ class HttpProtocol(HttpToolsProtocol):
                 return
         if self._stall_timer is None:
             self._stall_timer = self.loop.call_later(STALL_S, self._on_stall_timer)
+        self._wake_at(upload.num_expected - upload.num_bytes)
+
+    def _wake_at(self, num_bytes: int) -> None:
+        """Has the kernel collect what is still to come before it wakes the loop.
+
+        600 kB came in 12 pieces otherwise, each of which interrupted whatever this core computed.
+        """
+        low_water = min(num_bytes, MAX_LOW_WATER) if num_bytes > MIN_LOW_WATER else 1
+        if low_water != self._low_water:
+            self._low_water = low_water
+            set_low_water(self.transport, low_water)
 
     def _refuse_early(self, upload: Upload, num_expected: int) -> bool:
         if not self.parser.should_keep_alive():
@@ -307,6 +327,7 @@ class HttpProtocol(HttpToolsProtocol):
         answer.serves(exchange)
         self._num_to_skip = num_expected - upload.num_bytes
         self._take_upload()
+        self._wake_at(self._num_to_skip)
         # The parser is in the middle of a body that it will not see the end of.
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
@@ -318,6 +339,10 @@ class HttpProtocol(HttpToolsProtocol):
         if upload is None:
             return
         took_ns = self.endpoint.clock() - upload.arrival_ns
+        if self._low_water > 1 and took_ns < MAX_UPLOAD_NS:
+            self._wake_at(1)  # some may have come, and waits in the kernel for more
+            self._stall_timer = self.loop.call_later(STALL_S, self._on_stall_timer)
+            return
         if upload.has_progressed() and took_ns < MAX_UPLOAD_NS:
             self._stall_timer = self.loop.call_later(STALL_S, self._on_stall_timer)
         else:
@@ -328,6 +353,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+        self._wake_at(1)
         upload, self._upload = self._upload, None
         return upload.release() if upload is not None else []
 

@@ -3,7 +3,13 @@
 It owns the counting of what came and of what is still to come. It must never parse or judge.
 """
 
+import asyncio
+import ctypes
+import socket
+
 from gateway.request_body import BodyMemory
+
+_libc = ctypes.CDLL(None)
 
 
 class Upload:
@@ -56,3 +62,12 @@ def announced_bytes(headers: list[tuple[bytes, bytes]]) -> int | None:
         if name == b"content-length":
             return int(value) if value.isdigit() and len(value) < 19 else None
     return None
+
+
+def set_low_water(transport: asyncio.BaseTransport, num_bytes: int) -> None:
+    """SO_RCVLOWAT: the kernel says that there are data once there are so many, or no more come."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return  # closed meanwhile, or not a socket
+    value = ctypes.c_int(num_bytes)  # uvloop's socket objects have no setsockopt
+    _libc.setsockopt(sock.fileno(), socket.SOL_SOCKET, socket.SO_RCVLOWAT, ctypes.byref(value), 4)

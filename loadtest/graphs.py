@@ -68,13 +68,27 @@ class _Graph:
     def relu(self, data: str) -> str:
         return self.node("Relu", data)
 
-    def model(self, name: str, row_shape: tuple[int, ...], result: str, size: int) -> Any:
+    def pixels(self) -> str:
+        """The input's bytes as numbers around zero."""
+        scale, shift = np.array(1 / 64, np.float32), np.array(2, np.float32)
+        data = self.node("Cast", "x", to=TensorProto.FLOAT)
+        return self.node("Sub", self.node("Mul", data, self.weights(scale)), self.weights(shift))
+
+    def model(
+        self,
+        name: str,
+        row_shape: tuple[int, ...],
+        result: str,
+        size: int,
+        *,
+        input_type: int = TensorProto.FLOAT,
+    ) -> Any:
         """One input `x` of [N, *row_shape], one output `y` of [N, size]."""
         self._nodes.append(helper.make_node("Identity", [result], ["y"]))
         graph = helper.make_graph(
             self._nodes,
             name,
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *row_shape])],
+            [helper.make_tensor_value_info("x", input_type, ["N", *row_shape])],
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", size])],
             self._weights,
         )
@@ -86,9 +100,11 @@ class _Graph:
 
 
 def resnet18(seed: int = 18) -> Any:
-    """ResNet-18 (He et al., 2015) for [N, 3, 224, 224], batch normalisation folded: 46.8 MB."""
+    """ResNet-18 (He et al., 2015), batch normalisation folded: 46.8 MB. Takes [N, 3, 224, 224]
+    pictures as they are stored, a byte a colour, and scales them itself.
+    """
     graph = _Graph(seed)
-    data = graph.relu(graph.conv("x", (3, 64), kernel=7, stride=2))
+    data = graph.relu(graph.conv(graph.pixels(), (3, 64), kernel=7, stride=2))
     data = graph.node("MaxPool", data, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     given = 64
     for made in (64, 128, 256, 512):
@@ -101,7 +117,8 @@ def resnet18(seed: int = 18) -> Any:
             data = graph.relu(graph.node("Add", inner, data))
             given = made
     pooled = graph.node("Flatten", graph.node("GlobalAveragePool", data))
-    return graph.model("resnet18", (3, 224, 224), graph.dense(pooled, (512, 1000), gain=1), 1000)
+    result = graph.dense(pooled, (512, 1000), gain=1)
+    return graph.model("resnet18", (3, 224, 224), result, 1000, input_type=TensorProto.UINT8)
 
 
 def conv_chain(*, layers: int, channels: int = 32, size: int = 28, seed: int = 3) -> Any:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from loadtest.http1 import Shot
 
 Floats = npt.NDArray[np.float32]
+Tensor = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
 
 
 class SloFigures(msgspec.Struct):
@@ -55,7 +57,7 @@ _account_decoder = msgspec.json.Decoder(Account)
 _problem_decoder = msgspec.json.Decoder(_Problem)
 
 
-def remontoir_binary(model: str, tensor: str, row: Floats, *, slo_ms: float, port: int) -> bytes:
+def remontoir_binary(model: str, tensor: str, row: Tensor, *, slo_ms: float, port: int) -> bytes:
     """One row to `POST /infer`, tensors in and out as raw bytes after a JSON header."""
     header, data = remontoir_binary_body(model, tensor, row, slo_ms=slo_ms)
     return post(
@@ -68,17 +70,22 @@ def remontoir_binary(model: str, tensor: str, row: Floats, *, slo_ms: float, por
 
 
 def remontoir_binary_body(
-    model: str, tensor: str, row: Floats, *, slo_ms: float
+    model: str, tensor: str, row: Tensor, *, slo_ms: float
 ) -> tuple[bytes, bytes]:
     """The JSON header and the tensor's bytes, which follow it."""
-    data = row.astype("<f4").tobytes()
+    data = row.tobytes()
     size = {"binary_data_size": len(data)}
     header = msgspec.json.encode(
         {
             "model": model,
             "slo_ms": slo_ms,
             "inputs": [
-                {"name": tensor, "shape": row.shape, "datatype": "FP32", "parameters": size}
+                {
+                    "name": tensor,
+                    "shape": row.shape,
+                    "datatype": DATATYPES[row.dtype.name],
+                    "parameters": size,
+                }
             ],
             "parameters": {"binary_data_output": True},
         }
@@ -86,15 +93,15 @@ def remontoir_binary_body(
     return header, data
 
 
-def remontoir_json_body(model: str, tensor: str, row: Floats, *, slo_ms: float) -> bytes:
+def remontoir_json_body(model: str, tensor: str, row: Tensor, *, slo_ms: float) -> bytes:
     data = six_digits(row)
     tensors = [{"name": tensor, "shape": row.shape, "datatype": "FP32", "data": data}]
     return msgspec.json.encode({"model": model, "slo_ms": slo_ms, "inputs": tensors})
 
 
-def baseline_binary(model: str, row: Floats, *, port: int) -> bytes:
+def baseline_binary(model: str, row: Tensor, *, port: int) -> bytes:
     """One row to the FastAPI baseline: the tensor's bytes and nothing else."""
-    data = row.astype("<f4").tobytes()
+    data = row.tobytes()
     return post(f"/raw/{model}", data, port=port, content_type="application/octet-stream")
 
 
@@ -106,7 +113,7 @@ def post(path: str, body: bytes, *, port: int, content_type: str, extra: str = "
     return head.encode() + body
 
 
-def six_digits(row: Floats) -> list[float]:
+def six_digits(row: Tensor) -> list[float]:
     """The row as numbers that people would write: six digits, not float64's seventeen."""
     return [round(float(value), 6) for value in row.ravel()]
 

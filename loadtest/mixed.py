@@ -16,6 +16,7 @@ from loadtest.http1 import Shot
 from loadtest.messages import (
     Floats,
     ReadAnswer,
+    Tensor,
     baseline_binary,
     read_baseline,
     read_remontoir,
@@ -196,7 +197,7 @@ class _Experiment:
         self._bench = bench
         self.repository = repository
         self.times_ms = times_ms
-        self.rows: dict[str, list[Floats]] = {}
+        self.rows: dict[str, list[Tensor]] = {}
         self._outputs: dict[str, list[Floats]] = {}
         for name in times_ms:
             path = repositories.model_path(repository, name)

@@ -84,7 +84,7 @@ class _Target(NamedTuple):
 def run(bench: Bench) -> Result:
     repository = repositories.cnn(bench.models_dir)
     path = repositories.model_path(repository, "cnn")
-    bench.report.start("Overload: one CNN (ResNet-18, 602,112 bytes a request), open loop")
+    bench.report.start("Overload: one CNN (ResNet-18, pictures of 150,528 bytes), open loop")
     sweep = measure(path, seconds=bench.seconds(1.5, 0.5))
     slo_ms = SLO_EXECUTIONS * sweep[1].exec_p50_ms
     best = best_within(sweep, slo_ms)
@@ -136,7 +136,7 @@ class _Experiment:
         self._bench = bench
         self._result = result
         self._batch_sizes = batch_sizes
-        self._path = repositories.model_path(bench.models_dir / "cnn", "cnn")
+        self._path = repositories.model_path(repositories.cnn(bench.models_dir), "cnn")
         self._last_capacity: float | None = None
 
     def warm_up(self, target: _Target) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from loadtest.machine import SERVER_CPU, on_cpus
-from loadtest.messages import Floats
+from loadtest.messages import Floats, Tensor
 from scheduler.spec import MILLISECOND_NS, SECOND_NS
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
@@ -42,12 +42,12 @@ def session_of(path: Path) -> Any:  # ort.InferenceSession, a library without ty
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def sample_rows(path: Path, count: int, *, seed: int = 7) -> tuple[list[Floats], list[Floats]]:
+def sample_rows(path: Path, count: int, *, seed: int = 7) -> tuple[list[Tensor], list[Floats]]:
     """So many different inputs of one row, and the right outputs."""
     session = session_of(path)
     tensor = session.get_inputs()[0]
     chance = np.random.default_rng(seed)
-    rows = [chance.standard_normal((1, *tensor.shape[1:]), np.float32) for _ in range(count)]
+    rows = [_random(tensor, 1, chance) for _ in range(count)]
     return rows, [session.run(None, {tensor.name: row})[0] for row in rows]
 
 
@@ -78,7 +78,7 @@ def best_within(loops: dict[int, Loop], slo_ms: float) -> Loop:
 def run_loop(session: Any, batch_size: int, seconds: float) -> Loop:
     tensor = session.get_inputs()[0]
     chance = np.random.default_rng(batch_size)
-    batch = chance.standard_normal((batch_size, *tensor.shape[1:]), np.float32)
+    batch = _random(tensor, batch_size, chance)
     for _ in range(2):
         session.run(None, {tensor.name: batch})
     durations: list[int] = []
@@ -93,6 +93,14 @@ def run_loop(session: Any, batch_size: int, seconds: float) -> Loop:
         statistics.median(durations) / MILLISECOND_NS,
         float(np.percentile(durations, 99)) / MILLISECOND_NS,
     )
+
+
+def _random(tensor: Any, rows: int, chance: np.random.Generator) -> Tensor:
+    """Pictures, where the model takes bytes; normal numbers otherwise."""
+    shape = (rows, *tensor.shape[1:])
+    if tensor.type == "tensor(uint8)":
+        return chance.integers(0, 256, shape, np.uint8)
+    return chance.standard_normal(shape, np.float32)
 
 
 def main() -> None:

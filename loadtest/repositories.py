@@ -29,8 +29,8 @@ class CalibrationError(Exception):
 
 def cnn(root: Path) -> Path:
     """Repository of one ResNet-18."""
-    _ensure(root / "cnn", "cnn", graphs.resnet18)
-    return root / "cnn"
+    _ensure(root / "cnn-bytes", "cnn", graphs.resnet18)
+    return root / "cnn-bytes"
 
 
 def tiny(root: Path) -> Path:

@@ -1,8 +1,8 @@
 """Plain FastAPI with ONNX Runtime, as tutorials show it; and its best known cure for overload.
 
 Environment: BASELINE_MODELS is NAME=PATH,NAME=PATH. `/json/{model}` is the tutorial: a typed body,
-a sync endpoint, FastAPI's thread pool. `/raw/{model}` takes and gives raw float32, runs the model
-on one executor thread, and answers 503 at once when `limit` requests are outstanding (0: no limit);
+a sync endpoint, FastAPI's thread pool. `/raw/{model}` takes raw values, gives raw float32, runs the
+model on one executor thread, and answers 503 at once when `limit` requests are outstanding (0: no limit);
 `PUT /limit/{n}` sets that.
 """
 
@@ -64,7 +64,7 @@ async def infer_raw(model: str, request: Request) -> Response:
         raise HTTPException(503, "too many outstanding requests")
     _Outstanding.count += 1
     try:
-        row = np.frombuffer(await request.body(), np.float32).reshape(_row_shape(model))
+        row = np.frombuffer(await request.body(), _dtype(model)).reshape(_row_shape(model))
         loop = asyncio.get_running_loop()
         output = await loop.run_in_executor(_executor, _run, model, row)
     finally:
@@ -76,6 +76,10 @@ def _run(model: str, row: Any) -> bytes:
     (output,) = _sessions[model].run(None, {_inputs[model].name: row})
     data: bytes = output.tobytes()
     return data
+
+
+def _dtype(model: str) -> type[np.generic]:
+    return np.uint8 if _inputs[model].type == "tensor(uint8)" else np.float32
 
 
 def _row_shape(model: str) -> list[int]:

@@ -50,5 +50,6 @@ def test_rows_of_a_batch_do_not_depend_on_each_other(saved):
 def test_resnet18_has_the_weights_of_a_resnet18():
     model = graphs.resnet18()
     num_weights = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
-    # 11,689,512 with batch normalisation, which takes 9,600 and gives 4,800 as biases
-    assert num_weights == 11_689_512 - 9_600 + 4_800
+    # 11,689,512 with batch normalisation, which takes 9,600 and gives 4,800 as biases; and two
+    # numbers that scale the picture
+    assert num_weights == 11_689_512 - 9_600 + 4_800 + 2

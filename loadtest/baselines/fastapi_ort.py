@@ -2,8 +2,8 @@
 
 Environment: BASELINE_MODELS is NAME=PATH,NAME=PATH. `/json/{model}` is the tutorial: a typed body,
 a sync endpoint, FastAPI's thread pool. `/raw/{model}` takes raw values, gives raw float32, runs the
-model on one executor thread, and answers 503 at once when `limit` requests are outstanding (0: no limit);
-`PUT /limit/{n}` sets that.
+model on one executor thread, and answers 503 at once when `limit` requests are outstanding (0: no
+limit); `PUT /limit/{n}` sets that.
 """
 
 import asyncio

@@ -44,6 +44,11 @@ def set_time_slice(slice_ns: int) -> bool:
     return bool(_libc.syscall(ctypes.c_long(number), 0, attributes, 0) == 0)
 
 
+def set_thread_nice(nice: int) -> None:
+    """Niceness of the calling thread alone. Raises OSError for a value below the present one."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
 def pin_to_cpu(cpu: int) -> None:
     """Run the calling thread, and all it starts from now on, on one CPU. Raises OSError."""
     os.sched_setaffinity(0, {cpu})

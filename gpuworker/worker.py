@@ -46,6 +46,9 @@ TIMER_SLACK_NS = 1_000
 # Long work takes long turns, so that whoever has short ones (a gateway on the same core) need not
 # wait for one to end: with equal turns a wake-up in the middle of a batch came up to 4 ms late.
 LANE_SLICE_NS = 10_000_000
+# With short turns alone, whoever has just had a few milliseconds' worth of them must wait for as
+# long. On a CPU of its own, or among several, a lane does not need to be nice.
+NICE_ON_ONE_CPU = 10
 # How long a lane that is still busy may delay the exit once the worker is refused or broken.
 JOIN_TIMEOUT_S = 1.0
 # A session no gateway ever has: that of orders the worker gives itself.
@@ -304,6 +307,8 @@ class Worker:
     def _start_lane(self) -> None:
         linux.set_timer_slack(TIMER_SLACK_NS)
         linux.set_time_slice(LANE_SLICE_NS)
+        if linux.num_usable_cpus() == 1:
+            linux.set_thread_nice(NICE_ON_ONE_CPU)
 
     def _on_lane_finished(self, finished: Finished) -> None:
         self._finished.put(finished)

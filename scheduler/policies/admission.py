@@ -5,6 +5,7 @@ earlier latest starts go first, except that work with fewer requests per millise
 out a request that it would make late (policies/batching.py decides the same way).
 """
 
+import math
 from bisect import bisect_right
 
 import msgspec
@@ -263,7 +264,10 @@ def _finish_on(
     wait_ns = start_ns + own_ns - estimate.plan[last] - now
     share = device.exec_shares.share_of_shorter(estimate.plan[1], now) if wait_ns > 0 else 0.0
     finish_ns = now + int(wait_ns / (1 - share)) + estimate.plan[last]
-    return finish_ns, finish_ns + estimate.guard[last] - estimate.plan[last] + margin_ns
+    # What may go wrong with each batch before it adds up as independent errors do.
+    num_batches = max(1.0, own_ns / estimate.plan[last])
+    guard_ns = int((estimate.guard[last] - estimate.plan[last]) * math.sqrt(num_batches))
+    return finish_ns, finish_ns + guard_ns + margin_ns
 
 
 def _usual_batch(estimate: ExecEstimate, request: Request) -> int:

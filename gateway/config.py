@@ -91,8 +91,16 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     return {
         name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for name, value in environ.items()
-        if name.startswith(ENVIRONMENT_PREFIX) and name != FILE_VARIABLE
+        if name.startswith(ENVIRONMENT_PREFIX)
+        and name != FILE_VARIABLE
+        and not _is_of_a_service(name, value)
     }
+
+
+def _is_of_a_service(name: str, value: str) -> bool:
+    """Kubernetes describes a Service called remontoir to every pod beside it, in such variables."""
+    is_port = name.endswith("_PORT") and value.startswith(("tcp://", "udp://"))
+    return is_port or "_SERVICE_" in name or "_PORT_" in name
 
 
 def _converted(settings: Mapping[str, object], *, source: str, strict: bool) -> dict[str, object]:

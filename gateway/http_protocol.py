@@ -5,8 +5,8 @@ a small inference cost the core was that. A `POST` to the hot path whose head an
 piece, which is nearly every one, is handed to the endpoint in a plain call instead, and its reply
 is written in one piece. So is one whose body comes in several pieces soon after each other, and if
 its first piece is enough for a no, the rest is thrown away as it comes. Everything else goes
-through uvicorn's own code, unchanged: other paths, chunked bodies and those that stall, `Expect`,
-upgrades, HTTP/1.0, pipelined requests, encoded bodies (adr/0008).
+through uvicorn's own code, unchanged: other paths, chunked bodies in pieces and bodies that stall,
+`Expect`, upgrades, HTTP/1.0, pipelined requests, encoded bodies (adr/0008).
 
 It owns bytes and connections. It must never decide about a request, and never let one be answered
 twice or not at all.
@@ -54,6 +54,7 @@ class Endpoint(Protocol):
     def answer(
         self, headers: Headers, body: bytes, write: Write, *, arrival_ns: int
     ) -> Exchange | None: ...
+    def takes_upload(self, num_bytes: int) -> bool: ...
     def answer_early(
         self, headers: Headers, begin: bytes, write: Write, *, arrival_ns: int
     ) -> Exchange | None: ...
@@ -291,7 +292,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _await_rest(self, upload: Upload) -> None:
         """Not all of the body is here: refuse what is certain by now, and see that more comes."""
-        if upload.num_expected is None:
+        if upload.num_expected is None or not self.endpoint.takes_upload(upload.num_expected):
             self._start_cycle()
             return
         if upload.chunks and not upload.is_judged:
@@ -420,5 +421,5 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if arrival_ns:
             cast(dict[str, Any], self.scope)[ARRIVAL_NS] = arrival_ns
-        for chunk in chunks or ():
-            super().on_body(chunk)
+        if chunks:
+            super().on_body(b"".join(chunks))  # uvicorn would join them one by one

@@ -173,6 +173,14 @@ class InferEndpoint:
             exchange.fail()
         return exchange
 
+    def takes_upload(self, num_bytes: int) -> bool:
+        """Whether a body that was announced with so many bytes is worth waiting for."""
+        return (
+            self._lifecycle.refusal_reason is None
+            and self.num_open < self._max_open
+            and num_bytes <= self._max_body_bytes
+        )
+
     def answer_early(
         self, headers: Sequence[tuple[bytes, bytes]], begin: bytes, write: Write, *, arrival_ns: int
     ) -> Exchange | None:
@@ -275,10 +283,7 @@ class InferEndpoint:
         exchange.end()
 
     async def _decompressed(self, exchange: Exchange, body: bytes, encoding: bytes) -> bytes:
-        plain = await decompress(body, encoding, max_bytes=self._max_body_bytes)
-        if plain is not body:
-            exchange.hold(len(plain))
-        return plain
+        return await decompress(body, encoding, max_bytes=self._max_body_bytes, hold=exchange.hold)
 
     def _foresee(
         self, exchange: Exchange, begin: bytes, special: Mapping[bytes, bytes], model: str | None

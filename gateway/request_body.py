@@ -81,8 +81,11 @@ async def read_rest(
         message = await receive()
 
 
-async def decompress(body: bytes, encoding: bytes, *, max_bytes: int) -> bytes:
-    """Undoes Content-Encoding. The result never exceeds `max_bytes`, whatever the body claims.
+async def decompress(
+    body: bytes, encoding: bytes, *, max_bytes: int, hold: Callable[[int], None]
+) -> bytes:
+    """Undoes Content-Encoding. The result never exceeds `max_bytes`, whatever the body claims, and
+    `hold` is told of each part of it as it comes.
 
     Raises RequestError: unsupported_media_type, too_large, or bad_request for damaged data.
     """
@@ -117,6 +120,7 @@ async def decompress(body: bytes, encoding: bytes, *, max_bytes: int) -> bytes:
             num_bytes += len(part)
             if num_bytes > max_bytes:
                 raise too_large(f"the body has over {max_bytes} bytes decompressed, the limit")
+            hold(len(part))
             if inflater.eof or (not rest and len(part) < INFLATE_STEP_BYTES):
                 break
             await asyncio.sleep(0)

@@ -163,6 +163,7 @@ class Fleet:
             self._ledger.anomalies["unknown_model_removed"] += 1
             return
         self._state.pinned.pop(event.model, None)
+        self._state.refused_cold.pop(event.model, None)
         detail = f"{event.model} was removed: {event.reason}"
         for request in self._ledger.dequeue_all(model):
             self._ledger.close(

@@ -46,6 +46,16 @@ class Planner:
                 if not model.needs_load:
                     break
 
+    def plan_refused_cold(self, model: ModelState, now: int) -> None:
+        """A request was refused because the weights are absent: have them for the next one."""
+        if model.is_cold:
+            self._state.refused_cold.pop(model.spec.name, None)
+            self._state.refused_cold[model.spec.name] = None
+            for device in list(model.offered_by):
+                if not model.is_cold:
+                    break
+                self.plan_loads(device, now)
+
     def plan_released(self, model: ModelState, now: int) -> None:
         """Requests of this model left its queue unsent: others may use what was kept for them."""
         for device in list(model.holders):
@@ -73,7 +83,7 @@ class Planner:
 
     def plan_loads(self, device: DeviceMirror, now: int) -> None:
         state = self._state
-        if device.num_moves or device.is_stopping or not (state.has_wanted or state.pinned):
+        if device.num_moves or device.is_stopping or not state.may_load:
             return
         send_at_ns = device.load_lane.free_at(now) - state.config.schedule_ahead_ns
         if send_at_ns > now:
@@ -141,6 +151,7 @@ class Planner:
         device.num_moves += 1
         model.loading_on.append(device)
         model.wants_replica = False
+        self._state.refused_cold.pop(name, None)
         latest_ns = max(
             (queue.last_deadline_ns for queue in model.queues.values()), default=FOREVER_NS
         )
@@ -179,7 +190,7 @@ class Planner:
             plan = self._batching.next_infer(state, device, now)
             if plan is not None and not self._is_awaited(device, device.exec_lane, now):
                 return f"{len(plan.requests)} requests of {plan.queue.model}"
-        if not device.num_moves and (state.has_wanted or state.pinned):
+        if not device.num_moves and state.may_load:
             load = self._residency.next_load(state, device, now)
             if load is not None and not self._is_awaited(device, device.load_lane, now):
                 return f"a LOAD of {load.model}"

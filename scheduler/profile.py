@@ -139,8 +139,6 @@ class ExecEstimate:
                 plan_ns = own_plan_ns
             if own_guard_ns > guard_ns:
                 guard_ns = own_guard_ns
-            if plan_ns > guard_ns:
-                guard_ns = plan_ns
             plan[n], guard[n] = plan_ns, guard_ns
             if plan_ns / n < best_per_row:
                 best_per_row = plan_ns / n

@@ -104,13 +104,15 @@ class Scheduler:
     def foresee(self, event: RequestArrived, now: int) -> Rejected | None:
         """What admission would refuse the request with if it arrived now; None if it would not.
 
-        Lets a shell say no before the request's payload has arrived. Queues nothing.
+        Lets a shell say no before the request's payload has arrived. Queues and sends nothing; as
+        on arrival, a refusal lets old estimates be doubted. What is cold is left to the arrival,
+        which may have it loaded for the next one.
         """
         model = self.state.models.get(event.model)
         if model is None or model.spec.unavailable_reason is not None:
             return None
         verdict = self._admission.decide(self.state, Request(event), now)
-        if not isinstance(verdict, Rejected):
+        if not isinstance(verdict, Rejected) or verdict.reason is Reason.COLD_MODEL:
             return None
         if verdict.predicted_ns is not None:
             model.doubt_estimates(now)
@@ -213,6 +215,8 @@ class Scheduler:
             self._ledger.reply(event.request_id, verdict)
             if verdict.predicted_ns is not None:
                 model.doubt_estimates(now)
+            if verdict.reason is Reason.COLD_MODEL:
+                self._planner.plan_refused_cold(model, now)
             return None
         request.predicted_ns = verdict.finish_ns - event.arrival_ns
         if not model.holders:

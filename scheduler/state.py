@@ -110,6 +110,9 @@ class SchedulerState:
         self.devices: dict[str, DeviceMirror] = {}  # by worker id, in order of joining
         self.num_queued = 0
         self.pinned: dict[str, None] = {}  # all and only names of pinned models
+        # Names of models that a request was refused for since they were cold, and that were
+        # neither loaded nor removed since; the latest last.
+        self.refused_cold: dict[str, None] = {}
         # heap of (-demand per load time, sequence, model): an entry counts only while it is the
         # last one that was filed for the model
         self._wanted: list[tuple[float, int, ModelState]] = []
@@ -165,6 +168,11 @@ class SchedulerState:
         for entry in taken:
             heappush(self._wanted, entry)
         return (entry[2] for entry in taken)
+
+    @property
+    def may_load(self) -> bool:
+        """Whether a look for something to LOAD can find anything."""
+        return self.has_wanted or bool(self.pinned) or bool(self.refused_cold)
 
     @property
     def has_wanted(self) -> bool:

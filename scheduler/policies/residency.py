@@ -22,7 +22,8 @@ class DemandResidency:
     """LOAD the model with most savable requests per load time; EVICT the least valuable first.
 
     Value is recent use per page. Weights in use by an Infer in flight and pinned ones are never
-    evicted; weights that requests wait for only if the newcomer would save twice as many.
+    evicted; weights that requests wait for only if the newcomer would save twice as many. A model
+    that is only ever refused because it is cold is loaded when nobody waits for another.
     """
 
     def next_load(self, state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
@@ -34,10 +35,12 @@ class DemandResidency:
             demand = state.savable(model, device, now) / load_ns
             if demand > 0 and (best is None or demand > best[0]):
                 best = (demand, model)
-        if best is None:
-            return _pinned(state, device, now)
-        plan = _make_room(state, device, best[1], now, _least_valuable)
-        return plan if plan is not None else _pinned(state, device, now)
+        plan = None
+        if best is not None:
+            plan = _make_room(state, device, best[1], now, _least_valuable)
+        if plan is None:
+            plan = _pinned(state, device, now)
+        return plan if plan is not None else _refused(state, device, now)
 
 
 class LruResidency:
@@ -64,6 +67,22 @@ def _pinned(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan |
         if _can_load(device, model, now):
             plan = _make_room(state, device, model, now, _least_valuable)
             if plan is not None:
+                return plan
+    return None
+
+
+def _refused(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
+    """Nobody waits for a model whose LOAD takes longer than its SLO: all were refused. Those who
+    try again will find it loaded, where that costs nobody who waits.
+    """
+    for name in reversed(state.refused_cold):
+        model = state.models[name]
+        if model.is_cold and _can_load(device, model, now):
+            plan = _make_room(state, device, model, now, _least_valuable)
+            if plan is not None and not any(
+                other is not None and other.num_queued
+                for other in map(state.models.get, plan.evict)
+            ):
                 return plan
     return None
 

@@ -86,3 +86,14 @@ def test_every_default_is_one_that_could_be_given() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(AttributeError):
         GatewayConfig().port = 1  # type: ignore[misc]
+
+
+def test_what_kubernetes_says_of_a_service_of_that_name_is_no_setting() -> None:
+    environ = {
+        "REMONTOIR_PORT": "tcp://10.0.0.7:8000",
+        "REMONTOIR_PORT_8000_TCP_ADDR": "10.0.0.7",
+        "REMONTOIR_SERVICE_HOST": "10.0.0.7",
+        "REMONTOIR_WORKER_BIND": "tcp://127.0.0.1:7000",
+    }
+    config = load_config(environ=environ)
+    assert (config.port, config.worker_bind) == (GatewayConfig().port, "tcp://127.0.0.1:7000")

@@ -13,6 +13,7 @@ from scheduler.events import (
     Failed,
     ModelAdded,
     ModelRemoved,
+    Reason,
     Rejected,
     RequestCancelled,
     Send,
@@ -251,3 +252,16 @@ def test_14_a_quiet_spell_after_a_slow_one_is_not_held_against_the_model() -> No
     world.run(poisson(20, 5, slo_ms=100))
     late_half = [i for i, request in world.asked.items() if request.arrival_ns > ms(3_500)]
     assert all(isinstance(world.outcome(i), Served) for i in late_half)
+
+
+def test_15_a_model_that_is_refused_for_being_cold_is_loaded_for_those_who_try_again() -> None:
+    """8 ms of LOAD do not fit an SLO of 6 ms, 3 ms of execution do. Nobody may wait for it, so no
+    queue asks for it; the second request is served all the same.
+    """
+    specs = [model_spec("m", exec_ms={1: 3}, load_ms=8)]
+    world = World(specs, [worker("w", specs, resident=False)])
+    world.run(poisson(20, 2, models=["m"], slo_ms=6))
+    refused = [o for o in world.outcomes("m") if isinstance(o, Rejected)]
+    assert refused
+    assert refused[0].reason is Reason.COLD_MODEL
+    assert world.share(Served, "m") > 0.85

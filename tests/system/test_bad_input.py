@@ -163,8 +163,8 @@ def test_one_byte_over_64_mib_is_refused_and_leaves_no_memory(zoo: RunningGatewa
     before = resident_bytes(zoo.process.pid)
     for _ in range(3):
         assert all_three() == refused
-    # far less than one body: nothing of twelve is kept
-    assert resident_bytes(zoo.process.pid) < before + 24 * MEBIBYTE
+    # Less than one body: nothing of nine is kept, but for what the allocator has in pieces.
+    assert resident_bytes(zoo.process.pid) < before + 60 * MEBIBYTE
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])

@@ -92,7 +92,15 @@ class Weights:
 class Outstanding:
     """An action sent and not yet answered, with what it holds reserved."""
 
-    __slots__ = ("action", "expected_ns", "generation", "requests", "sent_ns", "wake_at_ns")
+    __slots__ = (
+        "action",
+        "expected_ns",
+        "generation",
+        "is_chained",
+        "requests",
+        "sent_ns",
+        "wake_at_ns",
+    )
 
     def __init__(
         self,
@@ -102,19 +110,29 @@ class Outstanding:
         expected_ns: int,
         requests: list[Request],
         generation: int,
+        is_chained: bool = False,
     ) -> None:
         self.action = action
         self.sent_ns = sent_ns
         self.expected_ns = expected_ns
         self.requests = requests
         self.generation = generation
+        # an Infer that was sent while another was outstanding on the lane
+        self.is_chained = is_chained
         self.wake_at_ns: int | None = None
 
 
 class DeviceMirror:
     """Everything the scheduler knows of one incarnation of one worker's device."""
 
-    def __init__(self, worker_id: str, spec: DeviceSpec, offered: dict[str, ModelSpec]) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        spec: DeviceSpec,
+        offered: dict[str, ModelSpec],
+        *,
+        schedule_ahead_ns: int = 0,
+    ) -> None:
         self.worker_id = worker_id
         self.spec = spec
         self.offered = offered
@@ -132,6 +150,8 @@ class DeviceMirror:
         self.retry_until_ns = 0  # some model's LOAD failed and is not tried again before then
         self.is_stopping = False  # the worker shuts down: it gets no more work
         self.wake_at_ns: int | None = None
+        # how long before a lane is predicted free its next action is sent; its policy's to set
+        self.schedule_ahead_ns = schedule_ahead_ns
         # from sending an order to its arrival at the worker, typically
         self.command_delay_ns = INITIAL_DELAY_NS
         # from the end of an action to the scheduler hearing of it, at worst lately
@@ -226,6 +246,15 @@ class DeviceMirror:
         if self.peek_ready() is None:
             return None
         return heappop(self.ready)
+
+    def ready_queues(self) -> list[ModelQueue]:
+        """All queues that this device can serve, most urgent first as far as the heap is sorted."""
+        queues = {
+            id(queue): queue
+            for key_ns, _, queue in self.ready
+            if key_ns == queue.latest_start_ns and self.is_resident(queue.model)
+        }
+        return list(queues.values())
 
     def next_retry_ns(self, now: int) -> int:
         """When the next LOAD that failed may be tried again; only while `retry_until_ns` > now."""

@@ -11,8 +11,8 @@ from scheduler.events import (
 )
 from scheduler.ledger import Ledger
 from scheduler.planner import Planner
-from scheduler.policies import AdmissionPolicy
 from scheduler.policies.admission import Admission
+from scheduler.policies.protocols import AdmissionPolicy
 from scheduler.request import Request, RequestState
 from scheduler.results import MAX_FAILURES, Results
 from scheduler.spec import SECOND_NS, ModelSpec
@@ -39,7 +39,12 @@ class Fleet:
         for name in [name for name, spec in offered.items() if not _has_profile(spec)]:
             anomalies["offered_without_profile"] += 1
             del offered[name]
-        device = DeviceMirror(event.worker_id, event.device, offered)
+        device = DeviceMirror(
+            event.worker_id,
+            event.device,
+            offered,
+            schedule_ahead_ns=self._planner.first_schedule_ahead_ns(),
+        )
         self._state.devices[event.worker_id] = device
         for spec in offered.values():
             model = self._state.models.get(spec.name)

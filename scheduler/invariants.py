@@ -52,6 +52,8 @@ def _validate_requests(scheduler: Scheduler) -> None:
     _check(len(set(ids)) == len(ids), "a request is in two places")
     _check(ids == sorted(scheduler.open_request_ids()), "open requests ≠ queued + dispatched")
     _check(state.num_queued == len(queued), f"num_queued {state.num_queued} ≠ {len(queued)}")
+    waiting = {name for name, model in state.models.items() if model.num_queued}
+    _check(state.waiting.keys() == waiting, f"waiting {list(state.waiting)} ≠ {sorted(waiting)}")
 
 
 def _validate_device(scheduler: Scheduler, device: DeviceMirror) -> None:
@@ -66,7 +68,8 @@ def _validate_device(scheduler: Scheduler, device: DeviceMirror) -> None:
     infers = [action for action in actions if isinstance(action, Infer)]
     loads = [action for action in actions if isinstance(action, LoadWeights)]
     _check(device.num_infers == len(infers), f"{who}: num_infers {device.num_infers}")
-    _check(device.num_infers <= scheduler.state.config.max_outstanding_infers, f"{who}: too many")
+    limit = scheduler.policy.max_outstanding_infers or scheduler.state.config.max_outstanding_infers
+    _check(device.num_infers <= limit, f"{who}: {device.num_infers} Infers, limit {limit}")
     _check(device.num_moves == len(loads), f"{who}: num_moves {device.num_moves}")
     for action in infers:
         _check(action.action_id in device.exec_lane, f"{who}: {action.action_id} not on its lane")

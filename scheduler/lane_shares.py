@@ -1,6 +1,6 @@
 """How a lane's time was divided lately, by how long one execution of the model takes.
 
-Short work slips in ahead of long work (policies/batching.py), so whoever waits behind others also
+Short work slips in ahead of long work (policies/batching/), so whoever waits behind others also
 waits for short work that has not arrived yet. What came lately says how much of it to expect.
 """
 

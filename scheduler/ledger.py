@@ -28,11 +28,14 @@ class Ledger:
         queue = model.queues.get(request.batch_key)
         if queue is None:
             queue = ModelQueue(
-                request.model, request.batch_key, request.shape_key, request.elements
+                request.model,
+                request.batch_key,
+                request.shape_key,
+                request.elements,
+                keeps_arrival_order=self.state.keeps_arrival_order,
             )
             model.queues[request.batch_key] = queue
-        model.num_queued += 1
-        self.state.num_queued += 1
+        self.state.count_queued(model, 1)
         if queue.push(request):
             self.announce(model, queue)
         if model.wants_load:
@@ -45,8 +48,7 @@ class Ledger:
             queue.pop_head()
         else:
             queue.remove(request)
-        model.num_queued -= 1
-        self.state.num_queued -= 1
+        self.state.count_queued(model, -1)
         if was_head:
             self.announce(model, queue)
 
@@ -58,8 +60,8 @@ class Ledger:
             self.timers.clear(queue)
             requests += queue
         model.queues.clear()
-        self.state.num_queued -= model.num_queued
-        model.num_queued = 0
+        if requests:
+            self.state.count_queued(model, -len(requests))
         model.wants_replica = False
         return requests
 
@@ -79,7 +81,8 @@ class Ledger:
             queue.latest_start_ns = latest_ns
             for holder in model.holders:
                 holder.push_ready(latest_ns, queue)
-        self.timers.set(queue, head.deadline_ns - estimate.plan[head.rows])
+        patience_ns = 0 if self.state.waits_to_the_end else estimate.plan[head.rows]
+        self.timers.set(queue, head.deadline_ns - patience_ns)
 
     def close(self, request: Request, state: RequestState, outcome: Outcome) -> None:
         request.move_to(state)
@@ -95,12 +98,13 @@ class Ledger:
         head = queue.head
         latest_ns = 0
         while head is not None:
-            latest_ns = head.deadline_ns - model.quickest_ns(queue, head.rows)
+            latest_ns = head.deadline_ns
+            if not self.state.waits_to_the_end:
+                latest_ns -= model.quickest_ns(queue, head.rows)
             if now < latest_ns:
                 break
             queue.pop_head()
-            model.num_queued -= 1
-            self.state.num_queued -= 1
+            self.state.count_queued(model, -1)
             waited_ms = (now - head.arrival_ns) / 1e6
             detail = f"waited {waited_ms:.1f} ms for a device; too late to execute now"
             self.close(

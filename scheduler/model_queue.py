@@ -1,7 +1,7 @@
 """The waiting requests of one model that may share a batch, in deadline order."""
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from scheduler.request import Request
 
@@ -14,10 +14,13 @@ class ModelQueue:
 
     Ties keep arrival order. Insertion at the end, the usual case where all SLOs of a model are
     equal, is O(1); elsewhere it is a bisection and a memmove. `latest_start_ns` is the sort key
-    under which the queue was last announced to the devices (policies/batching.py); None when empty.
+    under which the queue was last announced to the devices; None when empty. With
+    `keeps_arrival_order`, `in_order` gives the requests as they were pushed, for policies that are
+    first come, first served.
     """
 
     __slots__ = (
+        "_arrived",
         "_entries",
         "_first",
         "_sequence",
@@ -30,7 +33,15 @@ class ModelQueue:
         "wake_at_ns",
     )
 
-    def __init__(self, model: str, batch_key: str, shape_key: str, elements: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        *,
+        keeps_arrival_order: bool = False,
+    ) -> None:
         self.model = model
         self.batch_key = batch_key
         self.shape_key = shape_key
@@ -38,6 +49,8 @@ class ModelQueue:
         self._entries: list[tuple[int, int, Request]] = []
         self._first = 0
         self._sequence = 0
+        # request id → request, in the order pushed; None where nobody asks for that order
+        self._arrived: dict[int, Request] | None = {} if keeps_arrival_order else None
         self.num_rows = 0
         self.latest_start_ns: int | None = None
         self.wake_at_ns: int | None = None
@@ -65,6 +78,8 @@ class ModelQueue:
         entry = (request.deadline_ns, self._sequence, request)
         entries = self._entries
         self.num_rows += request.rows
+        if self._arrived is not None:
+            self._arrived[request.request_id] = request
         if len(entries) == self._first or entries[-1][0] <= request.deadline_ns:
             entries.append(entry)
             return len(entries) - self._first == 1
@@ -75,6 +90,8 @@ class ModelQueue:
         request = self._entries[self._first][2]
         self._first += 1
         self.num_rows -= request.rows
+        if self._arrived is not None:
+            del self._arrived[request.request_id]
         if self._first >= _COMPACT_AT:
             del self._entries[: self._first]
             self._first = 0
@@ -84,6 +101,17 @@ class ModelQueue:
         """Take a request out of the middle (cancelled, or chosen past the head)."""
         del self._entries[self._index(request)]
         self.num_rows -= request.rows
+        if self._arrived is not None:
+            del self._arrived[request.request_id]
+
+    def in_order(self) -> Iterable[Request]:
+        """The requests in the order of the policy: as pushed, or by deadline."""
+        return self if self._arrived is None else self._arrived.values()
+
+    @property
+    def first_in_order(self) -> Request:
+        """The queue must not be empty."""
+        return next(iter(self.in_order()))
 
     def num_due_by(self, deadline_ns: int) -> int:
         """Requests whose deadline is at or before the instant: those ahead of a newcomer."""

@@ -8,8 +8,8 @@ from scheduler.actions import Action, EvictWeights, Infer, LoadWeights
 from scheduler.device import DeviceMirror, Outstanding, WeightsState
 from scheduler.events import Send
 from scheduler.ledger import Ledger
-from scheduler.policies import BatchingPolicy, ResidencyPolicy
-from scheduler.policies.batching import BatchPlan
+from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
+from scheduler.policies.protocols import Policy
 from scheduler.request import Request, RequestState
 from scheduler.state import ModelState
 from scheduler.work_tracker import WorkTracker
@@ -20,13 +20,15 @@ FOREVER_NS = 2**62
 class Planner:
     """One call per device or model that an event touched; no walk over the others."""
 
-    def __init__(
-        self, ledger: Ledger, batching: BatchingPolicy, residency: ResidencyPolicy
-    ) -> None:
+    def __init__(self, ledger: Ledger, policy: Policy) -> None:
         self._ledger = ledger
         self._state = ledger.state
-        self._batching = batching
-        self._residency = residency
+        self._batching = policy.batching
+        self._residency = policy.residency
+        self._schedule_ahead = policy.schedule_ahead
+        self._max_outstanding = (
+            policy.max_outstanding_infers or ledger.state.config.max_outstanding_infers
+        )
         self._next_action_id = 1
 
     def plan_for(self, model: ModelState, now: int) -> None:
@@ -68,24 +70,26 @@ class Planner:
         self._plan_infers(device, now)
 
     def _plan_infers(self, device: DeviceMirror, now: int) -> None:
-        config = self._state.config
-        while device.num_infers < config.max_outstanding_infers and not device.is_stopping:
+        while device.num_infers < self._max_outstanding and not device.is_stopping:
             if device.peek_ready() is None:
                 return
-            send_at_ns = device.exec_lane.free_at(now) - config.schedule_ahead_ns
+            send_at_ns = device.exec_lane.free_at(now) - device.schedule_ahead_ns
             if send_at_ns > now:
                 self._ledger.wake_by(device, send_at_ns)
                 return
             plan = self._batching.next_infer(self._state, device, now)
             if plan is None:
                 return
+            if isinstance(plan, Deferred):
+                self._ledger.wake_by(device, max(plan.until_ns, now + 1))
+                return
             self._send_infer(device, plan, now)
 
     def plan_loads(self, device: DeviceMirror, now: int) -> None:
         state = self._state
-        if device.num_moves or device.is_stopping or not state.may_load:
+        if device.num_moves or device.is_stopping or not self._may_load:
             return
-        send_at_ns = device.load_lane.free_at(now) - state.config.schedule_ahead_ns
+        send_at_ns = device.load_lane.free_at(now) - device.schedule_ahead_ns
         if send_at_ns > now:
             self._ledger.wake_by(device, send_at_ns)
             return
@@ -105,16 +109,15 @@ class Planner:
     def _send_infer(self, device: DeviceMirror, plan: BatchPlan, now: int) -> None:
         model = self._state.models[plan.queue.model]
         queue = plan.queue
-        head_changed = plan.requests[0] is queue.head
+        head = queue.head
         for request in plan.requests:
             if request is queue.head:
                 queue.pop_head()
             else:
                 queue.remove(request)
             request.move_to(RequestState.DISPATCHED)
-        model.num_queued -= len(plan.requests)
-        self._state.num_queued -= len(plan.requests)
-        if head_changed:
+        self._state.count_queued(model, -len(plan.requests))
+        if queue.head is not head:
             self._ledger.announce(model, queue)
         record = device.touch(queue.model, plan.rows, now)
         record.num_infers += 1
@@ -125,16 +128,17 @@ class Planner:
             plan.executed_rows,
             tuple([request.request_id for request in plan.requests]),
             tuple([request.rows for request in plan.requests]),
-            plan.start_ns - self._state.config.schedule_ahead_ns,
+            plan.start_ns - device.schedule_ahead_ns,
             max(plan.latest_ns, plan.start_ns),
             plan.expected_ns,
         )
+        is_chained = len(device.exec_lane) > 0
         device.exec_lane.add(action.action_id, start_ns=plan.start_ns, duration_ns=plan.expected_ns)
         device.exec_shares.add(
             single_ns=device.exec_estimate(queue).plan[1], duration_ns=plan.expected_ns, now=now
         )
         outstanding = self._remember(
-            device, action, plan.expected_ns, plan.requests, record.generation
+            device, action, plan.expected_ns, plan.requests, record.generation, is_chained
         )
         self._ledger.watch_deadlines(outstanding)
         self._ledger.out.append(Send(device.worker_id, action))
@@ -159,7 +163,7 @@ class Planner:
             self._new_action_id(),
             name,
             record.num_pages,
-            start_ns - self._state.config.schedule_ahead_ns,
+            start_ns - device.schedule_ahead_ns,
             max(latest_ns - expected_ns, start_ns),
             expected_ns,
         )
@@ -173,24 +177,47 @@ class Planner:
         self.drop_holder(name, device)
         # The worker frees pages in the order of arrival, so the LOAD sent next may count on them.
         device.pages_free += record.num_pages
-        start_ns = device.load_start_at(now) - self._state.config.schedule_ahead_ns
+        start_ns = device.load_start_at(now) - device.schedule_ahead_ns
         action = EvictWeights(self._new_action_id(), name, start_ns, FOREVER_NS)
         self._remember(device, action, 0, [], record.generation)
         self._ledger.out.append(Send(device.worker_id, action))
+
+    @property
+    def _may_load(self) -> bool:
+        """Whether a look for something to LOAD can find anything."""
+        return self._state.may_load or (
+            self._residency.is_speculative and bool(self._state.num_queued)
+        )
+
+    def on_executed(
+        self, device: DeviceMirror, batch: FinishedBatch, gap_ns: int | None, now: int
+    ) -> None:
+        """Let the policy learn from it. `gap_ns` is None where the lane had been left idle."""
+        self._batching.on_finished(device, batch, now)
+        if gap_ns is not None:
+            self._schedule_ahead.on_chained(device, gap_ns, now)
+
+    def first_schedule_ahead_ns(self) -> int:
+        """Of a device that joins."""
+        return self._schedule_ahead.first_ns(self._state.config.schedule_ahead_ns)
 
     def overlooked(self, device: DeviceMirror, now: int) -> str | None:
         """What this device could be sent, though no look at it is planned when it could.
 
         Between two events that must be None: it would be lost. For invariants.
         """
-        state, config = self._state, self._state.config
+        state = self._state
         if device.is_stopping:
             return None
-        if device.num_infers < config.max_outstanding_infers:
+        if device.num_infers < self._max_outstanding:
             plan = self._batching.next_infer(state, device, now)
-            if plan is not None and not self._is_awaited(device, device.exec_lane, now):
+            if isinstance(plan, Deferred):
+                until_ns = max(plan.until_ns, now + 1)
+                if device.wake_at_ns is None or device.wake_at_ns > until_ns:
+                    return "what was deferred"
+            elif plan is not None and not self._is_awaited(device, device.exec_lane, now):
                 return f"{len(plan.requests)} requests of {plan.queue.model}"
-        if not device.num_moves and state.may_load:
+        if not device.num_moves and self._may_load:
             load = self._residency.next_load(state, device, now)
             if load is not None and not self._is_awaited(device, device.load_lane, now):
                 return f"a LOAD of {load.model}"
@@ -198,7 +225,7 @@ class Planner:
 
     def _is_awaited(self, device: DeviceMirror, lane: WorkTracker, now: int) -> bool:
         """Whether the device will be looked at by the time something may be sent to its lane."""
-        send_at_ns = lane.free_at(now) - self._state.config.schedule_ahead_ns
+        send_at_ns = lane.free_at(now) - device.schedule_ahead_ns
         wake_at_ns = device.wake_at_ns
         return send_at_ns > now and wake_at_ns is not None and wake_at_ns <= send_at_ns
 
@@ -228,6 +255,7 @@ class Planner:
         expected_ns: int,
         requests: list[Request],
         generation: int,
+        is_chained: bool = False,
     ) -> Outstanding:
         outstanding = Outstanding(
             action,
@@ -235,6 +263,7 @@ class Planner:
             expected_ns=expected_ns,
             requests=requests,
             generation=generation,
+            is_chained=is_chained,
         )
         device.outstanding[action.action_id] = outstanding
         return outstanding

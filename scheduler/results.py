@@ -23,6 +23,7 @@ from scheduler.device import (
 from scheduler.events import ActionFinished, Expired, Failed, Reason, Served
 from scheduler.ledger import Ledger
 from scheduler.planner import Planner
+from scheduler.policies.batching import FinishedBatch
 from scheduler.request import Request, RequestState
 from scheduler.spec import SECOND_NS
 
@@ -79,6 +80,7 @@ class Results:
         done_ns = min(max(result.output.end_ns, outstanding.sent_ns), now)
         device.exec_lane.finish(action.action_id, done_ns)
         begin_ns = max(result.input.begin_ns, device.previous_done_ns, outstanding.sent_ns)
+        gap_ns = begin_ns - device.previous_done_ns if outstanding.is_chained else None
         device.previous_done_ns = done_ns
         device.observe_delays(
             command_ns=min(result.received_ns, now) - outstanding.sent_ns, reply_ns=now - done_ns
@@ -91,11 +93,15 @@ class Results:
             estimates.measured_ns = now
             estimates.exec(first.shape_key, first.elements).observe(rows, done_ns - begin_ns)
         durations = _length(result.input), _length(result.exec), _length(result.output)
+        num_in_time = 0
         for request in requests:
             # Else answered at its deadline, or cancelled: the output is ignored.
             if request.state is RequestState.DISPATCHED:
+                num_in_time += now <= request.deadline_ns
                 served = _served(device.worker_id, request, rows, result.input.begin_ns, durations)
                 self._ledger.close(request, RequestState.SERVED, served)
+        batch = FinishedBatch(action.model, rows, len(requests), num_in_time, done_ns - begin_ns)
+        self._planner.on_executed(device, batch, gap_ns, now)
 
     def _on_infer_failed(
         self,

@@ -33,7 +33,7 @@ from scheduler.fleet import Fleet
 from scheduler.ledger import Ledger
 from scheduler.model_queue import ModelQueue
 from scheduler.planner import Planner
-from scheduler.policies import ADMISSION, BATCHING, RESIDENCY
+from scheduler.policies import Policy, parse
 from scheduler.request import Request, RequestState
 from scheduler.results import Results
 from scheduler.spec import ModelSpec, SchedulerConfig
@@ -41,21 +41,27 @@ from scheduler.state import ModelState, SchedulerState
 
 
 class Scheduler:
-    """See the module. `admission`, `batching`, `residency` name policies (scheduler.policies)."""
+    """See the module. `policy` is a policy of this scheduler's own, or a text that names one.
+
+    Raises PolicyError for a text that names none (scheduler.policies.parse).
+    """
 
     def __init__(
         self,
         config: SchedulerConfig | None = None,
         models: Sequence[ModelSpec] = (),
         *,
-        admission: str = "deadline-feasible",
-        batching: str = "least-latest-start",
-        residency: str = "demand",
+        policy: Policy | str = "remontoir",
     ) -> None:
-        self.state = SchedulerState(config or SchedulerConfig())
-        self._admission = ADMISSION[admission]()
+        self.policy = parse(policy) if isinstance(policy, str) else policy
+        self.state = SchedulerState(
+            config or SchedulerConfig(),
+            keeps_arrival_order=self.policy.queue_order == "arrival",
+            waits_to_the_end=self.policy.waits_to_the_end,
+        )
+        self._admission = self.policy.admission
         self._ledger = Ledger(self.state)
-        self._planner = Planner(self._ledger, BATCHING[batching](), RESIDENCY[residency]())
+        self._planner = Planner(self._ledger, self.policy)
         self._results = Results(self._ledger, self._planner)
         self._fleet = Fleet(self._ledger, self._planner, self._results, self._admission)
         self._story: deque[tuple[int, Event, list[Command]]] = deque(
@@ -219,6 +225,8 @@ class Scheduler:
                 self._planner.plan_refused_cold(model, now)
             return None
         request.predicted_ns = verdict.finish_ns - event.arrival_ns
+        if verdict.deadline_ns is not None:
+            request.deadline_ns = verdict.deadline_ns
         if not model.holders:
             request.cold_at_ns = now
         if verdict.wants_replica:

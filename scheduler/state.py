@@ -104,11 +104,21 @@ class ModelState:
 class SchedulerState:
     """The whole of it, in one place, for policies and invariants to read."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        *,
+        keeps_arrival_order: bool = False,
+        waits_to_the_end: bool = False,
+    ) -> None:
         self.config = config
+        # of the policy: see scheduler.policies.Policy
+        self.keeps_arrival_order = keeps_arrival_order
+        self.waits_to_the_end = waits_to_the_end
         self.models: dict[str, ModelState] = {}
         self.devices: dict[str, DeviceMirror] = {}  # by worker id, in order of joining
         self.num_queued = 0
+        self.waiting: dict[str, ModelState] = {}  # all and only models with queued requests
         self.pinned: dict[str, None] = {}  # all and only names of pinned models
         # Names of models that a request was refused for since they were cold, and that were
         # neither loaded nor removed since; the latest last.
@@ -117,6 +127,15 @@ class SchedulerState:
         # last one that was filed for the model
         self._wanted: list[tuple[float, int, ModelState]] = []
         self._sequence = 0
+
+    def count_queued(self, model: ModelState, change: int) -> None:
+        """So many more requests of the model are queued (fewer, if negative)."""
+        self.num_queued += change
+        model.num_queued += change
+        if not model.num_queued:
+            del self.waiting[model.spec.name]
+        elif model.num_queued == change:
+            self.waiting[model.spec.name] = model
 
     def pinned_and_absent(self) -> list[str]:
         return [name for name in self.pinned if self.models[name].is_cold]

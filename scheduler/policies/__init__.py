@@ -1,46 +1,68 @@
 """The policies: small deterministic functions that read the state and return a decision.
 
-They mutate nothing; `scheduler.Scheduler` applies what they decide and asks again until they
-answer None. A policy is chosen by name from these dicts.
+A policy is a named set of strategies (policies/protocols.py): `remontoir.py` and its neighbours are
+the sets, the folders hold the strategies by seam. Chosen by a text: a name, or a name with options,
+`clockwork:schedule_ahead_ms=5,deadline_floor`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Mapping
+from typing import cast
 
-from scheduler.device import DeviceMirror
-from scheduler.events import Rejected
-from scheduler.policies.admission import Admission, AdmitAll, DeadlineFeasible
-from scheduler.policies.batching import BatchPlan, FifoBatching, LeastLatestStart
-from scheduler.policies.residency import DemandResidency, LoadPlan, LruResidency
-from scheduler.request import Request
-from scheduler.state import SchedulerState
+import msgspec
 
+from scheduler.policies.fifo import Fifo
+from scheduler.policies.protocols import (
+    AdmissionPolicy,
+    BatchingPolicy,
+    Policy,
+    PolicySet,
+    ResidencyPolicy,
+    ScheduleAhead,
+)
+from scheduler.policies.remontoir import Remontoir
 
-class AdmissionPolicy(Protocol):
-    def decide(self, state: SchedulerState, request: Request, now: int) -> Admission | Rejected: ...
+__all__ = [
+    "POLICIES",
+    "AdmissionPolicy",
+    "BatchingPolicy",
+    "Policy",
+    "PolicyError",
+    "PolicySet",
+    "ResidencyPolicy",
+    "ScheduleAhead",
+    "parse",
+]
 
-
-class BatchingPolicy(Protocol):
-    def next_infer(
-        self, state: SchedulerState, device: DeviceMirror, now: int
-    ) -> BatchPlan | None: ...
-
-
-class ResidencyPolicy(Protocol):
-    def next_load(
-        self, state: SchedulerState, device: DeviceMirror, now: int
-    ) -> LoadPlan | None: ...
-
-
-ADMISSION: Mapping[str, Callable[[], AdmissionPolicy]] = {
-    "deadline-feasible": DeadlineFeasible,
-    "admit-all": AdmitAll,
+POLICIES: Mapping[str, type[PolicySet]] = {
+    "remontoir": Remontoir,
+    "fifo": Fifo,
 }
-BATCHING: Mapping[str, Callable[[], BatchingPolicy]] = {
-    "least-latest-start": LeastLatestStart,
-    "fifo": FifoBatching,
-}
-RESIDENCY: Mapping[str, Callable[[], ResidencyPolicy]] = {
-    "demand": DemandResidency,
-    "lru": LruResidency,
-}
+
+
+class PolicyError(ValueError):
+    """A policy's text that cannot be used. The message names the part."""
+
+
+def parse(text: str, *, schedule_ahead_ms: float | None = None) -> Policy:
+    """The policy of a text, newly built. `schedule_ahead_ms` goes before the text's own.
+
+    Raises PolicyError.
+    """
+    name, _, listed = text.partition(":")
+    kind = POLICIES.get(name)
+    if kind is None:
+        raise PolicyError(f"no policy is called {name!r}; there are {', '.join(POLICIES)}")
+    options: dict[str, str] = {}
+    for item in filter(None, listed.split(",")):
+        key, separator, value = item.partition("=")
+        options[key.strip()] = value.strip() if separator else "true"
+    if schedule_ahead_ms is not None:
+        options["schedule_ahead_ms"] = str(schedule_ahead_ms)
+    known = [field.name for field in msgspec.structs.fields(cast(type[msgspec.Struct], kind))]
+    for key in options:
+        if key not in known:
+            raise PolicyError(f"policy {name} has no option {key!r}; it has {', '.join(known)}")
+    try:
+        return msgspec.convert(options, type=kind, strict=False).build()
+    except msgspec.ValidationError as error:
+        raise PolicyError(f"policy {text!r}: {error}") from error

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from scheduler.invariants import validate
+from scheduler.policies import Policy
 from scheduler.spec import ModelSpec, SchedulerConfig
 from tests.scheduler.story import Story
 
@@ -16,8 +17,10 @@ def make_scheduler() -> Iterator[MakeStory]:
     """Stories with settings of the test's choice; all are checked once more at the end."""
     made: list[Story] = []
 
-    def make(*specs: ModelSpec, config: SchedulerConfig | None = None, **policies: str) -> Story:
-        story = Story(*specs, config=config, **policies)
+    def make(
+        *specs: ModelSpec, config: SchedulerConfig | None = None, policy: Policy | str = "remontoir"
+    ) -> Story:
+        story = Story(*specs, config=config, policy=policy)
         made.append(story)
         return story
 

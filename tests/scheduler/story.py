@@ -36,6 +36,7 @@ from scheduler.events import (
     WorkerLost,
 )
 from scheduler.invariants import validate
+from scheduler.policies import Policy
 from scheduler.scheduler import Scheduler
 from scheduler.spec import (
     MILLISECOND_NS,
@@ -110,14 +111,10 @@ class Story:
         self,
         *specs: ModelSpec,
         config: SchedulerConfig | None = None,
-        admission: str = "deadline-feasible",
-        batching: str = "least-latest-start",
-        residency: str = "demand",
+        policy: Policy | str = "remontoir",
     ) -> None:
         self.specs = specs or (model_spec(),)
-        self.scheduler = Scheduler(
-            config, self.specs, admission=admission, batching=batching, residency=residency
-        )
+        self.scheduler = Scheduler(config, self.specs, policy=policy)
         self.now_ns = START_NS
         self.outcomes: dict[int, Outcome] = {}
         self.answered_at_ms: dict[int, float] = {}

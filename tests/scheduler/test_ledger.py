@@ -1,10 +1,13 @@
 """Queues, deadlines and answers."""
 
 from scheduler.events import Expired, Reason, Served
+from scheduler.policies import parse
+from scheduler.policies.admission.admit_all import AdmitAll
 from scheduler.spec import SchedulerConfig
 from tests.scheduler.conftest import MakeStory
 from tests.scheduler.story import at, model_spec
 
+ADMIT_ALL = parse("remontoir")._replace(admission=AdmitAll())
 ONE_AT_A_TIME = SchedulerConfig(max_outstanding_infers=1)
 
 
@@ -12,7 +15,7 @@ def test_a_queued_request_expires_when_no_device_could_make_it_any_more(
     make_scheduler: MakeStory,
 ) -> None:
     """Not at its deadline but when it is certain: 10 ms before."""
-    story = make_scheduler(admission="admit-all", config=ONE_AT_A_TIME)
+    story = make_scheduler(policy=ADMIT_ALL, config=ONE_AT_A_TIME)
     story.join(resident=["m"])
     story.arrive(1, slo_ms=5_000)
     story.arrive(2, slo_ms=60, at_ms=0)
@@ -24,7 +27,7 @@ def test_a_queued_request_expires_when_no_device_could_make_it_any_more(
 
 
 def test_those_behind_an_expired_head_expire_at_their_own_time(make_scheduler: MakeStory) -> None:
-    story = make_scheduler(admission="admit-all", config=ONE_AT_A_TIME)
+    story = make_scheduler(policy=ADMIT_ALL, config=ONE_AT_A_TIME)
     story.join(resident=["m"])
     story.arrive(0, slo_ms=5_000)
     for request_id, slo_ms in ((1, 60), (2, 80), (3, 60)):

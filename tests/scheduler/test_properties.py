@@ -24,7 +24,7 @@ from scheduler.actions import (
     Span,
 )
 from scheduler.events import ActionFinished, RequestsArrived
-from scheduler.policies import ADMISSION, BATCHING, RESIDENCY
+from scheduler.policies import POLICIES
 from scheduler.spec import MILLISECOND_NS, SchedulerConfig, ShapeProfile
 from tests.scheduler.story import START_NS, Story, model_spec, ms
 
@@ -57,18 +57,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.up: dict[str, str] = {}  # name → worker id of its present incarnation
 
     @initialize(
-        admission=st.sampled_from(list(ADMISSION)),
-        batching=st.sampled_from(list(BATCHING)),
-        residency=st.sampled_from(list(RESIDENCY)),
+        policy=st.sampled_from(list(POLICIES)),
         ahead_ms=st.sampled_from([0, 0.1, 2, 10]),
         outstanding=st.sampled_from([1, 2, 3]),
         limit=st.sampled_from([3, 16_384]),
     )
     def begin(
         self,
-        admission: str,
-        batching: str,
-        residency: str,
+        policy: str,
         ahead_ms: float,
         outstanding: int,
         limit: int,
@@ -82,9 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.story = Story(
             *SPECS.values(),
             config=config,
-            admission=admission,
-            batching=batching,
-            residency=residency,
+            policy=policy,
         )
 
     @property

@@ -16,6 +16,7 @@ from scheduler.events import (
     Served,
     Tick,
 )
+from scheduler.policies import PolicyError
 from scheduler.scheduler import Scheduler
 from scheduler.spec import SchedulerConfig
 from tests.scheduler.conftest import MakeStory
@@ -272,8 +273,8 @@ def test_the_same_events_give_the_same_commands() -> None:
 
 
 def test_policies_are_chosen_by_name() -> None:
-    with pytest.raises(KeyError, match="never heard of"):
-        Scheduler(admission="never heard of")
+    with pytest.raises(PolicyError, match="never heard of"):
+        Scheduler(policy="never heard of")
 
 
 # ---------------------------------------------------------------------- foreseeing

@@ -4,9 +4,13 @@ import pytest
 
 from scheduler.actions import Code
 from scheduler.events import Expired, Reason, Rejected, Served
+from scheduler.policies import Policy, parse
+from scheduler.policies.admission.admit_all import AdmitAll
 from scheduler.spec import SECOND_NS, SchedulerConfig
 from tests.scheduler.conftest import MakeStory
 from tests.scheduler.story import Story, model_spec, ms
+
+ADMIT_ALL = parse("remontoir")._replace(admission=AdmitAll())
 
 
 def refusal(story: Story, request_id: int) -> Rejected:
@@ -18,11 +22,11 @@ def refusal(story: Story, request_id: int) -> Rejected:
 # ---------------------------------------------------------------------- never
 
 
-@pytest.mark.parametrize("policy", ["deadline-feasible", "admit-all"])
+@pytest.mark.parametrize("policy", ["remontoir", ADMIT_ALL])
 def test_what_no_load_would_change_is_refused_by_every_policy(
-    make_scheduler: MakeStory, policy: str
+    make_scheduler: MakeStory, policy: Policy | str
 ) -> None:
-    story = make_scheduler(model_spec("m"), model_spec("huge", pages=17), admission=policy)
+    story = make_scheduler(model_spec("m"), model_spec("huge", pages=17), policy=policy)
     story.arrive(1)
     assert refusal(story, 1).reason is Reason.NO_WORKER
     story.join(specs=[model_spec("huge", pages=17)])
@@ -365,7 +369,7 @@ def test_refusals_under_load_do_not_drop_what_is_measured_all_the_time(scheduler
 def test_admit_all_queues_what_cannot_make_it_and_lets_it_expire(
     make_scheduler: MakeStory,
 ) -> None:
-    story = make_scheduler(admission="admit-all")
+    story = make_scheduler(policy=ADMIT_ALL)
     story.join(resident=["m"])
     for request_id in range(40):
         story.arrive(request_id, slo_ms=60)

@@ -8,19 +8,20 @@ import pytest
 
 from scheduler.actions import Infer
 from scheduler.events import Expired, Served
-from scheduler.policies.batching import MAX_CANDIDATES
+from scheduler.policies import Policy, parse
+from scheduler.policies.batching.fifo import FifoBatching
+from scheduler.policies.batching.least_latest_start import MAX_CANDIDATES
 from scheduler.spec import SchedulerConfig
 from tests.scheduler.conftest import MakeStory
 from tests.scheduler.story import Story, at, model_spec, ms
 
 BLOCKER = model_spec("blocker", exec_ms={1: 20}, pages=1)
+FIFO_BATCHES = parse("remontoir")._replace(batching=FifoBatching(), queue_order="arrival")
 ONE_AT_A_TIME = SchedulerConfig(max_outstanding_infers=1)
 
 
-def blocked(
-    make_scheduler: MakeStory, *specs: object, batching: str = "least-latest-start"
-) -> Story:
-    story = make_scheduler(BLOCKER, *specs, config=ONE_AT_A_TIME, batching=batching)
+def blocked(make_scheduler: MakeStory, *specs: object, policy: Policy | str = "remontoir") -> Story:
+    story = make_scheduler(BLOCKER, *specs, config=ONE_AT_A_TIME, policy=policy)
     story.join(pages=100, resident=[spec.name for spec in story.specs])
     story.arrive(0, "blocker", slo_ms=1_000)
     return story
@@ -276,7 +277,7 @@ def test_no_more_than_two_are_committed_to_a_device(scheduler: Story) -> None:
 
 
 def test_fifo_takes_the_first_that_came_and_all_that_fits(make_scheduler: MakeStory) -> None:
-    story = blocked(make_scheduler, model_spec("m"), model_spec("n"), batching="fifo")
+    story = blocked(make_scheduler, model_spec("m"), model_spec("n"), policy=FIFO_BATCHES)
     for request_id, model, slo_ms in ((1, "n", 500), (2, "m", 100), (3, "n", 400), (4, "m", 90)):
         story.arrive(request_id, model, slo_ms=slo_ms, at_ms=request_id)
     assert set(next_batch(story).request_ids) == {1, 3}
@@ -284,6 +285,6 @@ def test_fifo_takes_the_first_that_came_and_all_that_fits(make_scheduler: MakeSt
 
 
 def test_fifo_has_nothing_to_do_without_requests(make_scheduler: MakeStory) -> None:
-    story = blocked(make_scheduler, batching="fifo")
+    story = blocked(make_scheduler, policy=FIFO_BATCHES)
     story.finish(story.infers[0], at_ms=20)
     assert story.infers == []

@@ -4,10 +4,14 @@ import pytest
 
 from scheduler.actions import Code
 from scheduler.events import Served
+from scheduler.policies import Policy, parse
+from scheduler.policies.residency.lru import LruResidency
 from scheduler.spec import SchedulerConfig
 from scheduler.state import MAX_PENDING_LOADS
 from tests.scheduler.conftest import MakeStory
 from tests.scheduler.story import Story, model_spec
+
+LRU = parse("remontoir")._replace(residency=LruResidency())
 
 
 def loads(story: Story) -> list[str]:
@@ -18,10 +22,12 @@ def evicts(story: Story) -> list[str]:
     return [evict.model for evict in story.evicts]
 
 
-def busy_loading(make_scheduler: MakeStory, *names: str, residency: str = "demand") -> Story:
+def busy_loading(
+    make_scheduler: MakeStory, *names: str, policy: Policy | str = "remontoir"
+) -> Story:
     """A device that loads "first" while others begin to wait; done at 20 ms."""
     specs = [model_spec(name, pages=1) for name in ("first", *names)]
-    story = make_scheduler(*specs, residency=residency)
+    story = make_scheduler(*specs, policy=policy)
     story.join(pages=16)
     story.arrive(0, "first", slo_ms=1_000)
     assert loads(story) == ["first"]
@@ -80,7 +86,7 @@ def test_the_least_valuable_weights_go(make_scheduler: MakeStory) -> None:
 
 def test_the_baseline_evicts_the_least_recently_used(make_scheduler: MakeStory) -> None:
     specs = [model_spec(name, pages=2) for name in ("often", "rare", "new")]
-    story = make_scheduler(*specs, residency="lru")
+    story = make_scheduler(*specs, policy=LRU)
     story.join(pages=4, resident=["often", "rare"])
     now_ms = 0.0
     for request_id, name in enumerate(["often", "often", "often", "rare"]):
@@ -93,13 +99,13 @@ def test_the_baseline_evicts_the_least_recently_used(make_scheduler: MakeStory) 
 
 
 def test_the_baseline_loads_nothing_that_nobody_waits_for(make_scheduler: MakeStory) -> None:
-    story = make_scheduler(model_spec("m", pinned=True), residency="lru")
+    story = make_scheduler(model_spec("m", pinned=True), policy=LRU)
     story.join()
     assert loads(story) == []
 
 
 def test_the_baseline_skips_what_cannot_be_loaded_yet(make_scheduler: MakeStory) -> None:
-    story = busy_loading(make_scheduler, residency="lru")
+    story = busy_loading(make_scheduler, policy=LRU)
     story.finish(story.loads[0], at_ms=1, code=Code.LOAD_FAILED)
     assert loads(story) == []
     story.advance(101)

@@ -6,29 +6,17 @@ Symphony's invalid-after).
 """
 
 from heapq import heappush
-from typing import NamedTuple
 
 from scheduler.device import DeviceMirror
 from scheduler.model_queue import ModelQueue
-from scheduler.request import Request
+from scheduler.policies.batching import BatchPlan, FinishedBatch
+from scheduler.policies.batching.building import build
 from scheduler.state import SchedulerState
 
 # Queues compared for one decision.
 MAX_CANDIDATES = 8
 # Requests of one queue looked at for how long it can wait.
 MAX_BEHIND = 16
-
-
-class BatchPlan(NamedTuple):
-    """One batch: rows executed may exceed `rows` where the engine pads to a compiled size."""
-
-    queue: ModelQueue
-    requests: list[Request]
-    rows: int
-    executed_rows: int
-    start_ns: int
-    expected_ns: int
-    latest_ns: int
 
 
 class LeastLatestStart:
@@ -71,92 +59,8 @@ class LeastLatestStart:
                     break
         return chosen
 
-
-class FifoBatching:
-    """Baseline: the queue whose head arrived first, everything that fits, deadlines ignored."""
-
-    def next_infer(self, state: SchedulerState, device: DeviceMirror, now: int) -> BatchPlan | None:
-        queues = {
-            id(queue): queue
-            for key_ns, _, queue in device.ready
-            if key_ns == queue.latest_start_ns and device.is_resident(queue.model)
-        }
-        if not queues:
-            return None
-        queue = min(queues.values(), key=_head_arrival)
-        estimate = device.exec_estimate(queue)
-        requests = _take(list(queue), estimate.max_rows)
-        rows = sum(request.rows for request in requests)
-        return BatchPlan(
-            queue,
-            requests,
-            rows,
-            estimate.executed[rows],
-            device.start_at(now),
-            estimate.plan[rows],
-            max(request.deadline_ns for request in requests),
-        )
-
-
-def build(
-    queue: ModelQueue,
-    device: DeviceMirror,
-    start_ns: int,
-    margin_ns: int,
-    *,
-    max_ns: int | None = None,
-    cautious: bool = True,
-) -> BatchPlan | None:
-    """The best batch of this queue that starts then: all members meet their deadlines.
-
-    Heads that cannot finish even alone are passed over (they expire by their own timer). The size
-    is the smallest within a few per cent of the best time per row, of those that every member's
-    deadline allows and that take at most half of the head's SLO: a batch that fills the SLO makes
-    whoever arrives during it late.
-    """
-    estimate = device.exec_estimate(queue)
-    plan = estimate.plan
-    guard = estimate.guard if cautious else plan
-    head = queue.head
-    assert head is not None
-    reserve_ns = start_ns + margin_ns
-    if head.deadline_ns < reserve_ns + guard[head.rows]:
-        head = queue.first_due_after(reserve_ns + guard[head.rows] - 1)
-        if head is None or head.deadline_ns < reserve_ns + guard[head.rows]:
-            return None
-    if head.runs_alone:
-        rows = head.rows
-        requests = [head]
-    else:
-        limit = min(queue.num_rows, estimate.max_rows)
-        budget_ns = head.deadline_ns - reserve_ns
-        half_slo_ns = (head.deadline_ns - head.arrival_ns) // 2
-        if max_ns is not None:
-            half_slo_ns = min(half_slo_ns, max_ns)
-        while limit > head.rows and (guard[limit] > budget_ns or plan[limit] > half_slo_ns):
-            limit -= 1
-        size = max(head.rows, estimate.efficient[limit])
-        requests = _take(queue.run_from(head, size), size)
-        rows = sum(request.rows for request in requests)
-    expected_ns = plan[rows]
-    latest_ns = requests[-1].deadline_ns - expected_ns - margin_ns
-    return BatchPlan(
-        queue, requests, rows, estimate.executed[rows], start_ns, expected_ns, latest_ns
-    )
-
-
-def _take(requests: list[Request], max_rows: int) -> list[Request]:
-    """The longest prefix of at most so many rows that may share a batch."""
-    taken: list[Request] = []
-    rows = 0
-    for request in requests:
-        if taken and (request.runs_alone or rows + request.rows > max_rows):
-            break
-        taken.append(request)
-        rows += request.rows
-        if request.runs_alone or rows >= max_rows:
-            break
-    return taken
+    def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
+        """Nothing to learn from it: estimates are the device's."""
 
 
 def _first_of(
@@ -193,9 +97,3 @@ def _latest_start_of_all(plan: BatchPlan, device: DeviceMirror, margin_ns: int) 
         rows += request.rows
         latest_ns = min(latest_ns, request.deadline_ns - estimate.time_for(rows) - guard_ns)
     return latest_ns
-
-
-def _head_arrival(queue: ModelQueue) -> int:
-    head = queue.head
-    assert head is not None
-    return head.arrival_ns

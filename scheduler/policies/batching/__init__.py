@@ -1,0 +1,34 @@
+"""Which queue, which requests and how many rows are executed next on a device."""
+
+from typing import NamedTuple
+
+from scheduler.model_queue import ModelQueue
+from scheduler.request import Request
+
+
+class BatchPlan(NamedTuple):
+    """One batch: rows executed may exceed `rows` where the engine pads to a compiled size."""
+
+    queue: ModelQueue
+    requests: list[Request]
+    rows: int
+    executed_rows: int
+    start_ns: int
+    expected_ns: int
+    latest_ns: int
+
+
+class Deferred(NamedTuple):
+    """Nothing now, by choice: ask again at that instant, or when something changes."""
+
+    until_ns: int
+
+
+class FinishedBatch(NamedTuple):
+    """What became of a batch, for policies that learn from it."""
+
+    model: str
+    rows: int
+    num_requests: int
+    num_in_time: int
+    duration_ns: int

@@ -1,0 +1,28 @@
+"""The default: what the product is for."""
+
+import msgspec
+
+from scheduler.policies.admission.deadline_feasible import DeadlineFeasible
+from scheduler.policies.batching.least_latest_start import LeastLatestStart
+from scheduler.policies.protocols import Policy
+from scheduler.policies.residency.demand import DemandResidency
+from scheduler.policies.schedule_ahead.fixed import FixedScheduleAhead
+from scheduler.spec import MILLISECOND_NS
+
+
+class Remontoir(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Earliest deadline first per model, least latest start across models, refusals at arrival."""
+
+    schedule_ahead_ms: float | None = None
+
+    def build(self) -> Policy:
+        ahead_ms = self.schedule_ahead_ms
+        return Policy(
+            name="remontoir",
+            admission=DeadlineFeasible(),
+            batching=LeastLatestStart(),
+            residency=DemandResidency(),
+            schedule_ahead=FixedScheduleAhead(
+                None if ahead_ms is None else round(ahead_ms * MILLISECOND_NS)
+            ),
+        )

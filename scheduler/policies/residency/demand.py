@@ -1,0 +1,66 @@
+"""LOAD whom it saves most per millisecond, EVICT who is worth least per page."""
+
+from scheduler.device import DeviceMirror, Weights
+from scheduler.policies.residency import LoadPlan
+from scheduler.policies.residency.room import can_load, make_room
+from scheduler.state import ModelState, SchedulerState
+
+
+class DemandResidency:
+    """LOAD the model with most savable requests per load time; EVICT the least valuable first.
+
+    Value is recent use per page. Weights in use by an Infer in flight and pinned ones are never
+    evicted; weights that requests wait for only if the newcomer would save twice as many. A model
+    that is only ever refused because it is cold is loaded when nobody waits for another.
+    """
+
+    is_speculative = False
+
+    def next_load(self, state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
+        best: tuple[float, ModelState] | None = None
+        for model in state.wanted():
+            if not can_load(device, model, now):
+                continue
+            load_ns = device.estimates(model.spec.name).load_plan_ns
+            demand = state.savable(model, device, now) / load_ns
+            if demand > 0 and (best is None or demand > best[0]):
+                best = (demand, model)
+        plan = None
+        if best is not None:
+            plan = make_room(state, device, best[1], now, _least_valuable)
+        if plan is None:
+            plan = _pinned(state, device, now)
+        return plan if plan is not None else _refused(state, device, now)
+
+
+def _pinned(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
+    """Pinned models are resident somewhere, whether or not anyone asks for them."""
+    for name in state.pinned_and_absent():
+        model = state.models[name]
+        if can_load(device, model, now):
+            plan = make_room(state, device, model, now, _least_valuable)
+            if plan is not None:
+                return plan
+    return None
+
+
+def _refused(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
+    """Nobody waits for a model whose LOAD takes longer than its SLO: all were refused. Those who
+    try again will find it loaded, where that costs nobody who waits.
+    """
+    for name in reversed(state.refused_cold):
+        model = state.models[name]
+        if model.is_cold and can_load(device, model, now):
+            plan = make_room(state, device, model, now, _least_valuable)
+            if plan is not None and not any(
+                other is not None and other.num_queued
+                for other in map(state.models.get, plan.evict)
+            ):
+                return plan
+    return None
+
+
+def _least_valuable(candidate: tuple[str, Weights], now: int) -> float:
+    """Recent use per page: what evicting costs, per page it frees."""
+    record = candidate[1]
+    return record.score(now) / record.num_pages

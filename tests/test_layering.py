@@ -35,7 +35,7 @@ SCHEDULER_ORDER = (
     ("spec",),
     ("actions",),
     ("events", "wire"),
-    ("request", "profile", "work_tracker", "lane_shares", "timers"),
+    ("request", "profile", "work_tracker", "lane_shares", "timers", "simulated_worker"),
     ("model_queue",),
     ("device",),
     ("state",),
@@ -45,7 +45,8 @@ SCHEDULER_ORDER = (
     ("results",),
     ("fleet",),
     ("scheduler",),
-    ("invariants", "simulation", "states"),
+    ("invariants", "simulation", "states", "event_log"),
+    ("recording",),
 )
 
 # Heavy or rare libraries have one home each, so that everything else runs without them.

@@ -6,8 +6,6 @@ the hot path it costs one packing per answer and per action (design target: 3 µ
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from loadtest.results.busy import fill_busy_shares
 from loadtest.results.tables import (
     ACTION_COLUMNS,
@@ -152,7 +150,7 @@ class Collector:
         What is still open is in them as such. The collector may go on afterwards.
         """
         requests, actions = self._request_columns(), self._action_columns()
-        devices = self._devices.columns()
+        devices = self._devices.columns(by="at_ns")
         fill_busy_shares(devices, actions)
         models, workers = tuple(self._models), tuple(self._workers)
         return Tables(
@@ -213,15 +211,14 @@ class Collector:
         return False
 
     def _request_columns(self) -> dict[str, Array]:
-        rows = Rows(REQUEST_COLUMNS)
-        rows.buffer = self._requests.buffer + b"".join(
-            rows.pack(
+        still_open = b"".join(
+            self._requests.pack(
                 request_id, stream, self._models[model], self._tenants[tenant], at_ns, slo_ns,
                 UNKNOWN_NS, OUTCOMES.index(OPEN), 0, False, 0, 0, False, UNKNOWN_NS, 0, 0, 0,
             )
             for request_id, (at_ns, model, slo_ns, stream, tenant) in self._open.items()
         )  # fmt: skip
-        return _sorted(rows.columns(), "request_id")
+        return self._requests.columns(by="request_id", more=still_open)
 
     # ------------------------------------------------------------------ actions
 
@@ -287,13 +284,12 @@ class Collector:
         )  # fmt: skip
 
     def _action_columns(self) -> dict[str, Array]:
-        rows = Rows(ACTION_COLUMNS)
         code = self._codes["OPEN"]
-        rows.buffer = self._actions.buffer + b"".join(
+        still_open = b"".join(
             self._packed(sent, UNKNOWN_NS, UNKNOWN_NS, UNKNOWN_NS, code, 0)
             for sent in self._sent.values()
         )
-        return _sorted(rows.columns(), "action_id")
+        return self._actions.columns(by="action_id", more=still_open)
 
 
 _REQUEST_BYTES = len(Rows(REQUEST_COLUMNS).pack(*[0] * len(REQUEST_COLUMNS)))
@@ -303,8 +299,3 @@ def _schedule_ahead_ns(scheduler: Scheduler, device: DeviceMirror) -> int:
     """The device's own where the policy keeps one, else the setting."""
     fixed_ns = scheduler.state.config.schedule_ahead_ns
     return int(getattr(device, "schedule_ahead_ns", fixed_ns))
-
-
-def _sorted(columns: dict[str, Array], by: str) -> dict[str, Array]:
-    order = np.argsort(columns[by], kind="stable")
-    return {name: column[order] for name, column in columns.items()}

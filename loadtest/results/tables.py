@@ -129,6 +129,11 @@ class Table:
             found |= codes == self.code(column, text)
         return found
 
+    def only(self, *columns: str) -> "Table":
+        """The table without its other columns."""
+        names = {name: texts for name, texts in self.names.items() if name in columns}
+        return Table({name: self.columns[name] for name in columns}, names)
+
     def rows(self, mask: Array) -> "Table":
         """Only the rows that a mask or an index names."""
         return Table({name: column[mask] for name, column in self.columns.items()}, self.names)
@@ -148,7 +153,7 @@ class Tables(msgspec.Struct, frozen=True):
 class Rows:
     """A growing table: packed rows in one buffer, 25 to 100 bytes each, turned into columns once.
 
-    `columns` as above. `add` is the packing call itself: no layer between it and the buffer.
+    `columns` as above. A writer does `rows.buffer += rows.pack(...)`: no layer in between.
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
@@ -156,7 +161,9 @@ class Rows:
         self.pack = struct.Struct("<" + "".join(columns.values())).pack
         self.buffer = bytearray()
 
-    def columns(self) -> dict[str, Array]:
-        """Copies, each contiguous. The buffer stays as it is."""
-        rows = np.frombuffer(bytes(self.buffer), dtype=self._dtype)
-        return {name: np.ascontiguousarray(rows[name]) for name in self._dtype.names or ()}
+    def columns(self, *, by: str, more: bytes = b"") -> dict[str, Array]:
+        """Contiguous copies, ordered by a column; with more packed rows. The buffer stays."""
+        packed = self.buffer + more if more else self.buffer
+        rows = np.frombuffer(packed, dtype=self._dtype)
+        order = np.argsort(rows[by], kind="stable")
+        return {name: rows[name][order] for name in self._dtype.names or ()}

@@ -78,7 +78,10 @@ class Assembly:
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.catalog: dict[str, ModelSpec] = {}  # filled once, when compiling is done
         self._lifecycle = Lifecycle()
-        scheduler = Scheduler(SchedulerConfig(reply_margin_ns=REPLY_MARGIN_NS))
+        scheduler = Scheduler(
+            SchedulerConfig(reply_margin_ns=REPLY_MARGIN_NS),
+            policy=host_process.policy_of(config),
+        )
         metrics = Metrics(version=__version__, page_bytes=config.page_mb * MEBIBYTE)
         addresses = [self._workers_address]
         if config.worker_bind is not None:

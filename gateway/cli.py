@@ -62,6 +62,8 @@ def serve(
     workers: flags.Workers = None,
     cache_mb: flags.CacheMb = None,
     page_mb: flags.PageMb = None,
+    policy: flags.Policy = None,
+    schedule_ahead_ms: flags.ScheduleAheadMs = None,
     default_slo_ms: flags.DefaultSloMs = None,
     drain_s: flags.DrainS = None,
     worker_bind: flags.WorkerBind = None,
@@ -81,6 +83,7 @@ def serve(
       remontoir serve --models demo-models --cache-mb 64
       remontoir serve --models demo-models --worker-bind tcp://0.0.0.0:7000
       remontoir serve --emulate clockwork-v100:4
+      remontoir serve --emulate clockwork-v100 --policy clockwork --schedule-ahead-ms 5
     """
     from gateway.config import ConfigError, load_config
     from gateway.host_process import ServeError
@@ -93,6 +96,8 @@ def serve(
         "workers": workers,
         "cache_mb": cache_mb,
         "page_mb": page_mb,
+        "policy": policy,
+        "schedule_ahead_ms": schedule_ahead_ms,
         "default_slo_ms": default_slo_ms,
         "drain_s": drain_s,
         "worker_bind": worker_bind,

@@ -21,6 +21,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 Milliseconds = Annotated[float, msgspec.Meta(gt=0, le=86_400_000)]
+Ahead = Annotated[float, msgspec.Meta(ge=0, le=1000)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
@@ -43,6 +44,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     page_mb: Positive = 16  # the OSDI'20 paper's page: a cost per page below 1 % of its copy
     drain_s: Seconds = 5.0  # a load balancer's usual probe interval, so it sees readyz fail
 
+    policy: str = "remontoir"  # scheduler/policies: a name, or name:option=value,...
+    schedule_ahead_ms: Ahead | None = None  # None: the policy's own rule
     default_slo_ms: Milliseconds = 1000.0  # an interactive page's patience where nobody said
     max_body_mb: Positive = 64  # one batch of 16 camera images as FP32; also after decompression
     body_timeout_ms: Milliseconds = 10_000.0  # 64 MiB at 55 Mbit/s; slower holds memory for nothing

@@ -73,6 +73,24 @@ DefaultSloMs = Annotated[
         show_default=f"{DEFAULTS.default_slo_ms:.0f}",
     ),
 ]
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="Who goes next: remontoir, or a baseline to compare with (docs/policies.md): "
+        "clockwork, clipper, symphony, nexus, triton, edf, fifo.",
+        show_default=DEFAULTS.policy,
+    ),
+]
+ScheduleAheadMs = Annotated[
+    float | None,
+    typer.Option(
+        "--schedule-ahead-ms",
+        help="How long before a device is predicted free its next action is sent.",
+        show_default="the policy's own rule",
+    ),
+]
 DrainS = Annotated[
     float | None,
     typer.Option(

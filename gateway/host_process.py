@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.config import GatewayConfig
+from scheduler.policies import Policy, PolicyError, parse
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _SHORTEST_SLICE_NS = 100_000  # that the kernel grants
@@ -86,6 +87,14 @@ def check_models_dir(config: GatewayConfig) -> None:
             f"--models {directory}: no model in it; expected <model>/<version>/model.onnx",
             exit_code=2,
         )
+
+
+def policy_of(config: GatewayConfig) -> Policy:
+    """Raises ServeError for a policy that there is not, or an option it does not have."""
+    try:
+        return parse(config.policy, schedule_ahead_ms=config.schedule_ahead_ms)
+    except PolicyError as error:
+        raise ServeError(str(error), exit_code=2) from error
 
 
 def cache_dir(config: GatewayConfig) -> Path:

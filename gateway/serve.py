@@ -33,6 +33,7 @@ def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
     host_process.start_logging(log_level)
     host_process.emulation_of(config)
     host_process.check_models_dir(config)
+    host_process.policy_of(config)
     host_process.raise_open_files_limit()
     host_process.answer_first()
     with (

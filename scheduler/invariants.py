@@ -52,8 +52,6 @@ def _validate_requests(scheduler: Scheduler) -> None:
     _check(len(set(ids)) == len(ids), "a request is in two places")
     _check(ids == sorted(scheduler.open_request_ids()), "open requests ≠ queued + dispatched")
     _check(state.num_queued == len(queued), f"num_queued {state.num_queued} ≠ {len(queued)}")
-    waiting = {name for name, model in state.models.items() if model.num_queued}
-    _check(state.waiting.keys() == waiting, f"waiting {list(state.waiting)} ≠ {sorted(waiting)}")
 
 
 def _validate_device(scheduler: Scheduler, device: DeviceMirror) -> None:
@@ -101,6 +99,9 @@ def _validate_models(scheduler: Scheduler) -> None:
         )
         for queue in model.queues.values():
             _validate_queue(model.holders, queue)
+    waiting = {name for name, model in scheduler.state.models.items() if model.num_queued}
+    told = scheduler.state.waiting.keys()
+    _check(told == waiting, f"waiting {sorted(told)} ≠ {sorted(waiting)}")
 
 
 def _validate_queue(holders: list[DeviceMirror], queue: ModelQueue) -> None:

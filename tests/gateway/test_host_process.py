@@ -79,3 +79,11 @@ def test_as_many_files_may_be_open_as_the_system_allows() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_policy_is_checked_before_anything_starts() -> None:
+    config = GatewayConfig(policy="fifo:max_batch=4", schedule_ahead_ms=5)
+    assert host_process.policy_of(config).name == "fifo"
+    with pytest.raises(ServeError, match="no policy is called 'lifo'; there are remontoir, ") as no:
+        host_process.policy_of(GatewayConfig(policy="lifo"))
+    assert no.value.exit_code == 2

@@ -180,7 +180,8 @@ class AzureFunctions(
 
     `split` 0 maps function i of F, by descending load, to model floor(i * M / F) of the shuffled M
     models, as Clockwork did; `split` n gives each function n to n + 1 models, evenly. The replay
-    begins at column `first_minute`, and a minute of the trace lasts `minute_s`.
+    begins at the column after `first_minute` others. A minute of the trace lasts `minute_s` of the
+    run, at the same rate, so that a short run sees more of it.
     """
 
     split: int = 0
@@ -208,7 +209,7 @@ class ServeGen(ReplayEntry, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Clients' windows of rate and gap distribution, sampled; each client asks one model.
 
     The clients, by descending load, take turns on the shuffled models. A window lasts `window_s`
-    of the run (600 s in the trace), and the trace wraps round.
+    of the run (600 s in the trace) at the same rate, and the trace wraps round.
     """
 
     window_s: float = 600.0

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from heapq import merge
 from typing import assert_never
 
-from loadtest.workloads import processes
+from loadtest.workloads import processes, replays
 from loadtest.workloads.ask import Ask
 from loadtest.workloads.choice import matching_models, slo_chooser
 from loadtest.workloads.closed_loop import ClosedLoop
 from loadtest.workloads.entries import (
+    AzureFunctions,
+    AzureLlm,
     Closed,
     Diurnal,
     Entry,
@@ -22,6 +24,7 @@ from loadtest.workloads.entries import (
     OnOff,
     OpenEntry,
     Poisson,
+    ServeGen,
     Spread,
     WorkloadEntry,
 )
@@ -99,6 +102,12 @@ def _arrivals(
             return processes.diurnal(entry, models, span_s, chances)
         case Spread():
             return processes.spread(entry, models, span_s, chances)
+        case AzureFunctions():
+            return replays.azure_functions(entry, models, span_s, chances)
+        case AzureLlm():
+            return replays.azure_llm(entry, models, span_s, chances)
+        case ServeGen():
+            return replays.servegen(entry, models, span_s, chances)
         case _:
             assert_never(entry)
 

@@ -19,7 +19,7 @@ from gateway.metrics import Metrics
 from gateway.request_body import Receive
 from gateway.request_ids import RequestIds
 from gateway.routes import build_routes
-from gateway.views import CallLater, Clock, RequestSink, SchedulerView
+from gateway.views import CallLater, Clock, OnNamed, RequestSink, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
 INFER_PATH = "/infer"
@@ -50,12 +50,14 @@ def create_app(
     clock: Clock = time.monotonic_ns,
     lifecycle: Lifecycle | None = None,
     call_later: CallLater | None = None,
+    on_named: OnNamed | None = None,
 ) -> App:
     """Composes the HTTP side.
 
     `catalog` maps names to specs, unavailable ones too; it may be changed while the app runs, each
     spec as a whole. `metrics` must also be among the dispatcher's observers. `call_later` is the
-    event loop's unless a test drives its own.
+    event loop's unless a test drives its own. `on_named` hears which of the dispatcher's ids a
+    request's textual id belongs to.
     """
     lifecycle = lifecycle or Lifecycle()
     errors = ErrorReplies(
@@ -74,6 +76,7 @@ def create_app(
         errors=errors,
         request_ids=request_ids,
         call_later=call_later,
+        on_named=on_named,
     )
     routes = build_routes(
         config,

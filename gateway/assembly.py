@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import uvicorn
@@ -24,9 +25,11 @@ from gateway.host_process import ServeError
 from gateway.http_protocol import HttpProtocol
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.recorder import RecordedCore, Recorder
 from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile
 from gateway.worker_link import BindError, WorkerLink
 from scheduler import __version__
+from scheduler.event_log import Header
 from scheduler.events import Event, ModelAdded, WorkerJoined
 from scheduler.scheduler import Scheduler
 from scheduler.spec import ModelSpec, SchedulerConfig
@@ -82,6 +85,7 @@ class Assembly:
             SchedulerConfig(reply_margin_ns=REPLY_MARGIN_NS),
             policy=host_process.policy_of(config),
         )
+        self._recorder = self._open_recorder(scheduler)
         metrics = Metrics(version=__version__, page_bytes=config.page_mb * MEBIBYTE)
         addresses = [self._workers_address]
         if config.worker_bind is not None:
@@ -92,7 +96,7 @@ class Assembly:
             raise ServeError(str(error)) from error
         metrics.watch_link(self._link)
         self._dispatcher = Dispatcher(
-            scheduler,
+            scheduler if self._recorder is None else RecordedCore(scheduler, self._recorder),
             self._link,
             clock=time.monotonic_ns,
             timer=asyncio.get_running_loop(),
@@ -110,6 +114,7 @@ class Assembly:
             self.catalog,
             metrics=metrics,
             lifecycle=self._lifecycle,
+            on_named=None if self._recorder is None else self._recorder.named,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -181,8 +186,27 @@ class Assembly:
         finally:
             await asyncio.wait({self._serving})
             self._link.close("the gateway stops")
+            if self._recorder is not None:
+                self._recorder.close("the gateway stops")
             if self.broken.done():
                 self.broken.exception()  # asked for, as it may not have been
+
+    def _open_recorder(self, scheduler: Scheduler) -> Recorder | None:
+        """Made with the scheduler: a recording starts with the first event, or is none."""
+        file = self._config.record
+        if file is None:
+            return None
+        header = Header(
+            product_version=__version__,
+            policy=self._config.policy,
+            schedule_ahead_ms=self._config.schedule_ahead_ms,
+            started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
+            config=scheduler.state.config,
+        )
+        try:
+            return Recorder(Path(file), header, loop=asyncio.get_running_loop())
+        except OSError as error:
+            raise ServeError(f"--record {file}: {error.strerror}", exit_code=2) from error
 
     async def _compile(self) -> list[ModelSpec]:
         file = self._directory / "catalog.json"

@@ -69,6 +69,7 @@ def serve(
     worker_bind: flags.WorkerBind = None,
     emulate: flags.Emulate = None,
     cache_dir: flags.CacheDir = None,
+    record: flags.Record = None,
     config: flags.ConfigFile = None,
     log_level: flags.LogLevel = "warning",
 ) -> None:
@@ -103,6 +104,7 @@ def serve(
         "worker_bind": worker_bind,
         "emulate": emulate,
         "cache_dir": None if cache_dir is None else str(cache_dir),
+        "record": None if record is None else str(record),
     }
     try:
         settings = load_config(environ=os.environ, file=config, overrides=overrides)

@@ -37,6 +37,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     models_dir: str | None = None  # no default: serving the wrong directory is worse than asking
     cache_dir: str | None = None  # compiled artifacts; None: the user's cache directory
     emulate: str | None = None  # "clockwork-v100:4": emulated devices in place of real ones
+    record: str | None = None  # a file for the event log; grows by the request, so: when asked
 
     workers: Count = 1  # of our own, one device each; 0 where all join through worker_bind
     worker_bind: str | None = None  # no door for other machines until it is asked for

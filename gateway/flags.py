@@ -119,6 +119,16 @@ EmulateOne = Annotated[
     str | None,
     typer.Option("--emulate", metavar="NAME", help="An emulated device: clockwork-v100."),
 ]
+Record = Annotated[
+    Path | None,
+    typer.Option(
+        "--record",
+        metavar="FILE",
+        help="Write every event and decision of the scheduler to FILE, for `remontoir replay` and "
+        "`remontoir explain`. No inputs or outputs are in it. A FILE of an earlier run is kept as "
+        "FILE.previous.",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

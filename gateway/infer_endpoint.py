@@ -31,7 +31,7 @@ from gateway.request_body import (
 )
 from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.tensors import ModelPlan
-from gateway.views import CallLater, Clock, RequestSink
+from gateway.views import CallLater, Clock, OnNamed, RequestSink
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class InferEndpoint:
         errors: ErrorReplies,
         request_ids: RequestIds,
         call_later: CallLater | None = None,
+        on_named: OnNamed | None = None,
     ) -> None:
         self.clock = clock
         self.errors = errors
@@ -81,6 +82,7 @@ class InferEndpoint:
         self._catalog = catalog
         self._lifecycle = lifecycle
         self._call_later = call_later
+        self._on_named = on_named
         self._max_open = config.max_open_requests
         self._max_body_bytes = config.max_body_mb * MEBIBYTE
         self._body_timeout_s = config.body_timeout_ms / 1000
@@ -321,6 +323,8 @@ class InferEndpoint:
         if refusal is not None:
             exchange.tallies = self.metrics.of_model(name)
             exchange.slo_ns = slo_ns
+            if self._on_named is not None:
+                self._on_named(0, exchange.request_id)
             exchange.on_done(refusal, None)
 
     def _submit(
@@ -359,6 +363,8 @@ class InferEndpoint:
             on_done=exchange.on_done,
         )
         exchange.sink_id = sink_id
+        if self._on_named is not None:
+            self._on_named(sink_id, exchange.request_id)
 
 
 def _do_not_queue(request: InferBody, special: Mapping[bytes, bytes]) -> bool:

@@ -17,6 +17,8 @@ from scheduler.wire import Buffer, RequestTensors
 Clock = Callable[[], int]
 # (seconds, callback) → handle: asyncio's loop.call_later, or a hand-driven one in tests.
 CallLater = Callable[[float, Callable[[], None]], Cancellable]
+# (the dispatcher's id, the textual one); 0 stands for what was refused by `foresee` just now.
+OnNamed = Callable[[int, str], None]
 
 
 class RequestSink(Protocol):

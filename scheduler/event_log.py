@@ -52,7 +52,7 @@ astuple = msgspec.structs.astuple
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What a scheduler was made with. `policy` is the text it was chosen by, "" for the default.
+    """What a scheduler was made with, in the words of scheduler.policies.parse.
 
     `started_at` is for people (ISO 8601); instants in the log are on the recording's own clock.
     """
@@ -61,6 +61,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     format_version: int = FORMAT_VERSION
     product_version: str
     policy: str
+    schedule_ahead_ms: float | None = None
     started_at: str
     config: SchedulerConfig
     models: tuple[ModelSpec, ...] = ()

@@ -1,165 +1,77 @@
 """The second shell: the same scheduler object in virtual time.
 
 There is no simulated scheduler, only simulated workers, clock and network. `run` pops the earliest
-of {next arrival, next message, next wake-up}, calls `handle`, and turns every Send into a later
-ActionFinished. Deterministic: a heap ordered by (instant, sequence), and seeded noise.
+of {next arrival, next message, next wake-up}, calls `handle`, and carries every Send to its worker
+and every result back. It must never look into the scheduler's state or decide for it.
+Deterministic: instants are integers, ties go by the sequence in which entries were made, and noise
+is seeded, so that one scenario has one decision log.
 """
 
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
+from typing import NamedTuple
 
-from scheduler.actions import (
-    Action,
-    Code,
-    EvictResult,
-    EvictWeights,
-    Infer,
-    InferResult,
-    LoadResult,
-    LoadWeights,
-    Result,
-    Span,
-)
+from scheduler.actions import Action
 from scheduler.events import (
     ActionFinished,
+    Command,
     Event,
     Outcome,
     Reply,
     RequestArrived,
+    RequestsArrived,
     Send,
     Tick,
-    WorkerJoined,
+    WorkerLost,
 )
 from scheduler.scheduler import Scheduler
-from scheduler.spec import DeviceSpec, ModelSpec
+from scheduler.simulated_worker import SimulatedWorker, Spikes
+
+__all__ = ["Arrival", "Observer", "SimulatedWorker", "Simulation", "Spikes", "arrivals_of"]
 
 Arrival = tuple[int, Event]
-Observer = Callable[[int, Event, list[Send | Reply]], None]
+Observer = Callable[[int, Event, list[Command]], None]
+# (request id, outcome, instant): a closed-loop client hears its answer, and may ask again
+OnAnswer = Callable[[int, Outcome, int], None]
 
 
-class SimulatedWorker:
-    """Honours windows, lanes and pages as a real worker does; durations from profiles plus noise.
+class _Order(NamedTuple):
+    """An action that arrives at its worker."""
 
-    `noise` is the standard deviation of a factor around 1 (0.005 is a tight GPU, 0.05 a loose one);
-    `delay_ns` is the one-way latency of a message. `fail` may name a code for an action, to play
-    trouble. `resident` models have their weights on the device when it joins.
-    """
-
-    def __init__(
-        self,
-        worker_id: str,
-        device: DeviceSpec,
-        models: Iterable[ModelSpec],
-        *,
-        seed: int = 0,
-        noise: float = 0.0,
-        delay_ns: int = 100_000,
-        fail: Callable[[Action], Code | None] | None = None,
-        resident: Iterable[str] = (),
-    ) -> None:
-        self.worker_id = worker_id
-        self.device = device
-        self.models = {model.name: model for model in models}
-        self.delay_ns = delay_ns
-        self._noise = noise
-        self._random = random.Random(seed)
-        self._fail = fail
-        self._exec_free_ns = 0
-        self._load_free_ns = 0
-        # name → (pages, instant from which the weights may be used)
-        self._resident: dict[str, tuple[int, int]] = {
-            name: (self.models[name].num_pages(device.page_bytes), 0) for name in resident
-        }
-
-    def joined(self) -> WorkerJoined:
-        return WorkerJoined(
-            self.worker_id, self.device, tuple(self.models.values()), tuple(self._resident)
-        )
-
-    def run(self, action: Action, received_ns: int) -> tuple[int, Result]:
-        """(instant at which the result leaves the worker, the result)."""
-        code = self._fail(action) if self._fail is not None else None
-        if isinstance(action, Infer):
-            return self._infer(action, received_ns, code)
-        if isinstance(action, LoadWeights):
-            return self._load(action, received_ns, code)
-        return self._evict(action, received_ns, code)
-
-    def _infer(self, action: Infer, received_ns: int, code: Code | None) -> tuple[int, Result]:
-        start_ns = max(received_ns, action.earliest_ns, self._exec_free_ns)
-        if code is None and start_ns > action.latest_ns:
-            code = Code.TOO_LATE
-        if code is None and action.model not in self.models:
-            code = Code.UNKNOWN_MODEL
-        if code is None and self._resident.get(action.model, (0, start_ns + 1))[1] > start_ns:
-            code = Code.WEIGHTS_MISSING
-        if code is not None:
-            at_ns = max(received_ns, min(start_ns, action.latest_ns))
-            return at_ns, InferResult(action.action_id, code, code.name, received_ns)
-        shape = self.models[action.model].profile.shapes[0]
-        duration_ns = self._vary(_exec_ns(shape.exec_ns, action.batch_size))
-        end_ns = start_ns + duration_ns
-        self._exec_free_ns = end_ns
-        nothing = Span(start_ns, start_ns, 0)
-        span = Span(start_ns, end_ns, duration_ns)
-        output = Span(end_ns, end_ns, 0)
-        return end_ns, InferResult(
-            action.action_id, Code.OK, "", received_ns, nothing, span, output
-        )
-
-    def _load(self, action: LoadWeights, received_ns: int, code: Code | None) -> tuple[int, Result]:
-        shared = self.device.shares_exec_core
-        free_ns = max(self._load_free_ns, self._exec_free_ns) if shared else self._load_free_ns
-        start_ns = max(received_ns, action.earliest_ns, free_ns)
-        used = sum(pages for pages, _ in self._resident.values())
-        if code is None and start_ns > action.latest_ns:
-            code = Code.TOO_LATE
-        if code is None and action.model in self._resident:
-            code = Code.ALREADY_RESIDENT
-        if code is None and used + action.num_pages > self.device.total_pages:
-            code = Code.PAGES_EXHAUSTED
-        if code is not None:
-            return start_ns, LoadResult(action.action_id, code, code.name, received_ns)
-        duration_ns = self._vary(self.models[action.model].profile.load_ns)
-        end_ns = start_ns + duration_ns
-        self._load_free_ns = end_ns
-        if shared:
-            self._exec_free_ns = end_ns
-        self._resident[action.model] = (action.num_pages, end_ns)
-        span = Span(start_ns, end_ns, duration_ns)
-        return end_ns, LoadResult(action.action_id, Code.OK, "", received_ns, span)
-
-    def _evict(
-        self, action: EvictWeights, received_ns: int, code: Code | None
-    ) -> tuple[int, Result]:
-        start_ns = max(received_ns, action.earliest_ns, self._load_free_ns)
-        if code is None and action.model not in self._resident:
-            code = Code.WEIGHTS_MISSING
-        if code is None:
-            del self._resident[action.model]
-            code = Code.OK
-        return start_ns, EvictResult(action.action_id, code, code.name, received_ns)
-
-    def _vary(self, duration_ns: int) -> int:
-        factor = self._random.gauss(1.0, self._noise) if self._noise else 1.0
-        return max(1, int(duration_ns * max(0.1, factor)))
+    worker: SimulatedWorker
+    action: Action
 
 
-def _exec_ns(exec_ns: dict[int, int], rows: int) -> int:
-    """Profiled time of a batch; between the compiled sizes, on the line that joins them."""
-    if rows in exec_ns:
-        return exec_ns[rows]
-    below = max((n for n in exec_ns if n < rows), default=min(exec_ns))
-    above = min((n for n in exec_ns if n > rows), default=below)
-    if above == below:
-        return exec_ns[below] * rows // below
-    slope = (exec_ns[above] - exec_ns[below]) / (above - below)
-    return int(exec_ns[below] + slope * (rows - below))
+class _Wake(NamedTuple):
+    """The worker wanted to be called."""
+
+    worker: SimulatedWorker
+
+
+class _Stall(NamedTuple):
+    """The controller hears nothing until then."""
+
+    until_ns: int
+
+
+class _Call(NamedTuple):
+    """Something that the shell's owner wants done."""
+
+    do: Callable[[], None]
+
+
+_Entry = Event | _Order | _Wake | _Stall | _Call
+_OURS = (_Order, _Wake, _Stall, _Call)
 
 
 class Simulation:
-    """One run: scheduler, workers, a heap of what is still to come, and every outcome."""
+    """One run: scheduler, workers, and a heap of what is still to come.
+
+    `observer` sees every (now, event, commands). `on_answer` hears every answer and may call `at`
+    with what the client does next. `gathers_arrivals`: requests that arrive at one instant enter as
+    one RequestsArrived, as they do where a gateway reads them in one turn of its loop.
+    `keeps_outcomes`: off for runs of millions, whose observer keeps what it needs.
+    """
 
     def __init__(
         self,
@@ -167,27 +79,57 @@ class Simulation:
         workers: Iterable[SimulatedWorker],
         *,
         observer: Observer | None = None,
+        on_answer: OnAnswer | None = None,
+        gathers_arrivals: bool = False,
+        keeps_outcomes: bool = True,
     ) -> None:
         self.scheduler = scheduler
         self.now = 0
         # request id → (instant, outcome); exactly one each
         self.outcomes: dict[int, tuple[int, Outcome]] = {}
-        self._workers = {worker.worker_id: worker for worker in workers}
+        self._open: set[int] = set()  # all and only requests that arrived and were not answered
+        self._workers: dict[str, SimulatedWorker] = {}
         self._observer = observer
-        self._heap: list[tuple[int, int, Event]] = []
+        self._on_answer = on_answer
+        self._gathers_arrivals = gathers_arrivals
+        self._keeps_outcomes = keeps_outcomes
+        self._heap: list[tuple[int, int, _Entry]] = []
         self._sequence = 0
-        for worker in self._workers.values():
-            self.at(0, worker.joined())
+        self._stalled_until_ns = 0
+        # worker → the instant of its one _Wake that counts
+        self._wakes: dict[SimulatedWorker, int] = {}
+        for worker in workers:
+            self.join(worker)
 
     def join(self, worker: SimulatedWorker) -> None:
         """One more worker, or one that comes back, under an id of its own."""
         self._workers[worker.worker_id] = worker
         self.at(self.now, worker.joined())
 
+    def lose(self, worker_id: str) -> None:
+        """The worker dies: what it was doing is never reported. WorkerLost is the caller's to say:
+        a gateway notices only after a while.
+        """
+        self._wakes.pop(self._workers.pop(worker_id), None)
+
+    def crash(self, worker_id: str, *, at_ns: int, detect_ns: int, reason: str = "crashed") -> None:
+        """Let the worker die then, and the gateway notice so long after."""
+        self.call_at(at_ns, lambda: self.lose(worker_id))
+        self.at(at_ns + detect_ns, WorkerLost(worker_id, reason))
+
+    def stall(self, at_ns: int, duration_ns: int) -> None:
+        """Let the controller stand still: what reaches it meanwhile is handled after, in order."""
+        self._push(at_ns, _Stall(at_ns + duration_ns))
+
     def at(self, instant_ns: int, event: Event) -> None:
         """Let an event happen then."""
-        self._sequence += 1
-        heappush(self._heap, (instant_ns, self._sequence, event))
+        self._push(instant_ns, event)
+
+    def call_at(self, instant_ns: int, do: Callable[[], None]) -> None:
+        """Have something done then: a worker that joins, a look at the fleet."""
+        self._push(instant_ns, _Call(do))
+
+    # ------------------------------------------------------------------ running
 
     def run(self, arrivals: Iterable[Arrival] = (), until_ns: int | None = None) -> None:
         """Play arrivals (in time order) and what follows, to the end or to `until_ns`.
@@ -197,13 +139,11 @@ class Simulation:
         """
         source = iter(arrivals)
         pending = next(source, None)
+        heap = self._heap
+        wakeup = self.scheduler.next_wakeup()
         while True:
-            if pending is not None and (not self._heap or pending[0] <= self._heap[0][0]):
-                self.at(*pending)
-                pending = next(source, None)
-                continue
-            wakeup = self.scheduler.next_wakeup()
-            at_ns = self._heap[0][0] if self._heap else None
+            from_heap = bool(heap) and (pending is None or heap[0][0] <= pending[0])
+            at_ns = heap[0][0] if from_heap else pending[0] if pending is not None else None
             if at_ns is None and not self.scheduler.num_open:
                 return
             is_tick = wakeup is not None and (at_ns is None or wakeup < at_ns)
@@ -211,45 +151,113 @@ class Simulation:
             if at_ns is None:
                 open_ids = self.scheduler.open_request_ids()
                 raise AssertionError(f"nothing will wake the core, and open are: {open_ids}")
-            if until_ns is not None and at_ns > until_ns:
+            now = max(at_ns, self._stalled_until_ns, self.now)
+            if until_ns is not None and now > until_ns:
                 if pending is not None:
                     self.at(*pending)
                 return
-            event = Tick() if is_tick else heappop(self._heap)[2]
-            self.step(event, max(at_ns, self.now))
+            if is_tick:
+                event: Event = Tick()
+            elif from_heap:
+                entry = heappop(heap)[2]
+                if isinstance(entry, _OURS):
+                    self._carry_out(entry, at_ns)
+                    wakeup = self.scheduler.next_wakeup()
+                    continue
+                event = entry
+            else:
+                assert pending is not None
+                event = pending[1]
+                pending = next(source, None)
+            if self._gathers_arrivals and type(event) is RequestArrived:
+                gathered = [event]
+                pending = self._gather(gathered, pending, source, now)
+                if len(gathered) > 1:
+                    event = RequestsArrived(tuple(gathered))
+            self.step(event, now)
+            wakeup = self.scheduler.next_wakeup()
 
     def step(self, event: Event, now: int) -> None:
         """Hand one event to the scheduler and carry out its commands."""
         self.now = now
+        unanswered = self._open
+        if type(event) is RequestArrived:
+            unanswered.add(event.request_id)
+        elif type(event) is RequestsArrived:
+            unanswered.update([request.request_id for request in event.requests])
         commands = self.scheduler.handle(event, now)
         for command in commands:
-            if isinstance(command, Reply):
-                if command.request_id in self.outcomes:
-                    raise AssertionError(f"request {command.request_id} answered twice")
-                self.outcomes[command.request_id] = (now, command.outcome)
+            if type(command) is Reply:
+                request_id = command.request_id
+                if request_id not in unanswered:
+                    raise AssertionError(f"request {request_id} answered twice, or never asked")
+                unanswered.remove(request_id)
+                if self._keeps_outcomes:
+                    self.outcomes[request_id] = (now, command.outcome)
+                if self._on_answer is not None:
+                    self._on_answer(request_id, command.outcome, now)
             else:
-                self._send(command, now)
+                assert isinstance(command, Send)
+                worker = self._workers.get(command.worker_id)
+                if worker is not None:
+                    self._push(worker.orders.arrival_of(now), _Order(worker, command.action))
         if self._observer is not None:
             self._observer(now, event, commands)
 
-    def lose(self, worker_id: str) -> None:
-        """The worker dies: what it was doing is never reported. WorkerLost is the caller's to say:
-        a gateway notices only after a while.
-        """
-        del self._workers[worker_id]
-        self._heap = [
-            entry
-            for entry in self._heap
-            if not (isinstance(entry[2], ActionFinished) and entry[2].worker_id == worker_id)
-        ]
-        self._heap.sort()
+    # ------------------------------------------------------------------ the heap
 
-    def _send(self, command: Send, now: int) -> None:
-        worker = self._workers.get(command.worker_id)
-        if worker is None:
-            return
-        left_ns, result = worker.run(command.action, now + worker.delay_ns)
-        self.at(left_ns + worker.delay_ns, ActionFinished(command.worker_id, result))
+    def _push(self, instant_ns: int, entry: _Entry) -> None:
+        self._sequence += 1
+        heappush(self._heap, (instant_ns, self._sequence, entry))
+
+    def _gather(
+        self,
+        gathered: list[RequestArrived],
+        pending: Arrival | None,
+        source: Iterator[Arrival],
+        now: int,
+    ) -> Arrival | None:
+        """Add the requests that come next and not after `now`; returns the next arrival to play."""
+        heap = self._heap
+        while True:
+            if heap and (pending is None or heap[0][0] <= pending[0]):
+                at_ns, _, entry = heap[0]
+                if at_ns > now or type(entry) is not RequestArrived:
+                    return pending
+                gathered.append(entry)
+                heappop(heap)
+            elif pending is None or pending[0] > now or type(pending[1]) is not RequestArrived:
+                return pending
+            else:
+                gathered.append(pending[1])
+                pending = next(source, None)
+
+    def _carry_out(self, entry: "_Order | _Wake | _Stall | _Call", at_ns: int) -> None:
+        """What happens outside the scheduler, at its own instant whatever the controller does."""
+        match entry:
+            case _Order(worker, action):
+                if self._workers.get(worker.worker_id) is worker:
+                    worker.receive(action, at_ns)
+                    self._advance(worker, at_ns)
+            case _Wake(worker):
+                if self._wakes.get(worker) == at_ns:
+                    del self._wakes[worker]
+                    self._advance(worker, at_ns)
+            case _Stall(until_ns):
+                self._stalled_until_ns = max(self._stalled_until_ns, until_ns)
+            case _Call(do):
+                self.now = max(self.now, at_ns)
+                do()
+
+    def _advance(self, worker: SimulatedWorker, at_ns: int) -> None:
+        """Let the worker go on, send what it reports, and note when it wants to be called next."""
+        for result in worker.advance(at_ns):
+            finished = ActionFinished(worker.worker_id, result)
+            self._push(worker.results.arrival_of(at_ns), finished)
+        wake_ns = worker.wake_at()
+        if wake_ns is not None and wake_ns != self._wakes.get(worker):
+            self._wakes[worker] = wake_ns
+            self._push(wake_ns, _Wake(worker))
 
 
 def arrivals_of(requests: Iterable[RequestArrived]) -> list[Arrival]:

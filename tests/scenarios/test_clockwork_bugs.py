@@ -190,7 +190,7 @@ def test_missing_weights_are_believed_and_loaded_again() -> None:
     def fail(action: Action) -> Code | None:
         if isinstance(action, Infer) and not told:
             told.append(action)
-            worker._resident.clear()
+            worker.drop_weights()
             return Code.WEIGHTS_MISSING
         return None
 

@@ -1,141 +1,47 @@
-"""The second shell: virtual workers keep windows, lanes and pages as real ones do."""
+"""The second shell: events in virtual time, in order, each once, and the same again each time."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import pytest
 
-from scheduler.actions import (
-    Action,
-    Code,
-    EvictWeights,
-    Infer,
-    InferResult,
-    LoadResult,
-    LoadWeights,
+from scheduler.actions import Code
+from scheduler.events import (
+    ActionFinished,
+    Command,
+    Event,
+    Failed,
+    Outcome,
+    Rejected,
+    RequestArrived,
+    RequestsArrived,
+    Served,
+    Tick,
+    WorkerJoined,
+    WorkerLost,
 )
-from scheduler.events import Command, Event, RequestArrived, Served, Tick, WorkerLost
 from scheduler.scheduler import Scheduler
 from scheduler.simulation import SimulatedWorker, Simulation, arrivals_of
 from tests.scheduler.story import device_spec, model_spec, ms
 
-FOREVER_MS = 1_000_000
 
-
-def worker(
-    *,
-    pages: int = 8,
-    shared: bool = False,
-    resident: tuple[str, ...] = ("m",),
-    noise: float = 0.0,
-    fail: Callable[[Action], Code | None] | None = None,
-    worker_id: str = "w",
-) -> SimulatedWorker:
+def worker(worker_id: str = "w", **options: object) -> SimulatedWorker:
     specs = [model_spec(name, exec_ms={1: 10, 4: 28, 8: 50}) for name in ("m", "n", "o")]
-    return SimulatedWorker(
-        worker_id,
-        device_spec(pages=pages, shared=shared),
-        specs,
-        noise=noise,
-        fail=fail,
-        resident=resident,
-    )
-
-
-def infer(
-    model: str = "m", rows: int = 1, earliest: float = 0, latest: float = FOREVER_MS
-) -> Infer:
-    return Infer(1, model, rows, (7,), (rows,), ms(earliest), ms(latest), ms(10))
-
-
-def load(model: str = "n", pages: int = 4, latest: float = FOREVER_MS) -> LoadWeights:
-    return LoadWeights(2, model, pages, 0, ms(latest), ms(20))
-
-
-def evict(model: str = "m") -> EvictWeights:
-    return EvictWeights(3, model, 0, ms(FOREVER_MS))
-
-
-def run(simulated: SimulatedWorker, action: Action, at_ms: float = 0) -> tuple[float, Code]:
-    left_ns, result = simulated.run(action, ms(at_ms))
-    return left_ns / 1e6, result.code
+    device = device_spec(pages=8)
+    return SimulatedWorker(worker_id, device, specs, **{"resident": ["m"], **options})  # type: ignore[arg-type]
 
 
 def request(request_id: int, at_ms: float, slo_ms: float = 100, model: str = "m") -> RequestArrived:
     return RequestArrived(request_id, model, ms(at_ms), ms(at_ms + slo_ms))
 
 
-# ---------------------------------------------------------------------- workers
+class Log(list[tuple[float, Event, list[Command]]]):
+    """An observer that keeps what it sees; instants in ms."""
 
+    def __call__(self, now: int, event: Event, commands: list[Command]) -> None:
+        self.append((now / 1e6, event, commands))
 
-def test_an_execution_takes_as_long_as_profiled() -> None:
-    for rows, expected_ms in ((1, 10), (3, 22), (4, 28), (8, 50), (16, 100)):
-        left_ns, result = worker().run(infer(rows=rows), 0)
-        assert isinstance(result, InferResult)
-        assert (left_ns, result.exec.duration_ns) == (ms(expected_ms), ms(expected_ms))
-
-
-def test_the_exec_lane_is_serial() -> None:
-    simulated = worker()
-    assert run(simulated, infer()) == (10, Code.OK)
-    assert run(simulated, infer(), at_ms=3) == (20, Code.OK)
-
-
-def test_a_window_is_kept_at_both_ends() -> None:
-    assert run(worker(), infer(earliest=30)) == (40, Code.OK)
-    assert run(worker(), infer(latest=5), at_ms=6) == (6, Code.TOO_LATE)
-    assert run(worker(), load(latest=5), at_ms=6) == (6, Code.TOO_LATE)
-
-
-def test_only_what_is_resident_is_executed() -> None:
-    simulated = worker(resident=())
-    assert run(simulated, infer("n"))[1] is Code.WEIGHTS_MISSING
-    assert run(simulated, infer("never heard of"))[1] is Code.UNKNOWN_MODEL
-    assert run(simulated, load("n")) == (20, Code.OK)
-    assert run(simulated, infer("n"), at_ms=19)[1] is Code.WEIGHTS_MISSING
-    assert run(simulated, infer("n"), at_ms=20)[1] is Code.OK
-
-
-def test_pages_are_finite_and_come_back() -> None:
-    simulated = worker(pages=8)
-    assert run(simulated, load("n")) == (20, Code.OK)
-    assert run(simulated, load("n"))[1] is Code.ALREADY_RESIDENT
-    assert run(simulated, load("o"))[1] is Code.PAGES_EXHAUSTED
-    assert run(simulated, evict("n")) == (20, Code.OK)
-    assert run(simulated, evict("n"))[1] is Code.WEIGHTS_MISSING
-    assert run(simulated, load("o")) == (40, Code.OK)
-
-
-def test_loads_and_executions_share_one_core_or_not() -> None:
-    apart, shared = worker(), worker(shared=True)
-    for simulated in (apart, shared):
-        run(simulated, infer())
-    assert run(apart, load())[0] == 20
-    assert run(shared, load())[0] == 30
-    assert run(apart, infer())[0] == 20
-    assert run(shared, infer())[0] == 40
-
-
-def test_noise_is_seeded() -> None:
-    first, second = worker(noise=0.1), worker(noise=0.1)
-    durations = [run(first, infer())[0] for _ in range(5)]
-    assert durations == [run(second, infer())[0] for _ in range(5)]
-    assert len(set(durations)) == 5
-
-
-@pytest.mark.parametrize("action", [infer(), load(), evict()], ids=lambda a: type(a).__name__)
-def test_trouble_is_played_on_demand(action: Action) -> None:
-    simulated = worker(fail=lambda _: Code.MALFORMED)
-    assert run(simulated, action)[1] is Code.MALFORMED
-
-
-def test_a_failed_load_leaves_nothing_behind() -> None:
-    simulated = worker(fail=lambda action: Code.LOAD_FAILED)
-    _, result = simulated.run(load(), 0)
-    assert isinstance(result, LoadResult)
-    assert simulated.joined().resident == ("m",)
-
-
-# ---------------------------------------------------------------------- runs
+    def of(self, kind: type) -> list[tuple[float, Event]]:
+        return [(now, event) for now, event, _ in self if isinstance(event, kind)]
 
 
 def simulation(*workers: SimulatedWorker, **options: object) -> Simulation:
@@ -216,3 +122,163 @@ def test_a_second_answer_ends_the_run() -> None:
     run_ = Simulation(RepeatingScheduler(), [])
     with pytest.raises(AssertionError, match="request 1 answered twice"):
         run_.run(arrivals_of([request(1, 0)]))
+
+
+# ---------------------------------------------------------------------- stalls, crashes, clients
+
+
+def test_what_falls_into_a_stall_is_handled_at_its_end_in_order() -> None:
+    log = Log()
+    run_ = simulation(worker(), observer=log)
+    run_.stall(ms(20), ms(10))
+    run_.run(
+        arrivals_of([request(1, 19), request(2, 21, slo_ms=5), request(3, 30), request(4, 31)])
+    )
+    assert log.of(RequestArrived) == [
+        (19, request(1, 19)),
+        (30, request(2, 21, slo_ms=5)),
+        (30, request(3, 30)),
+        (31, request(4, 31)),
+    ]
+    # The worker went on: it was done after 29 ms and 0.1 ms of way, and was heard after the stall.
+    finished_ms, finished = log.of(ActionFinished)[0]
+    assert finished_ms == 30
+    assert isinstance(finished, ActionFinished)
+    assert finished.result.code is Code.OK
+    assert isinstance(run_.outcomes[2][1], Rejected)
+
+
+def test_two_stalls_that_overlap_end_with_the_later() -> None:
+    log = Log()
+    run_ = simulation(worker(), observer=log)
+    run_.stall(ms(10), ms(30))
+    run_.stall(ms(15), ms(5))
+    run_.run(arrivals_of([request(1, 21)]))
+    assert log.of(RequestArrived) == [(40, request(1, 21))]
+
+
+def test_a_run_that_stops_inside_a_stall_handles_it_later() -> None:
+    run_ = simulation(worker())
+    run_.stall(ms(10), ms(10))
+    run_.run(arrivals_of([request(1, 12)]), until_ns=ms(15))
+    assert run_.outcomes == {}
+    run_.run()
+    assert isinstance(run_.outcomes[1][1], Served)
+
+
+def test_a_worker_crashes_and_comes_back_empty() -> None:
+    log = Log()
+    run_ = simulation(worker("a"), observer=log)
+    run_.crash("a", at_ns=ms(5), detect_ns=ms(20), reason="silent for 20 ms")
+    run_.call_at(ms(40), lambda: run_.join(worker("b", resident=[])))
+    run_.run(arrivals_of([request(1, 0), request(2, 45)]))
+    assert isinstance(run_.outcomes[1][1], Failed)
+    assert log.of(WorkerLost) == [(25, WorkerLost("a", "silent for 20 ms"))]
+    assert [(now, event.worker_id) for now, event in log.of(WorkerJoined)] == [(0, "a"), (40, "b")]  # type: ignore[union-attr]
+    outcome = run_.outcomes[2][1]
+    assert isinstance(outcome, Served)
+    assert outcome.worker_id == "b"
+    assert outcome.is_cold_start
+
+
+def test_a_result_that_had_left_before_the_crash_is_heard() -> None:
+    log = Log()
+    run_ = simulation(worker("a", delay_ns=ms(2)), observer=log)
+    run_.crash("a", at_ns=ms(15), detect_ns=ms(100))
+    run_.run(arrivals_of([request(1, 1)]))
+    assert [now for now, _ in log.of(ActionFinished)] == [15]
+
+
+def test_an_order_on_its_way_to_a_crashed_worker_is_gone() -> None:
+    log = Log()
+    run_ = simulation(worker("a", delay_ns=ms(2)), observer=log)
+    run_.crash("a", at_ns=ms(2), detect_ns=ms(10))
+    run_.run(arrivals_of([request(1, 1)]))
+    assert log.of(ActionFinished) == []
+    assert not isinstance(run_.outcomes[1][1], Served)
+
+
+def test_a_client_hears_its_answer_and_asks_again() -> None:
+    answered: list[tuple[int, float]] = []
+
+    def ask_again(request_id: int, outcome: Outcome, now: int) -> None:
+        answered.append((request_id, now / 1e6))
+        assert isinstance(outcome, Served)
+        if request_id < 3:
+            run_.at(now + ms(1), request(request_id + 1, now / 1e6 + 1))
+
+    run_ = simulation(worker(), on_answer=ask_again)
+    run_.run(arrivals_of([request(1, 1)]))
+    [(first, first_ms), (second, second_ms), (third, third_ms)] = answered
+    assert (first, second, third) == (1, 2, 3)
+    assert [first_ms, second_ms, third_ms] == [11.2, 22.4, 33.6]  # 1 + 0.1 + 10 + 0.1 ms each
+
+
+def test_requests_of_one_instant_enter_together_where_a_gateway_would_read_them_so() -> None:
+    log = Log()
+    run_ = simulation(worker(), observer=log, gathers_arrivals=True)
+    for request_id in (1, 2):
+        run_.at(ms(5), request(request_id, 5))
+    run_.at(ms(9), request(7, 9))
+    run_.at(ms(9), WorkerLost("nobody", "was never there"))
+    run_.at(ms(9), request(8, 9))
+    run_.run(arrivals_of([request(3, 5), request(4, 5), request(5, 6), request(9, 9)]))
+    assert log.of(RequestsArrived) == [
+        (5, RequestsArrived((request(1, 5), request(2, 5), request(3, 5), request(4, 5)))),
+        (9, RequestsArrived((request(8, 9), request(9, 9)))),
+    ]
+    assert log.of(RequestArrived) == [(6, request(5, 6)), (9, request(7, 9))]
+    assert sorted(run_.outcomes) == [1, 2, 3, 4, 5, 7, 8, 9]
+
+
+def test_a_stall_gathers_what_it_held_up() -> None:
+    log = Log()
+    run_ = simulation(worker(), observer=log, gathers_arrivals=True)
+    run_.stall(ms(5), ms(10))
+    run_.run(arrivals_of([request(1, 6), request(2, 7), request(3, 16)]))
+    assert log.of(RequestsArrived) == [(15, RequestsArrived((request(1, 6), request(2, 7))))]
+    assert log.of(RequestArrived) == [(16, request(3, 16))]
+
+
+def test_an_event_among_gathered_arrivals_keeps_its_place() -> None:
+    log = Log()
+    run_ = simulation(worker(), observer=log, gathers_arrivals=True)
+
+    def arrivals() -> Iterator[tuple[int, Event]]:
+        yield ms(5), request(1, 5)
+        yield ms(5), WorkerLost("nobody", "was never there")
+        yield ms(5), request(2, 5)
+
+    run_.run(arrivals())
+    kinds = [type(event).__name__ for now, event, _ in log if now == 5]
+    assert kinds == ["RequestArrived", "WorkerLost", "RequestArrived"]
+
+
+def test_outcomes_need_not_be_kept() -> None:
+    answered: list[int] = []
+    run_ = simulation(
+        worker(),
+        keeps_outcomes=False,
+        on_answer=lambda request_id, _o, _n: answered.append(request_id),
+    )
+    run_.run(arrivals_of([request(1, 0), request(2, 50)]))
+    assert answered == [1, 2]
+    assert run_.outcomes == {}
+
+
+def noisy_run(seed: int) -> list[tuple[float, Event, list[Command]]]:
+    log = Log()
+    workers = [
+        worker(name, seed=seed + number, noise=0.05, jitter_ns=ms(0.3), resident=[])
+        for number, name in enumerate(("a", "b"))
+    ]
+    run_ = simulation(*workers, observer=log)
+    run_.crash("a", at_ns=ms(150), detect_ns=ms(20))
+    run_.stall(ms(80), ms(15))
+    run_.run(arrivals_of(request(i, 3 * i, model="mno"[i % 3]) for i in range(100)))
+    return list(log)
+
+
+def test_a_seed_has_one_story() -> None:
+    assert noisy_run(1) == noisy_run(1)
+    assert noisy_run(1) != noisy_run(2)

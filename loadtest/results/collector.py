@@ -25,7 +25,6 @@ from loadtest.results.tables import (
     Tables,
 )
 from scheduler.actions import Action, Code, EvictResult, Infer, InferResult, LoadWeights, Result
-from scheduler.device import DeviceMirror
 from scheduler.events import (
     ActionFinished,
     Cancelled,
@@ -138,7 +137,7 @@ class Collector:
                 free,
                 loading,
                 device.spec.total_pages - free - loading,
-                _schedule_ahead_ns(scheduler, device),
+                device.schedule_ahead_ns,
                 float(getattr(device, "gap_rate", 0.0)),
                 0.0,
                 0.0,
@@ -225,7 +224,7 @@ class Collector:
     def _note_sent(self, command: Send, now: int) -> None:
         action = command.action
         device = self._scheduler.devices.get(command.worker_id)
-        ahead_ns = 0 if device is None else _schedule_ahead_ns(self._scheduler, device)
+        ahead_ns = 0 if device is None else device.schedule_ahead_ns
         # an action's window opens that much before its lane is planned to be free for it
         planned_ns = action.earliest_ns + ahead_ns - self._origin_ns
         self._sent[action.action_id] = (
@@ -293,9 +292,3 @@ class Collector:
 
 
 _REQUEST_BYTES = len(Rows(REQUEST_COLUMNS).pack(*[0] * len(REQUEST_COLUMNS)))
-
-
-def _schedule_ahead_ns(scheduler: Scheduler, device: DeviceMirror) -> int:
-    """The device's own where the policy keeps one, else the setting."""
-    fixed_ns = scheduler.state.config.schedule_ahead_ns
-    return int(getattr(device, "schedule_ahead_ns", fixed_ns))

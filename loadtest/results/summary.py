@@ -148,8 +148,9 @@ def prediction_errors_ns(actions: Table, kind: str = INFER) -> Numbers:
 def completion_errors_ns(actions: Table, kind: str = INFER) -> Numbers:
     """End minus planned end of every action of this kind that ran."""
     ran = _ran(actions, kind)
-    planned_ns = actions["planned_start_ns"][ran] + actions["expected_ns"][ran]
-    return actions["end_ns"][ran] - planned_ns
+    planned_ns: Numbers = actions["planned_start_ns"][ran] + actions["expected_ns"][ran]
+    errors: Numbers = actions["end_ns"][ran] - planned_ns
+    return errors
 
 
 def latencies_ns(requests: Table) -> Numbers:
@@ -166,7 +167,8 @@ def percentile(values: Numbers, share: float) -> int | None:
 
 def _waited_ns(requests: Table, mask: Array) -> Numbers:
     """From arrival to the answer at the client."""
-    return requests["answered_ns"][mask] - requests["arrival_ns"][mask]
+    waited_ns: Numbers = requests["answered_ns"][mask] - requests["arrival_ns"][mask]
+    return waited_ns
 
 
 def _group(name: str, requests: Table, seconds: float, actions: Table | None = None) -> Group:

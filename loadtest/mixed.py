@@ -27,7 +27,7 @@ from loadtest.reference import measure, sample_rows
 from loadtest.report import percent
 from loadtest.score import Score, score
 from loadtest.scrape import Scrape, scrape
-from loadtest.workload import Stream, poisson
+from loadtest.workloads import Poisson, open_loop
 
 
 class Class(NamedTuple):
@@ -214,10 +214,15 @@ class _Experiment:
 
     def play(self, target: _Target, seconds: float, *, seed: int) -> Cell:
         streams = [
-            Stream(kind.name, kind.core_share * 1000 / self.times_ms[kind.model])
+            Poisson(
+                name=kind.name,
+                models=kind.model,
+                slo_ms=kind.slo_ms,
+                rate_per_s=kind.core_share * 1000 / self.times_ms[kind.model],
+            )
             for kind in CLASSES
         ]
-        arrivals = poisson(streams, duration_s=seconds, seed=seed)
+        arrivals = list(open_loop(streams, duration_s=seconds, seed=seed))
         shots = drive(port=target.port, arrivals=arrivals, requests=target.requests)
         scores = [
             self._score(shots, stream, target.read, seconds) for stream in range(len(CLASSES))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from loadtest.http1 import ConnectionPool, Shot
-from loadtest.workload import Arrival
+from loadtest.workloads import Ask
 from scheduler.spec import SECOND_NS
 
 # Timers fire up to a millisecond late, so the last stretch is polled. The core is the client's own.
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 def drive(
     *,
     port: int,
-    arrivals: Sequence[Arrival],
+    arrivals: Sequence[Ask],
     requests: Sequence[Sequence[bytes]],
     connections: int = 64,
     give_up_s: float = 2.0,
@@ -58,7 +58,7 @@ def run_client(work: Coroutine[Any, Any, _T]) -> _T:
 
 async def _drive(
     port: int,
-    arrivals: Sequence[Arrival],
+    arrivals: Sequence[Ask],
     requests: Sequence[Sequence[bytes]],
     connections: int,
     give_up_ns: int,
@@ -78,8 +78,8 @@ async def _drive(
 
     waiting: deque[Shot] = deque()
     sent_of_stream = [0] * len(requests)
-    for at_ns, stream in arrivals:
-        at_ns += start_ns
+    for ask in arrivals:
+        at_ns, stream = start_ns + ask.at_ns, ask.stream
         await _sleep_until(at_ns)
         variants = requests[stream]
         variant = sent_of_stream[stream] % len(variants)

@@ -22,7 +22,7 @@ from loadtest.openloop import drive
 from loadtest.reference import Loop, best_within, measure, sample_rows
 from loadtest.report import percent
 from loadtest.score import Score, score
-from loadtest.workload import Stream, poisson
+from loadtest.workloads import Poisson, open_loop
 
 FACTORS = (0.5, 0.9, 1.5, 3.0)
 SLO_EXECUTIONS = 5.0
@@ -176,7 +176,8 @@ class _Experiment:
         return best_within(loops, self._result.slo_ms).rows_per_s
 
     def _play(self, target: _Target, rate_per_s: float, seconds: float, *, seed: int) -> Score:
-        arrivals = poisson([Stream("cnn", rate_per_s)], duration_s=seconds, seed=seed)
+        cnn = Poisson(name="cnn", models="cnn", slo_ms=self._result.slo_ms, rate_per_s=rate_per_s)
+        arrivals = list(open_loop([cnn], duration_s=seconds, seed=seed))
         shots = drive(port=target.port, arrivals=arrivals, requests=[target.requests])
         return score(
             shots,

@@ -17,7 +17,7 @@ from loadtest.reference import sample_rows
 from loadtest.score import Score, percentile, score
 from loadtest.scrape import scrape
 from loadtest.servers import Server, ServerError
-from loadtest.workload import Stream, poisson
+from loadtest.workloads import Poisson, open_loop
 
 FORMS = (("one core", "0"), ("two cores", "0,1"))
 CACHE_MB = 96  # three models of two pages of 16 MiB
@@ -108,14 +108,17 @@ def _run_over_http(bench: Bench, server: Server, form: str) -> HttpRun:
             [remontoir_binary(name, "x", row, slo_ms=SLO_MS, port=server.port) for row in rows]
         )
     wanted = 1_000 if bench.is_quick else BAR_ANSWERS
-    streams = [Stream(name, rate_per_s / len(names)) for name in names]
+    streams = [
+        Poisson(name=name, models=name, slo_ms=SLO_MS, rate_per_s=rate_per_s / len(names))
+        for name in names
+    ]
     duration_s = 1.05 * wanted / rate_per_s / (1 if bench.is_quick else 4)
     at_start = scrape(server)
     scores: list[Score] = []
     latencies_ms: list[float] = []
     while sum(scored.answered for scored in scores) < wanted and len(scores) < MAX_CHUNKS:
         seed = bench.seed + len(scores)
-        arrivals = poisson(streams, duration_s=duration_s, seed=seed)
+        arrivals = list(open_loop(streams, duration_s=duration_s, seed=seed))
         shots = drive(port=server.port, arrivals=arrivals, requests=requests)
         scores.append(
             score(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from loadtest.openloop import drive
-from loadtest.workload import Arrival
+from loadtest.workloads import Ask
 
 
 class Puppet(socketserver.ThreadingTCPServer):
@@ -49,12 +49,16 @@ def puppet() -> Iterator[Puppet]:
         thread.join()
 
 
+def ask(at_ns: int, stream: int) -> Ask:
+    return Ask(at_ns, "model", 5_000_000, stream)
+
+
 def requests(*paths: str) -> list[bytes]:
     return [f"POST {path} HTTP/1.1\r\nContent-Length: 0\r\n\r\n".encode() for path in paths]
 
 
 def test_every_arrival_is_sent_at_its_time_and_variants_take_turns(puppet: Puppet):
-    arrivals = [Arrival(0, 0), Arrival(1_000_000, 1), Arrival(2_000_000, 0), Arrival(3_000_000, 0)]
+    arrivals = [ask(0, 0), ask(1_000_000, 1), ask(2_000_000, 0), ask(3_000_000, 0)]
     shots = drive(
         port=puppet.port,
         arrivals=arrivals,
@@ -72,7 +76,7 @@ def test_what_is_not_answered_is_given_up(puppet: Puppet):
     puppet.is_mute = True
     (shot,) = drive(
         port=puppet.port,
-        arrivals=[Arrival(0, 0)],
+        arrivals=[ask(0, 0)],
         requests=[requests("/a")],
         connections=1,
         give_up_s=0.01,

@@ -258,6 +258,61 @@ def fetch(
 
 
 @app.command()
+def replay(
+    file: flags.Recording,
+    policy: flags.OtherPolicy = None,
+    seed: flags.Seed = None,
+    schedule_ahead_ms: flags.OtherAhead = None,
+) -> None:
+    """Run a recording again: are the decisions the same? With another policy?
+
+    Without --policy every decision must come out as recorded; the first that
+    does not is shown, and the exit code is 1.
+
+    With --policy the recorded arrivals, cancellations, workers and models meet
+    that policy. What runs takes as long as it did on the recorded worker, drawn
+    from its own runs of that model and batch size; the report says how much of
+    that had to be guessed. It cannot tell what clients would have done: those
+    that wait, retry or give up would have behaved otherwise.
+
+    \b
+    Examples:
+      remontoir serve --models demo-models --record day.rec
+      remontoir replay day.rec
+      remontoir replay day.rec --policy clockwork --schedule-ahead-ms 5 --seed 2
+    """
+    command = [sys.executable, "-m", "loadtest.replay", str(file)]
+    command += _given_flags(policy=policy, seed=seed, schedule_ahead_ms=schedule_ahead_ms)
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def explain(
+    file: flags.Recording,
+    request_id: flags.RequestId = None,
+    list_: flags.ListRequests = False,
+    refused: flags.Refused = False,
+    late: flags.Late = False,
+    model: flags.OfModel = None,
+) -> None:
+    """Tell one request's story: why it waited, was batched, was refused.
+
+    \b
+    Examples:
+      remontoir explain day.rec --list --refused --model magika
+      remontoir explain day.rec 1a2b3c4d-2f
+    """
+    if (request_id is None) != list_:
+        raise CommandError("give one of REQUEST_ID and --list.", exit_code=2)
+    command = [sys.executable, "-m", "loadtest.explain", str(file)]
+    command += [] if request_id is None else ["--", request_id]
+    if list_:
+        command += ["--list", *["--refused"] * refused, *["--late"] * late]
+        command += _given_flags(model=model)
+    os.execv(sys.executable, command)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from scheduler import __version__

@@ -176,6 +176,39 @@ SloMs = Annotated[
         "--slo-ms", help="The answer is wanted within this long.", show_default="the model's"
     ),
 ]
+Recording = Annotated[
+    Path, typer.Argument(metavar="FILE", help="What `remontoir serve --record` wrote.")
+]
+OtherPolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy", metavar="TEXT", help="What would it have done: NAME, or NAME:option=value,..."
+    ),
+]
+OtherAhead = Annotated[
+    float | None,
+    typer.Option(
+        "--schedule-ahead-ms", metavar="N", help="Of that policy.", show_default="its own rule"
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Of the durations drawn.", show_default="1")
+]
+RequestId = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[REQUEST_ID]",
+        help="The x-request-id of its answer, or the scheduler's number as --list shows it.",
+    ),
+]
+ListRequests = Annotated[bool, typer.Option("--list", help="List the requests of the recording.")]
+Refused = Annotated[bool, typer.Option("--refused", help="With --list: only what was refused.")]
+Late = Annotated[
+    bool, typer.Option("--late", help="With --list: only what was admitted and not served in time.")
+]
+OfModel = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="With --list: of this model only.")
+]
 DemoModelNames = Annotated[
     list[str] | None,
     typer.Argument(metavar="[MODEL]...", help="Only these.", show_default="all six"),

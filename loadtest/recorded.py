@@ -1,0 +1,62 @@
+"""Recordings as files: opened, and read with a bar that shows how far.
+
+Owns the reading of bytes. It must never read a file as a whole: recordings are as long as somebody
+let a gateway run.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from scheduler import __version__
+from scheduler.recording import Recording, RecordingError
+
+PIECE_BYTES = 256 * 1024
+
+
+@contextmanager
+def opened(path: Path, doing: str) -> Iterator[Recording]:
+    """The recording of a file. On a terminal, a bar on stderr says how much of it was read.
+
+    Raises RecordingError with the path in front, for files that cannot be read too.
+    """
+    bar = Progress(
+        TextColumn(doing),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    try:
+        with path.open("rb") as file, bar:
+            task = bar.add_task(doing, total=path.stat().st_size)
+
+            def pieces() -> Iterator[bytes]:
+                while piece := file.read(PIECE_BYTES):
+                    yield piece
+                    bar.advance(task, len(piece))
+
+            yield Recording(pieces())
+    except OSError as error:
+        raise RecordingError(f"{path}: {error.strerror}") from error
+    except RecordingError as error:
+        raise RecordingError(f"{path}: {error}") from error
+
+
+def said_of(recording: Recording, path: Path) -> str:
+    """What a reader should know of the file before they believe figures; "" mostly."""
+    said = []
+    if recording.cut is not None:
+        said.append(f"{path}: {recording.cut}.")
+    if recording.header.product_version != __version__:
+        said.append(
+            f"{path} was recorded by version {recording.header.product_version}, this is "
+            f"{__version__}: decisions may differ."
+        )
+    return "\n".join(said)

@@ -1,0 +1,128 @@
+"""Events and commands of a recording in words, for people who look for what went wrong.
+
+Owns the wording and the units: instants are seconds after the recording's first, durations are
+milliseconds.
+"""
+
+from collections.abc import Sequence
+
+from scheduler.actions import Code, EvictWeights, LoadWeights
+from scheduler.events import (
+    ActionFinished,
+    Cancelled,
+    Command,
+    Event,
+    Expired,
+    Failed,
+    ModelAdded,
+    ModelPinned,
+    ModelRemoved,
+    Outcome,
+    Rejected,
+    Reply,
+    RequestArrived,
+    RequestCancelled,
+    RequestsArrived,
+    Served,
+    WorkerJoined,
+    WorkerLost,
+)
+from scheduler.spec import MILLISECOND_NS, SECOND_NS
+
+MAX_NAMED = 5  # of a long list, so many are named
+
+
+def ms(duration_ns: int) -> str:
+    """12.3 ms, 0.042 ms: three digits that matter, and never fewer than the unit."""
+    value = duration_ns / MILLISECOND_NS
+    if abs(value) >= 100:
+        return f"{value:.0f} ms"
+    return f"{value:.1f} ms" if abs(value) >= 1 else f"{value:.3f} ms"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(numbers: Sequence[object]) -> str:
+    shown = ", ".join(map(str, numbers[:MAX_NAMED]))
+    more = len(numbers) - MAX_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+class Words:
+    """Tells instants from `origin_ns` on."""
+
+    def __init__(self, origin_ns: int) -> None:
+        self._origin_ns = origin_ns
+
+    def at(self, instant_ns: int) -> str:
+        return f"{(instant_ns - self._origin_ns) / SECOND_NS:.6f} s"
+
+    def event(self, event: Event) -> str:
+        match event:
+            case RequestArrived():
+                return f"request {event.request_id} of {event.model} arrived"
+            case RequestsArrived():
+                requests = event.requests
+                ids = listed([request.request_id for request in requests])
+                return f"{counted(len(requests), 'request')} arrived together: {ids}"
+            case RequestCancelled():
+                return f"the client of request {event.request_id} went away"
+            case ActionFinished():
+                result = event.result
+                told = f"{event.worker_id} has finished action {result.action_id}"
+                if result.code is Code.OK:
+                    return told
+                return f"{told}: {result.code.name.lower()}, {result.message!r}"
+            case WorkerJoined():
+                return f"{event.worker_id} joined with {counted(len(event.models), 'model')}"
+            case WorkerLost():
+                return f"{event.worker_id} was lost: {event.reason}"
+            case ModelAdded():
+                return f"model {event.spec.name} is served from now on"
+            case ModelRemoved():
+                return f"model {event.model} was removed: {event.reason}"
+            case ModelPinned():
+                return f"model {event.model} was {'' if event.is_pinned else 'un'}pinned"
+            case _:
+                return "time passed"
+
+    def command(self, command: Command) -> str:
+        if isinstance(command, Reply):
+            return f"answer request {command.request_id}: {self.outcome(command.outcome)}"
+        action = command.action
+        told = f"send {command.worker_id} action {action.action_id}:"
+        window = f"to start from {self.at(action.earliest_ns)} to {self.at(action.latest_ns)}"
+        if isinstance(action, EvictWeights):
+            return f"{told} evict {action.model}, {window}"
+        expected = f"expected to take {ms(action.expected_duration_ns)}"
+        if isinstance(action, LoadWeights):
+            pages = counted(action.num_pages, "page")
+            return f"{told} load {action.model} into {pages}, {window}, {expected}"
+        rows = counted(sum(action.rows), "row")
+        who = f"{counted(len(action.request_ids), 'request')} ({listed(action.request_ids)})"
+        return f"{told} execute {rows} of {action.model}, of {who}, {window}, {expected}"
+
+    def outcome(self, outcome: Outcome) -> str:
+        match outcome:
+            case Served():
+                together = counted(outcome.batch_rows, "row")
+                return f"served by {outcome.worker_id} in a batch of {together}"
+            case Rejected():
+                return f"refused, {outcome.reason.value}: {outcome.detail}"
+            case Expired():
+                return f"expired, {outcome.reason.value}: {outcome.detail}"
+            case Failed():
+                return f"failed, {outcome.reason.value}: {outcome.detail}"
+            case Cancelled():
+                return "its client had gone away"
+
+    def refusal(self, refusal: Rejected | None) -> str:
+        return "  no refusal" if refusal is None else f"  {self.outcome(refusal)}"
+
+    def commands(self, commands: Sequence[Command] | None) -> str:
+        """Each on a line of its own."""
+        if commands is None:
+            return "  it broke"
+        return "\n".join(f"  {self.command(command)}" for command in commands) or "  nothing"

@@ -30,9 +30,11 @@ from scheduler.simulated_worker import SimulatedWorker, Spikes
 __all__ = ["Arrival", "Observer", "SimulatedWorker", "Simulation", "Spikes", "arrivals_of"]
 
 Arrival = tuple[int, Event]
+Handle = Callable[[Event, int], list[Command]]
 Observer = Callable[[int, Event, list[Command]], None]
 # (request id, outcome, instant): a closed-loop client hears its answer, and may ask again
 OnAnswer = Callable[[int, Outcome, int], None]
+Handle = Callable[[Event, int], list[Command]]
 
 
 class _Order(NamedTuple):
@@ -70,7 +72,8 @@ class Simulation:
     `observer` sees every (now, event, commands). `on_answer` hears every answer and may call `at`
     with what the client does next. `gathers_arrivals`: requests that arrive at one instant enter as
     one RequestsArrived, as they do where a gateway reads them in one turn of its loop.
-    `keeps_outcomes`: off for runs of millions, whose observer keeps what it needs.
+    `keeps_outcomes`: off for runs of millions, whose observer keeps what it needs. `handle` stands
+    in for the scheduler's own: a stopwatch around it, or trouble (a compiled one has no subclass).
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class Simulation:
         on_answer: OnAnswer | None = None,
         gathers_arrivals: bool = False,
         keeps_outcomes: bool = True,
+        handle: Handle | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self._handle = handle if handle is not None else scheduler.handle
         self.now = 0
         # request id → (instant, outcome); exactly one each
         self.outcomes: dict[int, tuple[int, Outcome]] = {}
@@ -144,12 +149,12 @@ class Simulation:
         while True:
             from_heap = bool(heap) and (pending is None or heap[0][0] <= pending[0])
             at_ns = heap[0][0] if from_heap else pending[0] if pending is not None else None
-            if at_ns is None and not self.scheduler.num_open:
+            if at_ns is None and not self._open:
                 return
             is_tick = wakeup is not None and (at_ns is None or wakeup < at_ns)
             at_ns = wakeup if is_tick else at_ns
             if at_ns is None:
-                open_ids = self.scheduler.open_request_ids()
+                open_ids = sorted(self._open)
                 raise AssertionError(f"nothing will wake the core, and open are: {open_ids}")
             now = max(at_ns, self._stalled_until_ns, self.now)
             if until_ns is not None and now > until_ns:
@@ -185,7 +190,7 @@ class Simulation:
             unanswered.add(event.request_id)
         elif type(event) is RequestsArrived:
             unanswered.update([request.request_id for request in event.requests])
-        commands = self.scheduler.handle(event, now)
+        commands = self._handle(event, now)
         for command in commands:
             if type(command) is Reply:
                 request_id = command.request_id
@@ -245,9 +250,9 @@ class Simulation:
                     self._advance(worker, at_ns)
             case _Stall(until_ns):
                 self._stalled_until_ns = max(self._stalled_until_ns, until_ns)
-            case _Call(do):
+            case _:
                 self.now = max(self.now, at_ns)
-                do()
+                entry.do()
 
     def _advance(self, worker: SimulatedWorker, at_ns: int) -> None:
         """Let the worker go on, send what it reports, and note when it wants to be called next."""

@@ -96,30 +96,21 @@ def test_what_is_sent_to_a_dead_worker_is_swallowed() -> None:
     assert run_.outcomes[1][0] == ms(52)
 
 
-class ForgetfulScheduler(Scheduler):
-    """Answers nobody, and wakes for nothing: what the checks of a run are for."""
+def test_a_lost_answer_ends_the_run_with_the_open_requests() -> None:
+    core = Scheduler(models=[model_spec()])
 
-    def handle(self, event: Event, now: int) -> list[Command]:
-        super().handle(event, now)
+    def forget(event: Event, now: int) -> list[Command]:
+        core.handle(event, now)
         return []
 
-    def next_wakeup(self) -> int | None:
-        return None
-
-
-def test_a_lost_wakeup_ends_the_run_with_the_open_requests() -> None:
-    run_ = Simulation(ForgetfulScheduler(models=[model_spec()]), [worker()])
+    run_ = Simulation(core, [worker()], handle=forget)
     with pytest.raises(AssertionError, match=r"nothing will wake the core, and open are: \[1\]"):
         run_.run(arrivals_of([request(1, 0)]))
 
 
-class RepeatingScheduler(Scheduler):
-    def handle(self, event: Event, now: int) -> list[Command]:
-        return super().handle(event, now) * 2
-
-
 def test_a_second_answer_ends_the_run() -> None:
-    run_ = Simulation(RepeatingScheduler(), [])
+    core = Scheduler()
+    run_ = Simulation(core, [], handle=lambda event, now: core.handle(event, now) * 2)
     with pytest.raises(AssertionError, match="request 1 answered twice"):
         run_.run(arrivals_of([request(1, 0)]))
 

@@ -40,14 +40,24 @@ class Spikes(NamedTuple):
 
 
 class Link:
-    """One direction of a connection: a fixed delay, an exponential tail, and no overtaking."""
+    """One direction of a connection: a fixed delay, an exponential tail, and no overtaking.
 
-    __slots__ = ("_chance", "_last_ns", "delay_ns", "jitter_ns")
+    `more_ns` is asked for what each message takes on top of them.
+    """
 
-    def __init__(self, delay_ns: int, jitter_ns: int, chance: random.Random) -> None:
+    __slots__ = ("_chance", "_last_ns", "_more_ns", "delay_ns", "jitter_ns")
+
+    def __init__(
+        self,
+        delay_ns: int,
+        jitter_ns: int,
+        chance: random.Random,
+        more_ns: Callable[[], int] | None = None,
+    ) -> None:
         self.delay_ns = delay_ns
         self.jitter_ns = jitter_ns  # mean of the tail
         self._chance = chance
+        self._more_ns = more_ns
         self._last_ns = 0  # arrival of the last message
 
     def arrival_of(self, sent_ns: int) -> int:
@@ -55,6 +65,8 @@ class Link:
         arrival_ns = sent_ns + self.delay_ns
         if self.jitter_ns:
             arrival_ns += int(self._chance.expovariate(1.0) * self.jitter_ns)
+        if self._more_ns is not None:
+            arrival_ns += self._more_ns()
         self._last_ns = max(self._last_ns, arrival_ns)
         return self._last_ns
 
@@ -76,7 +88,8 @@ class SimulatedWorker:
     `noise` and `load_noise` are standard deviations of a factor around 1 (0.005 is a tight GPU,
     0.05 a loose one); `load_noise` is `noise` where it is not given. `delay_ns` and `jitter_ns` are
     the two links to the gateway, one way each. `fail` may name a code for an action as it is about
-    to start, to play trouble. `resident` models have their weights on the device when it joins.
+    to start, to play trouble; `duration_of` says what one takes, in place of profile and noise.
+    `resident` models have their weights on the device when it joins.
     A device that shares its core runs one action of the two lanes at a time.
     """
 
@@ -86,13 +99,14 @@ class SimulatedWorker:
         device: DeviceSpec,
         models: Iterable[ModelSpec],
         *,
-        seed: int = 0,
+        seed: int | str = 0,
         noise: float = 0.0,
         load_noise: float | None = None,
         spikes: Spikes | None = None,
         delay_ns: int = 100_000,
         jitter_ns: int = 0,
         fail: Callable[[Action], Code | None] | None = None,
+        duration_of: Callable[[Infer | LoadWeights], int] | None = None,
         resident: Iterable[str] = (),
     ) -> None:
         self.worker_id = worker_id
@@ -107,6 +121,7 @@ class SimulatedWorker:
         self._load_noise = noise if load_noise is None else load_noise
         self._spikes = spikes
         self._fail = fail
+        self._duration_of = duration_of
         self._exec_lane = _Lane()
         self._load_lane = _Lane()
         self._num_received = 0
@@ -220,14 +235,10 @@ class SimulatedWorker:
             self._pages_free += self._pages.pop(action.model)
             self._reports.append(EvictResult(action.action_id, Code.OK, "", received_ns))
             return
-        if isinstance(action, Infer):
-            duration_ns = self._vary(self._profiled_ns(action.model, action.batch_size))
-            if self._spikes is not None and self._exec_chance.random() < self._spikes.probability:
-                duration_ns += self._exec_chance.randint(self._spikes.min_ns, self._spikes.max_ns)
-        else:
+        if isinstance(action, LoadWeights):
             self._pages[action.model] = action.num_pages
             self._pages_free -= action.num_pages
-            duration_ns = self._vary_load(self.models[action.model].profile.load_ns)
+        duration_ns = (self._duration_of or self._drawn_ns)(action)
         lane.action = action
         lane.received_ns, lane.begin_ns, lane.end_ns = received_ns, now, now + duration_ns
 
@@ -277,6 +288,15 @@ class SimulatedWorker:
         self._reports.append(kind(action.action_id, code, message, received_ns))
 
     # ------------------------------------------------------------------ durations
+
+    def _drawn_ns(self, action: Infer | LoadWeights) -> int:
+        """Profile and noise."""
+        if isinstance(action, LoadWeights):
+            return self._vary_load(self.models[action.model].profile.load_ns)
+        duration_ns = self._vary(self._profiled_ns(action.model, action.batch_size))
+        if self._spikes is not None and self._exec_chance.random() < self._spikes.probability:
+            duration_ns += self._exec_chance.randint(self._spikes.min_ns, self._spikes.max_ns)
+        return duration_ns
 
     def _profiled_ns(self, model: str, rows: int) -> int:
         """Profiled time of a batch; between the measured sizes, on the line that joins them."""

@@ -104,6 +104,16 @@ def test_an_execution_takes_as_long_as_profiled(rows: int, expected_ms: int) -> 
     assert (result.input.end_ns, result.output.begin_ns) == (ms(3), ms(3 + expected_ms))
 
 
+def test_durations_and_delays_may_be_drawn_from_elsewhere() -> None:
+    bench = Bench(duration_of=lambda action: ms(7 if isinstance(action, Infer) else 9))
+    bench.order(infer(1))
+    bench.order(load(2))
+    assert bench.rest() == [(7, 1, Code.OK), (9, 2, Code.OK)]
+    more_ns = iter([ms(5), ms(1)])
+    link = Link(ms(1), 0, random.Random(1), more_ns=lambda: next(more_ns))
+    assert [link.arrival_of(ms(10)), link.arrival_of(ms(11))] == [ms(16), ms(16)]
+
+
 def test_what_was_measured_for_more_rows_stands_for_fewer() -> None:
     assert exec_ns_of({4: 28, 8: 50}, 1) == 28
 

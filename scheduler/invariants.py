@@ -42,7 +42,7 @@ def _validate_requests(scheduler: Scheduler) -> None:
         _check(request.state is RequestState.QUEUED, f"{request.request_id} queued, not QUEUED")
     for device in state.devices.values():
         for outstanding in device.outstanding.values():
-            deadlines = [r.deadline_ns for r in outstanding.requests if r in dispatched]
+            deadlines = [r.answer_by_ns for r in outstanding.requests if r in dispatched]
             wake_at_ns = outstanding.wake_at_ns
             _check(
                 not deadlines or (wake_at_ns is not None and wake_at_ns <= min(deadlines)),

@@ -120,7 +120,7 @@ class Ledger:
     def expire_executing(self, outstanding: Outstanding, now: int) -> None:
         """Answer the members of a batch whose deadline is here, without waiting for it."""
         for request in outstanding.requests:
-            if request.state is RequestState.DISPATCHED and now >= request.deadline_ns:
+            if request.state is RequestState.DISPATCHED and now >= request.answer_by_ns:
                 detail = f"still executing after {(now - request.arrival_ns) / 1e6:.1f} ms"
                 self.close(
                     request,
@@ -136,7 +136,7 @@ class Ledger:
 
     def watch_deadlines(self, outstanding: Outstanding) -> None:
         open_deadlines = [
-            request.deadline_ns
+            request.answer_by_ns
             for request in outstanding.requests
             if request.state is RequestState.DISPATCHED
         ]

@@ -6,7 +6,7 @@ Everything an action needs is reserved before it is sent and released on its res
 
 from scheduler.actions import Action, EvictWeights, Infer, LoadWeights
 from scheduler.device import DeviceMirror, Outstanding, WeightsState
-from scheduler.events import Send
+from scheduler.events import Expired, Reason, Send
 from scheduler.ledger import Ledger
 from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
 from scheduler.policies.protocols import Policy
@@ -117,6 +117,8 @@ class Planner:
                 queue.remove(request)
             request.move_to(RequestState.DISPATCHED)
         self._state.count_queued(model, -len(plan.requests))
+        if plan.given_up and not self._state.waits_to_the_end:
+            self._give_up(model, plan, now)
         if queue.head is not head:
             self._ledger.announce(model, queue)
         record = device.touch(queue.model, plan.rows, now)
@@ -142,6 +144,16 @@ class Planner:
         )
         self._ledger.watch_deadlines(outstanding)
         self._ledger.out.append(Send(device.worker_id, action))
+
+    def _give_up(self, model: ModelState, plan: BatchPlan, now: int) -> None:
+        """Answer those who are left out so that a batch may be larger, or start before them."""
+        for request in plan.given_up:
+            plan.queue.remove(request)
+            waited_ms = (now - request.arrival_ns) / 1e6
+            detail = f"waited {waited_ms:.1f} ms, and was given up for a batch of {plan.rows}"
+            outcome = Expired(Reason.DEADLINE_EXCEEDED_QUEUED, detail)
+            self._ledger.close(request, RequestState.EXPIRED, outcome)
+        self._state.count_queued(model, -len(plan.given_up))
 
     def _send_load(self, device: DeviceMirror, name: str, now: int) -> None:
         model = self._state.models[name]

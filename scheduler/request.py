@@ -62,13 +62,16 @@ class Request:
     `num_failures` counts actions that failed under it (one retry is allowed). `runs_alone` is set
     after a batch with it failed in the engine: it is then executed by itself, so that its
     batch-mates are answered. `is_orphan`: its model was removed while it was executed, so that it
-    cannot be tried again. `cold_at_ns` is when it found its weights absent, `ready_at_ns` when they
+    cannot be tried again. `deadline_ns` is what is planned with, as a rule the client's own. In
+    execution it is waited for until `answer_by_ns`, the later of the two. `cold_at_ns` is when it found its weights absent, `ready_at_ns` when they
     had been loaded.
     """
 
     __slots__ = (
+        "answer_by_ns",
         "arrival_ns",
         "batch_key",
+        "client_deadline_ns",
         "cold_at_ns",
         "deadline_ns",
         "do_not_queue",
@@ -89,7 +92,9 @@ class Request:
         self.request_id = arrived.request_id
         self.model = arrived.model
         self.arrival_ns = arrived.arrival_ns
+        self.client_deadline_ns = arrived.deadline_ns
         self.deadline_ns = arrived.deadline_ns
+        self.answer_by_ns = arrived.deadline_ns
         self.rows = arrived.rows
         self.batch_key = arrived.batch_key
         self.shape_key = arrived.shape_key
@@ -102,6 +107,11 @@ class Request:
         self.predicted_ns = 0
         self.cold_at_ns: int | None = None
         self.ready_at_ns: int | None = None
+
+    def plan_with(self, deadline_ns: int) -> None:
+        """A policy's own deadline for it, earlier or later than the client's."""
+        self.deadline_ns = deadline_ns
+        self.answer_by_ns = max(deadline_ns, self.client_deadline_ns)
 
     def move_to(self, state: RequestState) -> None:
         """The only way a request changes its state."""

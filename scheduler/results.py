@@ -97,10 +97,10 @@ class Results:
         for request in requests:
             # Else answered at its deadline, or cancelled: the output is ignored.
             if request.state is RequestState.DISPATCHED:
-                num_in_time += now <= request.deadline_ns
+                num_in_time += now <= request.client_deadline_ns
                 served = _served(device.worker_id, request, rows, result.input.begin_ns, durations)
                 self._ledger.close(request, RequestState.SERVED, served)
-        batch = FinishedBatch(action.model, rows, len(requests), num_in_time, done_ns - begin_ns)
+        batch = FinishedBatch(action.model, rows, requests, num_in_time, done_ns - begin_ns)
         self._planner.on_executed(device, batch, gap_ns, now)
 
     def _on_infer_failed(

@@ -226,7 +226,7 @@ class Scheduler:
             return None
         request.predicted_ns = verdict.finish_ns - event.arrival_ns
         if verdict.deadline_ns is not None:
-            request.deadline_ns = verdict.deadline_ns
+            request.plan_with(verdict.deadline_ns)
         if not model.holders:
             request.cold_at_ns = now
         if verdict.wants_replica:

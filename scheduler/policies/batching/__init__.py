@@ -7,7 +7,11 @@ from scheduler.request import Request
 
 
 class BatchPlan(NamedTuple):
-    """One batch: rows executed may exceed `rows` where the engine pads to a compiled size."""
+    """One batch: rows executed may exceed `rows` where the engine pads to a compiled size.
+
+    `given_up` are requests of the same queue that are sacrificed for it, as window dropping does:
+    they are answered at once.
+    """
 
     queue: ModelQueue
     requests: list[Request]
@@ -16,6 +20,7 @@ class BatchPlan(NamedTuple):
     start_ns: int
     expected_ns: int
     latest_ns: int
+    given_up: tuple[Request, ...] = ()
 
 
 class Deferred(NamedTuple):
@@ -29,6 +34,6 @@ class FinishedBatch(NamedTuple):
 
     model: str
     rows: int
-    num_requests: int
-    num_in_time: int
+    requests: list[Request]
+    num_in_time: int  # answered by the clients' deadlines
     duration_ns: int

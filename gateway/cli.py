@@ -314,10 +314,11 @@ def explain(
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version, and whether the scheduling core is the compiled one."""
     from scheduler import __version__
+    from scheduler.build import describe
 
-    console.print(__version__)
+    console.print(f"{__version__}, {describe()}")
 
 
 def _given_flags(**values: object) -> list[str]:

@@ -32,7 +32,7 @@ ALLOWED_IN_SCHEDULER = {"msgspec"}  # besides the rest of the standard library
 
 # Inside the scheduler, a module imports from earlier lines only.
 SCHEDULER_ORDER = (
-    ("spec",),
+    ("build", "spec"),
     ("actions",),
     ("events", "wire"),
     ("request", "profile", "work_tracker", "lane_shares", "timers", "simulated_worker"),

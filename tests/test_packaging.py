@@ -1,7 +1,7 @@
 """The wheel: what is in it, and that it serves from an environment of its own.
 
 The environment sees the libraries of the one that runs the tests, so that nothing is fetched; of
-ours it has the wheel alone.
+ours it has the wheel alone. The wheel is the pure one; `make e2e-wheel` looks at the compiled one.
 """
 
 import subprocess
@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import hatch_build
 from scheduler import __version__
 from tests.gateway.running import ROOT, doubling_model, environment, running_gateway, write_model
 
@@ -28,10 +29,7 @@ DATA = (
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("wheel")
-    _run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory, cwd=ROOT)
-    [path] = directory.glob("*.whl")
-    return path
+    return _build(tmp_path_factory.mktemp("wheel"), REMONTOIR_BUILD="pure")[0]
 
 
 def test_the_wheel_holds_the_packages_their_data_and_the_licences(wheel: Path) -> None:
@@ -82,6 +80,35 @@ def test_an_installed_wheel_serves(wheel: Path, tmp_path: Path) -> None:
     assert found.startswith(str(home))
 
 
+def test_without_a_compiler_the_wheel_is_pure_and_one_line_says_why(tmp_path: Path) -> None:
+    wheel, said = _build(tmp_path, CC="/no/such/cc")
+    assert wheel.name == f"remontoir-{__version__}-py3-none-any.whl"
+    [line] = said.splitlines()[:-1]  # the last one is the wheel's path
+    assert line == "remontoir: a pure Python wheel: there is no C compiler (/no/such/cc)"
+
+
+def test_a_compiled_wheel_that_was_asked_for_is_not_silently_pure(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="there is no C compiler"):
+        _build(tmp_path, CC="/no/such/cc", REMONTOIR_BUILD="compiled")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_module_of_the_core_is_compiled_or_named_as_interpreted() -> None:
+    compiled = set(hatch_build.compiled_modules(ROOT))
+    assert {"scheduler/build.py", "scheduler/scheduler.py", "scheduler/planner.py"} <= compiled
+    for name in hatch_build.INTERPRETED:
+        assert (ROOT / "scheduler" / name).exists(), f"{name} is gone: off hatch_build's list"
+        assert f"scheduler/{name}" not in compiled
+
+
+def _build(directory: Path, **settings: str) -> tuple[Path, str]:
+    """The wheel, and what the build said."""
+    command = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory)
+    said = _run(*command, cwd=ROOT, **settings)
+    [path] = directory.glob("*.whl")
+    return path, said
+
+
 def _lend_libraries(home: Path, links: Path) -> None:
     """Has the environment see our libraries, but not our own packages, through a .pth file."""
     links.mkdir()
@@ -92,14 +119,15 @@ def _lend_libraries(home: Path, links: Path) -> None:
     (site_packages / "lent.pth").write_text(f"{links}\n")
 
 
-def _run(*command: str | Path, cwd: Path | None = None) -> str:
+def _run(*command: str | Path, cwd: Path | None = None, **settings: str) -> str:
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env=environment(),
-        capture_output=True,
+        env=environment(**settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=100,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     return done.stdout

@@ -11,6 +11,7 @@ import pytest
 
 from gateway import cli
 from scheduler import __version__
+from scheduler.build import describe
 from tests.gateway.running import (
     RunningGateway,
     doubling_model,
@@ -101,7 +102,7 @@ def test_serve_has_the_promised_flags_with_their_defaults(remontoir: Remontoir) 
 
 
 def test_version(remontoir: Remontoir) -> None:
-    assert remontoir("version") == (0, f"{__version__}\n", "")
+    assert remontoir("version") == (0, f"{__version__}, {describe()}\n", "")
 
 
 @pytest.mark.parametrize(

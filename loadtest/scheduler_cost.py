@@ -1,8 +1,9 @@
-"""What one event costs the scheduler, in virtual time: no sockets, no model, only decisions.
+"""What one event and one request cost the scheduler, in virtual time: only decisions.
 
-Owns the experiment of the README's scheduler table: microseconds per `handle` at three sizes and
-one rate of requests. Every size is run in turn, several times, so that what the machine does in
-some minutes happens to all.
+Owns the experiment of the README's scheduler table: microseconds per `handle` as the fleet grows at
+one rate of requests, and microseconds per request (all of `handle`, over the requests) where many
+models share eight devices. Every size is run in turn, several times, so that what the machine does
+in some minutes happens to all.
 """
 
 import gc
@@ -13,15 +14,18 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 
 from loadtest.bench import Bench
 from loadtest.machine import SERVER_CPU
 from loadtest.score import percentile
+from scheduler import build
 from scheduler.events import Command, Event, RequestArrived, Served
 from scheduler.scheduler import Scheduler
-from scheduler.simulation import Arrival, SimulatedWorker, Simulation
+from scheduler.simulated_worker import SimulatedWorker
+from scheduler.simulation import Arrival, Observer, Simulation
 from scheduler.spec import (
     MILLISECOND_NS,
     SECOND_NS,
@@ -32,13 +36,34 @@ from scheduler.spec import (
     ShapeProfile,
 )
 
-SIZES = ((100, 2), (1000, 8), (4000, 32))  # models, devices
-RATE_PER_S = 4000.0
-SLO_NS = 100 * MILLISECOND_NS
-ROUNDS = 3
+
+class Size(NamedTuple):
+    """How many models, devices and requests; how long executions take, and where weights are."""
+
+    num_models: int
+    num_devices: int
+    rate_per_s: float = 4000.0
+    first_ns: int = 200_000
+    each_ns: int = 40_000
+    # Every device begins with as many models as it holds; else each model is on one device.
+    is_spread: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.num_models:,} x {self.num_devices}"
+
+
 # Two devices must carry the rate with room to spare: at more than half, the small size would spend
 # its time on queues and refusals, and a ratio to it would flatter.
-EXEC_FIRST_NS, EXEC_EACH_NS = 200_000, 40_000
+SIZES = (Size(100, 2), Size(1000, 8), Size(4000, 32))
+# Devices a quarter busy, so that every request is a batch of its own; and more than half busy with
+# batches of several, each model's weights on several devices, which admission compares.
+REQUEST_RATE = 10_000.0
+LIGHT = (Size(50, 8, REQUEST_RATE), Size(500, 8, REQUEST_RATE))
+BUSY = tuple(
+    Size(n, 8, REQUEST_RATE, first_ns=1_200_000, each_ns=350_000, is_spread=True) for n in (50, 500)
+)
+SLO_NS = 100 * MILLISECOND_NS
+ROUNDS = 3
 LOAD_NS = 8 * MILLISECOND_NS
 WEIGHTS_BYTES = 100 * 2**20
 PAGE_BYTES = 16 * 2**20
@@ -48,104 +73,94 @@ TOTAL_PAGES = 1376
 SKEW = 0.9
 
 BAR_RATIO = 1.5
+# Microseconds a request, of the build that runs, by the number of models.
+BAR_REQUEST_US = {50: 15.0, 500: 20.0}
 
 
 class Run(msgspec.Struct, kw_only=True):
-    """One simulation. Durations of `handle` in microseconds."""
+    """One simulation. Durations of `handle` in µs; `request_us` is their sum over the requests."""
 
-    num_models: int
-    num_devices: int
+    size: Size
     num_events: int
     p50_us: float
     p90_us: float
     p99_us: float
     max_us: float
     mean_us: float
+    request_us: float
+    mean_batch: float
     wall_s: float
     outcomes: dict[str, int]
     anomalies: dict[str, int]
 
+    @property
+    def num_requests(self) -> int:
+        return sum(self.outcomes.values())
+
 
 class Result(msgspec.Struct, kw_only=True):
-    rate_per_s: float
+    core: str
     virtual_s: float
     runs: list[Run]
 
 
 def run(bench: Bench) -> Result:
     report = bench.report
-    report.start("Scheduler cost: one event, in the simulation")
+    report.start(f"Scheduler cost: one event, in the simulation ({build.describe()})")
     os.sched_setaffinity(0, {SERVER_CPU})
     virtual_s = bench.seconds(5.0, 1.0)
-    result = Result(rate_per_s=RATE_PER_S, virtual_s=virtual_s, runs=[])
+    result = Result(core=build.describe(), virtual_s=virtual_s, runs=[])
     for number in range(1 if bench.is_quick else ROUNDS):
-        for num_models, num_devices in SIZES:
-            seed = bench.seed + number
-            result.runs.append(simulate(num_models, num_devices, virtual_s=virtual_s, seed=seed))
-    _report(bench, result)
+        for size in (*SIZES, *LIGHT, *BUSY):
+            result.runs.append(simulate(size, virtual_s=virtual_s, seed=bench.seed + number))
+    _report_events(bench, result)
+    _report_requests(bench, result)
+    report.save("scheduler", result)
     return result
 
 
-def simulate(num_models: int, num_devices: int, *, virtual_s: float, seed: int) -> Run:
-    """The same arrivals at every size, over so many models."""
-    models = [_model(f"model{index}") for index in range(num_models)]
-    scheduler = _TimedScheduler(SchedulerConfig(), models)
-    device = DeviceSpec(
-        kind="simulated", page_bytes=PAGE_BYTES, total_pages=TOTAL_PAGES, shares_exec_core=False
-    )
-    capacity = TOTAL_PAGES // models[0].num_pages(PAGE_BYTES)
-    workers = [
-        SimulatedWorker(
-            f"worker{index}",
-            device,
-            models,
-            seed=index,
-            noise=0.01,
-            resident=[model.name for model in models[index::num_devices][:capacity]],
-        )
-        for index in range(num_devices)
-    ]
-    simulation = Simulation(scheduler, workers)
-    arrivals = list(_arrivals(models, virtual_s, seed))
+def simulate(size: Size, *, virtual_s: float, seed: int, observer: Observer | None = None) -> Run:
+    """One run at that size. Sizes that differ in models alone get the same instants of arrival."""
+    models = [_model(f"model{index}", size) for index in range(size.num_models)]
+    scheduler = Scheduler(SchedulerConfig(), models)
+    durations_ns: list[int] = []
+
+    def timed(event: Event, now: int) -> list[Command]:
+        begin_ns = time.perf_counter_ns()
+        commands = scheduler.handle(event, now)
+        durations_ns.append(time.perf_counter_ns() - begin_ns)
+        return commands
+
+    simulation = Simulation(scheduler, _workers(models, size), handle=timed, observer=observer)
+    arrivals = list(_arrivals(models, size.rate_per_s, virtual_s, seed))
     gc.collect()
     gc.freeze()
     begin_s = time.perf_counter()
     simulation.run(arrivals)
     wall_s = time.perf_counter() - begin_s
     gc.unfreeze()
-    durations_us = [duration_ns / 1000 for duration_ns in scheduler.durations_ns]
-    kinds = Counter(type(outcome).__name__ for _, outcome in simulation.outcomes.values())
+    durations_us = [duration_ns / 1000 for duration_ns in durations_ns]
+    outcomes = [outcome for _, outcome in simulation.outcomes.values()]
+    batches = [outcome.batch_rows for outcome in outcomes if isinstance(outcome, Served)]
     return Run(
-        num_models=num_models,
-        num_devices=num_devices,
+        size=size,
         num_events=len(durations_us),
         p50_us=percentile(durations_us, 50) or 0.0,
         p90_us=percentile(durations_us, 90) or 0.0,
         p99_us=percentile(durations_us, 99) or 0.0,
         max_us=max(durations_us),
         mean_us=statistics.fmean(durations_us),
+        request_us=sum(durations_us) / len(arrivals),
+        # Of batches, not of requests: each batch of n counts once, though n requests report it.
+        mean_batch=statistics.harmonic_mean(batches) if batches else 0.0,
         wall_s=wall_s,
-        outcomes=dict(kinds),
+        outcomes=dict(Counter(type(outcome).__name__ for outcome in outcomes)),
         anomalies=dict(scheduler.anomalies),
     )
 
 
-class _TimedScheduler(Scheduler):
-    """Notes how long each `handle` took."""
-
-    def __init__(self, config: SchedulerConfig, models: list[ModelSpec]) -> None:
-        super().__init__(config, models)
-        self.durations_ns: list[int] = []
-
-    def handle(self, event: Event, now: int) -> list[Command]:
-        begin_ns = time.perf_counter_ns()
-        commands = super().handle(event, now)
-        self.durations_ns.append(time.perf_counter_ns() - begin_ns)
-        return commands
-
-
-def _model(name: str) -> ModelSpec:
-    times = {rows: EXEC_FIRST_NS + EXEC_EACH_NS * (rows - 1) for rows in (1, 2, 4, 8, 16)}
+def _model(name: str, size: Size) -> ModelSpec:
+    times = {rows: size.first_ns + size.each_ns * (rows - 1) for rows in (1, 2, 4, 8, 16)}
     return ModelSpec(
         name=name,
         version="1",
@@ -160,13 +175,34 @@ def _model(name: str) -> ModelSpec:
     )
 
 
-def _arrivals(models: list[ModelSpec], virtual_s: float, seed: int) -> Iterator[Arrival]:
+def _workers(models: list[ModelSpec], size: Size) -> list[SimulatedWorker]:
+    device = DeviceSpec(
+        kind="simulated", page_bytes=PAGE_BYTES, total_pages=TOTAL_PAGES, shares_exec_core=False
+    )
+    capacity = TOTAL_PAGES // models[0].num_pages(PAGE_BYTES)
+    step = size.num_devices
+    workers = []
+    for index in range(step):
+        # Its own share first; where weights are spread, the others' shares as far as there is room.
+        shares = range(index, index + step) if size.is_spread else (index,)
+        names = [model.name for share in shares for model in models[share % step :: step]]
+        workers.append(
+            SimulatedWorker(
+                f"worker{index}", device, models, seed=index, noise=0.01, resident=names[:capacity]
+            )
+        )
+    return workers
+
+
+def _arrivals(
+    models: list[ModelSpec], rate_per_s: float, virtual_s: float, seed: int
+) -> Iterator[Arrival]:
     chance = random.Random(seed)
     names = [model.name for model in models]
     weights = list(itertools.accumulate((index + 1) ** -SKEW for index in range(len(names))))
     at_s = 0.0
     for request_id in itertools.count():
-        at_s += chance.expovariate(RATE_PER_S)
+        at_s += chance.expovariate(rate_per_s)
         if at_s > virtual_s:
             return
         (name,) = chance.choices(names, cum_weights=weights)
@@ -174,29 +210,27 @@ def _arrivals(models: list[ModelSpec], virtual_s: float, seed: int) -> Iterator[
         yield at_ns, RequestArrived(request_id, name, at_ns, at_ns + SLO_NS, elements=64)
 
 
-def _report(bench: Bench, result: Result) -> None:
+def _report_events(bench: Bench, result: Result) -> None:
     report = bench.report
     rows: list[tuple[object, ...]] = []
-    medians: dict[tuple[int, int], float] = {}
+    medians: dict[Size, float] = {}
     for size in SIZES:
-        runs = [run for run in result.runs if (run.num_models, run.num_devices) == size]
+        runs = [run for run in result.runs if run.size == size]
         medians[size] = statistics.median(run.p50_us for run in runs)
         low, high = min(run.p50_us for run in runs), max(run.p50_us for run in runs)
-        total = sum(sum(run.outcomes.values()) for run in runs)
-        served = sum(run.outcomes.get(Served.__name__, 0) for run in runs)
         rows.append(
             (
-                f"{size[0]:,} x {size[1]}",
+                str(size),
                 *(sum(run.num_events for run in runs), medians[size], f"{low:.1f} - {high:.1f}"),
                 *(statistics.median(run.p90_us for run in runs),),
                 *(statistics.median(run.p99_us for run in runs),),
                 *(statistics.median(run.mean_us for run in runs),),
-                f"{served / total:.1%}",
+                _served_share(runs),
             )
         )
     report.table(
-        f"Microseconds per event at {result.rate_per_s:,.0f} requests/s, "
-        f"{result.virtual_s:.0f} s of virtual time, {len(result.runs) // len(SIZES)} rounds",
+        f"Microseconds per event at {SIZES[0].rate_per_s:,.0f} requests/s, "
+        f"{result.virtual_s:.0f} s of virtual time, {len(runs)} rounds",
         ("models x devices", "events", "p50", "range of p50", "p90", "p99", "mean", "served"),
         rows,
         note="Medians over the rounds; sizes take turns. Events: arrivals, results, wake-ups.",
@@ -204,8 +238,55 @@ def _report(bench: Bench, result: Result) -> None:
     smallest, largest = SIZES[0], SIZES[-1]
     ratio = medians[largest] / medians[smallest]
     report.verdict(
-        f"p50 at {largest[0]} x {largest[1]} is {ratio:.2f} x that at {smallest[0]} x "
-        f"{smallest[1]} (bar: {BAR_RATIO})",
+        f"p50 at {largest.num_models} x {largest.num_devices} is {ratio:.2f} x that at "
+        f"{smallest.num_models} x {smallest.num_devices} (bar: {BAR_RATIO})",
         is_met=ratio <= BAR_RATIO,
     )
-    report.save("scheduler", result)
+
+
+def _report_requests(bench: Bench, result: Result) -> None:
+    report = bench.report
+    rows: list[tuple[object, ...]] = []
+    costs: dict[Size, float] = {}
+    for size in (*LIGHT, *BUSY):
+        runs = [run for run in result.runs if run.size == size]
+        costs[size] = statistics.median(run.request_us for run in runs)
+        low, high = min(run.request_us for run in runs), max(run.request_us for run in runs)
+        rows.append(
+            (
+                str(size),
+                "busy" if size in BUSY else "light",
+                *(statistics.median(run.p50_us for run in runs),),
+                *(statistics.median(run.p99_us for run in runs),),
+                *(costs[size], f"{low:.1f} - {high:.1f}"),
+                *(statistics.median(run.mean_batch for run in runs),),
+                _served_share(runs),
+            )
+        )
+    report.table(
+        f"Microseconds at {REQUEST_RATE:,.0f} requests/s, {result.core}",
+        (
+            "models x devices",
+            "devices",
+            "p50 event",
+            "p99 event",
+            "per request",
+            "range",
+            "batch",
+            "served",
+        ),
+        rows,
+        note="Per request: all of handle, over the requests. Light: a quarter busy, one copy of "
+        "each model's weights. Busy: over half, as many copies as there is room for.",
+    )
+    for size in LIGHT:
+        bar_us = BAR_REQUEST_US[size.num_models]
+        report.verdict(
+            f"a request at {size} costs {costs[size]:.1f} µs, {result.core} (bar: {bar_us:.0f})",
+            is_met=costs[size] <= bar_us,
+        )
+
+
+def _served_share(runs: list[Run]) -> str:
+    served = sum(run.outcomes.get(Served.__name__, 0) for run in runs)
+    return f"{served / sum(run.num_requests for run in runs):.1%}"

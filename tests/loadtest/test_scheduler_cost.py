@@ -1,13 +1,23 @@
-from loadtest.scheduler_cost import simulate
+from loadtest.scheduler_cost import BUSY, Size, simulate
 
 
 def test_every_request_of_the_simulation_is_answered_and_every_event_timed():
-    run = simulate(20, 2, virtual_s=0.05, seed=1)
-    num_requests = sum(run.outcomes.values())
-    assert 100 < num_requests < 300
-    assert run.num_events > num_requests
+    run = simulate(Size(20, 2), virtual_s=0.05, seed=1)
+    assert 100 < run.num_requests < 300
+    assert run.num_events > run.num_requests
     assert 0 < run.p50_us <= run.p90_us <= run.p99_us <= run.max_us
 
 
+def test_the_cost_of_a_request_is_that_of_all_its_events():
+    run = simulate(Size(20, 2), virtual_s=0.05, seed=1)
+    assert abs(run.request_us * run.num_requests - run.mean_us * run.num_events) < 1
+
+
 def test_two_devices_carry_the_rate_without_refusals():
-    assert set(simulate(20, 2, virtual_s=0.05, seed=1).outcomes) == {"Served"}
+    assert set(simulate(Size(20, 2), virtual_s=0.05, seed=1).outcomes) == {"Served"}
+
+
+def test_busy_devices_run_batches_and_refuse_nobody():
+    run = simulate(BUSY[0], virtual_s=0.05, seed=1)
+    assert run.mean_batch > 1.2
+    assert set(run.outcomes) == {"Served"}

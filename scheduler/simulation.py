@@ -34,7 +34,6 @@ Handle = Callable[[Event, int], list[Command]]
 Observer = Callable[[int, Event, list[Command]], None]
 # (request id, outcome, instant): a closed-loop client hears its answer, and may ask again
 OnAnswer = Callable[[int, Outcome, int], None]
-Handle = Callable[[Event, int], list[Command]]
 
 
 class _Order(NamedTuple):

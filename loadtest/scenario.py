@@ -1,0 +1,219 @@
+"""SCENARIO.yaml: what one experiment in virtual time consists of, checked before anything runs.
+
+Owns the words of the file, their defaults and checks, and the product of variables, policies and
+seeds. It builds nothing and runs nothing (loadtest/stage.py, loadtest/simulate.py). Every error
+names the file, the key and the value. The format by example: loadtest/scenarios/example.yaml.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from loadtest.scenario_setup import Setup
+from scheduler.policies import PolicyError
+from scheduler.policies import parse as parse_policy
+
+Value = str | int | float | bool  # of a variable
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_WHERE = re.compile(r"^(?P<what>.*) - at `(?P<where>(?:key in )?\$.*)`$", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_Kind = TypeVar("_Kind")
+
+
+class ScenarioError(ValueError):
+    """A scenario file that cannot be used; the message names file, key and value."""
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One run: a setup with its variables filled in, a policy, a seed.
+
+    `values` are the variables that this run depends on; `duration_s` is the full one if asked.
+    """
+
+    scenario: str
+    setup: Setup
+    policy: str = "remontoir"
+    seed: int = 1
+    values: dict[str, Value] = {}
+    duration_s: float
+
+    @property
+    def name(self) -> str:
+        """For a table or a folder: `slo_ms=25,policy=fifo,seed=1`."""
+        words = {**self.values, "policy": self.policy, "seed": self.seed}
+        return ",".join(f"{key}={value}" for key, value in words.items())
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was read: `expand` gives its runs."""
+
+    name: str
+    description: str
+    path: str
+    seeds: tuple[int, ...]
+    policies: tuple[str, ...]
+    variables: dict[str, tuple[Value, ...]]
+    body: dict[str, Any]  # the rest of the file, variables not yet filled in
+
+    def expand(
+        self,
+        *,
+        policies: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        variables: Mapping[str, Sequence[Value]] | None = None,
+        duration_s: float | None = None,
+        is_full: bool = False,
+    ) -> list[Case]:
+        """Every combination of variables, policies and seeds; arguments go before the file's own.
+
+        Combinations that differ only in variables that a policy's run does not depend on are one
+        run. Raises ScenarioError.
+        """
+        chosen = {**self.variables, **{k: tuple(v) for k, v in (variables or {}).items()}}
+        for variable in chosen.keys() - self.variables.keys():
+            known = ", ".join(self.variables) or "none"
+            raise ScenarioError(f"{self.path}: no variable {variable!r}; there are {known}")
+        in_body = set(_variables_in(self.body))
+        cases: dict[tuple[object, ...], Case] = {}
+        for policy_text in policies or self.policies:
+            used = in_body | set(_variables_in(policy_text))
+            for values in _combinations({k: v for k, v in chosen.items() if k in used}):
+                policy = str(self._filled(policy_text, values, "policies"))
+                setup = self._setup(values, duration_s=duration_s)
+                try:
+                    parse_policy(policy)
+                except PolicyError as error:
+                    raise ScenarioError(f"{self.path}: policies: {error}") from error
+                run_s = setup.duration_s
+                if is_full and duration_s is None and setup.full_duration_s is not None:
+                    run_s = setup.full_duration_s
+                for seed in seeds or self.seeds:
+                    key = (policy, seed, *values.items())
+                    cases[key] = Case(
+                        scenario=self.name,
+                        setup=setup,
+                        policy=policy,
+                        seed=seed,
+                        values=values,
+                        duration_s=run_s,
+                    )
+        return list(cases.values())
+
+    def _setup(self, values: Mapping[str, Value], *, duration_s: float | None) -> Setup:
+        body = {key: self._filled(tree, values, key) for key, tree in self.body.items()}
+        if duration_s is not None:
+            body["duration_s"] = duration_s
+            body.pop("full_duration_s", None)
+        return _convert(body, Setup, self.path)
+
+    def _filled(self, tree: Any, values: Mapping[str, Value], where: str) -> Any:
+        """The tree with every `${variable}` replaced; one alone keeps the value's own type."""
+        if isinstance(tree, dict):
+            return {k: self._filled(v, values, f"{where}.{k}") for k, v in tree.items()}
+        if isinstance(tree, list):
+            return [self._filled(v, values, f"{where}[{i}]") for i, v in enumerate(tree)]
+        if not isinstance(tree, str):
+            return tree
+        for variable in _VARIABLE.findall(tree):
+            if variable not in values:
+                known = ", ".join(values) or "none"
+                raise ScenarioError(
+                    f"{self.path}: {where}: no variable {variable!r} for {tree!r}; "
+                    f"there are {known}"
+                )
+        if alone := _VARIABLE.fullmatch(tree):
+            return values[alone[1]]
+        return _VARIABLE.sub(lambda found: str(values[found[1]]), tree)
+
+
+class _Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file says about its runs, and no run depends on."""
+
+    name: str
+    description: str = ""
+    seeds: tuple[int, ...] = (1,)
+    policies: tuple[str, ...] = ("remontoir",)
+    variables: dict[str, tuple[Value, ...] | Value] = {}
+
+    def __post_init__(self) -> None:
+        for field in ("seeds", "policies"):
+            if not getattr(self, field):
+                raise ValueError(f"{field} is empty")
+        for variable, values in self.variables.items():
+            if values == ():
+                raise ValueError(f"variables.{variable} has no values")
+
+
+def load(path: str | Path) -> Scenario:
+    """Read a scenario and check every one of its runs. Raises ScenarioError."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ScenarioError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ScenarioError(f"{path}: a scenario is a mapping of keys, this is {tree!r:.60}")
+    head_keys = _Head.__struct_fields__
+    head = _convert({k: v for k, v in tree.items() if k in head_keys}, _Head, str(path))
+    scenario = Scenario(
+        name=head.name,
+        description=head.description,
+        path=str(path),
+        seeds=head.seeds,
+        policies=head.policies,
+        variables={
+            variable: values if isinstance(values, tuple) else (values,)
+            for variable, values in head.variables.items()
+        },
+        body={str(k): v for k, v in tree.items() if k not in head_keys},
+    )
+    scenario.expand()
+    return scenario
+
+
+def _convert(tree: dict[str, Any], kind: type[_Kind], path: str) -> _Kind:
+    """Raises ScenarioError: which key, what is wrong with it, and what it is."""
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        found = _WHERE.match(str(error))
+        if found is None:
+            raise ScenarioError(f"{path}: {error}") from error
+        where = found["where"].removeprefix("key in ").removeprefix("$").removeprefix(".")
+        value = _value_at(tree, where)
+        what = found["what"].replace("Object", where or "the file", 1)
+        raise ScenarioError(
+            f"{path}: {where}: {what}, in {value!r}" if where else f"{path}: {what}"
+        ) from error
+
+
+def _value_at(tree: Any, where: str) -> Any:
+    """What stands at a path like `models[0].count`, as far as it can be followed."""
+    for key, index in _STEP.findall("." + where):
+        try:
+            tree = tree[int(index)] if index else tree[key]
+        except (KeyError, IndexError, TypeError):
+            break
+    return tree
+
+
+def _variables_in(tree: Any) -> Iterator[str]:
+    if isinstance(tree, dict):
+        for value in tree.values():
+            yield from _variables_in(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _variables_in(value)
+    elif isinstance(tree, str):
+        yield from _VARIABLE.findall(tree)
+
+
+def _combinations(variables: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
+    for values in product(*variables.values()):
+        yield dict(zip(variables, values, strict=True))

@@ -1,0 +1,270 @@
+"""`remontoir simulate SCENARIO.yaml`: play its runs, show a table, write the results.
+
+Owns the words of the command and what it prints: progress on stderr, the table on stdout. How a run
+is played is loadtest/simulate.py's.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
+from multiprocessing import get_context
+from pathlib import Path
+
+import msgspec
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from loadtest.results import Summary, read, write
+from loadtest.scenario import Case, ScenarioError, Value, load
+from loadtest.simulate import Run, run
+from scheduler.spec import SECOND_NS
+
+PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
+PROGRESS_STEP_NS = SECOND_NS // 5
+
+FIGURES = ("goodput/s", "attained", "late", "refused", "p50 ms", "p99 ms", "batch", "us/req")
+
+Report = Callable[[int], None]
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """What the table says about one run, and where its files are."""
+
+    case: Case
+    summary: Summary
+    num_requests: int
+    wall_us: float  # of the whole run, per request
+    anomalies: dict[str, int]
+    files: tuple[str, ...] = ()
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be left behind of every run."""
+
+    out: str | None = None
+    format: str = "parquet"
+    log: str | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m loadtest.simulate`. Ends with 2 where it was asked wrongly."""
+    options = _parser().parse_args(argv)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        lines = simulate(options, errors)
+    except (ScenarioError, ValueError, RuntimeError) as error:
+        errors.print(f"remontoir: {error}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    print_lines(console, lines)
+
+
+def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
+    """Play what the options ask for, with a progress bar. Raises ValueError, RuntimeError."""
+    scenario = load(options.scenario)
+    cases = scenario.expand(
+        policies=options.policy,
+        seeds=options.seed,
+        variables=_variables(options.set),
+        duration_s=options.duration_s,
+        is_full=options.full,
+    )
+    if options.plot and options.out is None:
+        raise ValueError("--plot needs --out DIR, where the pictures go")
+    if options.log is not None and len(cases) > 1:
+        raise ValueError(
+            f"--log takes one run, this is {len(cases)}: choose with --policy, --seed and --set"
+        )
+    wanted = Wanted(
+        out=options.out,
+        format=options.format,
+        log=options.log,
+    )
+    with _bar(errors, cases) as report_of:
+        if options.jobs > 1 and len(cases) > 1:
+            lines = _in_processes(cases, wanted, options.jobs, report_of)
+        else:
+            lines = []
+            for number, case in enumerate(cases):
+                report = report_of(number)
+                lines.append(_line(case, wanted, report))
+                report(round(case.duration_s * SECOND_NS))
+    if options.plot:
+        _draw(lines, options.out)
+    return lines
+
+
+def _line(case: Case, wanted: Wanted, report: Report | None = None) -> Line:
+    log = nullcontext(None) if wanted.log is None else open(wanted.log, "wb")  # noqa: SIM115
+    with log as file:
+        played = run(case, progress=report, log=file)
+    assert played.summary is not None
+    return Line(
+        case=case,
+        summary=played.summary,
+        num_requests=played.num_requests,
+        wall_us=played.wall_ns / 1000 / max(1, played.num_requests),
+        anomalies=played.anomalies,
+        files=_written(played, wanted),
+    )
+
+
+def _in_processes(
+    cases: Sequence[Case], wanted: Wanted, num_jobs: int, report_of: Callable[[int], Report]
+) -> list[Line]:
+    """Whole runs in processes of their own; the bar moves as each ends."""
+    lines: dict[int, Line] = {}
+    # spawn: a fork would take the progress bar's thread half along
+    with ProcessPoolExecutor(num_jobs, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(_line, case, wanted): i for i, case in enumerate(cases)}
+        for done in as_completed(running):
+            number = running[done]
+            lines[number] = done.result()
+            report_of(number)(round(cases[number].duration_s * SECOND_NS))
+    return [lines[number] for number in range(len(cases))]
+
+
+@contextmanager
+def _bar(errors: Console, cases: Sequence[Case]) -> Iterator[Callable[[int], Report]]:
+    """A bar over the virtual seconds of all runs; nothing where stderr is no terminal."""
+    total_s = sum(case.duration_s for case in cases)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} virtual s"),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    ) as progress:
+        task = progress.add_task("simulating", total=total_s)
+        yield lambda number: _Advance(progress, task, cases[number].name)
+
+
+class _Advance:
+    """Moves the bar by what one run has got on."""
+
+    def __init__(self, progress: Progress, task: TaskID, name: str) -> None:
+        self._progress, self._task, self._name = progress, task, name
+        self._shown_ns = 0
+
+    def __call__(self, now: int) -> None:
+        if now - self._shown_ns >= PROGRESS_STEP_NS or now == 0:
+            self._progress.update(
+                self._task,
+                description=self._name,
+                advance=(now - self._shown_ns) / SECOND_NS,
+            )
+            self._shown_ns = now
+
+
+def _variables(settings: Sequence[str]) -> dict[str, list[Value]]:
+    """`slo_ms=25` or `slo_ms=10,25`, as YAML would read the values."""
+    variables: dict[str, list[Value]] = {}
+    for setting in settings:
+        name, separator, values = setting.partition("=")
+        if not separator or not name or not values:
+            raise ValueError(f"--set takes NAME=VALUE or NAME=VALUE,VALUE, not {setting!r}")
+        variables[name] = [yaml.safe_load(value) for value in values.split(",")]
+    return variables
+
+
+def _written(played: Run, wanted: Wanted) -> tuple[str, ...]:
+    if wanted.out is None:
+        return ()
+    assert played.tables is not None
+    directory = Path(wanted.out) / _as_folder(played.case)
+    files = write(played.tables, directory, played.meta, wanted.format)
+    summary = directory / "summary.json"
+    summary.write_bytes(msgspec.json.format(msgspec.json.encode(played.summary)))
+    return (*map(str, files), str(summary))
+
+
+def _as_folder(case: Case) -> str:
+    """A folder's name for the run, readable and without characters that shells trip over."""
+    kept = "".join(c if c.isalnum() or c in "=.,_-" else "-" for c in case.name)
+    return kept
+
+
+def _draw(lines: Sequence[Line], directory: str) -> None:
+    """One page about all runs. Of runs that differ in their seed alone the first has its tables
+    drawn, read back from its files: no more than one run's tables are written at a time.
+    """
+    from loadtest.plots import DrawnRun, write_page
+
+    drawn, seen = [], set()
+    for line in lines:
+        run_of = (line.case.policy, *line.case.values.items())
+        tables, meta = read(Path(line.files[0]).parent)
+        kept = None if run_of in seen else tables
+        drawn.append(DrawnRun(meta=meta, summary=line.summary, tables=kept))
+        seen.add(run_of)
+    write_page(directory, lines[0].case.scenario, drawn)
+
+
+def print_lines(console: Console, lines: Sequence[Line]) -> None:
+    """A row per run: first what it was, then how it went."""
+    variables = list(dict.fromkeys(name for line in lines for name in line.case.values))
+    table = Table(title=lines[0].case.scenario if lines else None, title_justify="left")
+    for heading in (*variables, "policy", "seed"):
+        table.add_column(heading, no_wrap=True)
+    for heading in FIGURES:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(
+            *(str(line.case.values.get(name, "")) for name in variables),
+            line.case.policy,
+            str(line.case.seed),
+            *_figures(line),
+        )
+    console.print(table)
+    for line in lines:
+        if line.anomalies:
+            console.print(f"{line.case.name}: anomalies {line.anomalies}", markup=False)
+    folders = sorted({str(Path(file).parent) for line in lines for file in line.files})
+    for folder in folders:
+        console.print(f"wrote {folder}", markup=False, soft_wrap=True)
+
+
+def _figures(line: Line) -> list[str]:
+    group = line.summary.run
+    refused = group.rejected + group.expired + group.failed
+    return [
+        f"{group.goodput_per_s:,.1f}",
+        "-" if group.attainment is None else f"{group.attainment:.3%}",
+        f"{group.late:,}",
+        f"{refused:,}",
+        _or_dash(group.latency_p50_ms),
+        _or_dash(group.latency_p99_ms),
+        _or_dash(group.mean_batch),
+        f"{line.wall_us:.1f}",
+    ]
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="remontoir simulate",
+        description="Play a scenario in virtual time, with the scheduler that serves.",
+    )
+    parser.add_argument("scenario", metavar="SCENARIO.yaml")
+    parser.add_argument("--policy", action="append", default=[], metavar="NAME")
+    parser.add_argument("--seed", action="append", default=[], type=int, metavar="N")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE,...")
+    parser.add_argument("--duration-s", type=float, metavar="S")
+    parser.add_argument("--full", action="store_true", help="the scenario's full_duration_s")
+    parser.add_argument("--out", metavar="DIR", help="write the tables of every run there")
+    parser.add_argument("--format", choices=("parquet", "sqlite"), default="parquet")
+    parser.add_argument("--plot", action="store_true", help="pictures too, beside the tables")
+    parser.add_argument("--log", metavar="FILE", help="the decision log of the one run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    return parser

@@ -258,6 +258,40 @@ def fetch(
 
 
 @app.command()
+def simulate(
+    scenario: flags.Scenario,
+    policy: flags.Policies = None,
+    seed: flags.Seeds = None,
+    set_: flags.Variables = None,
+    duration_s: flags.DurationS = None,
+    full: flags.Full = False,
+    out: flags.OutDir = None,
+    format_: flags.TableFormat = None,
+    plot: flags.Plot = False,
+    log: flags.DecisionLogFile = None,
+    jobs: flags.Jobs = None,
+) -> None:
+    """Play a scenario in virtual time, with the scheduler that serves, and show how it went.
+
+    A scenario is a YAML file; loadtest/scenarios/example.yaml explains every
+    line of one. There is a run for each combination of its variables, policies
+    and seeds, and a line in the table for each run.
+
+    \b
+    Examples:
+      remontoir simulate loadtest/scenarios/example.yaml
+      remontoir simulate my.yaml --policy remontoir --policy clockwork --seed 1 --seed 2
+      remontoir simulate my.yaml --set slo_ms=10,25 --out results --plot --jobs 2
+    """
+    command = [sys.executable, "-m", "loadtest.simulate", str(scenario)]
+    for flag, values in (("--policy", policy), ("--seed", seed), ("--set", set_)):
+        command += [text for value in values or () for text in (flag, str(value))]
+    command += [*["--full"] * full, *["--plot"] * plot]
+    command += _given_flags(duration_s=duration_s, out=out, format=format_, log=log, jobs=jobs)
+    os.execv(sys.executable, command)
+
+
+@app.command()
 def replay(
     file: flags.Recording,
     policy: flags.OtherPolicy = None,

@@ -209,6 +209,68 @@ Late = Annotated[
 OfModel = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="With --list: of this model only.")
 ]
+Scenario = Annotated[
+    Path,
+    typer.Argument(metavar="SCENARIO.yaml", help="Models, devices, faults, workload, policies."),
+]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        metavar="TEXT",
+        help="NAME, or NAME:option=value,...; may be given again.",
+        show_default="the scenario's policies",
+    ),
+]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--seed",
+        help="Of arrivals and noise; may be given again.",
+        show_default="the scenario's seeds",
+    ),
+]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE,...",
+        help="Values of one of the scenario's variables; may be given again.",
+        show_default="the scenario's values",
+    ),
+]
+DurationS = Annotated[
+    float | None,
+    typer.Option(
+        "--duration-s", help="Virtual seconds of arrivals.", show_default="the scenario's"
+    ),
+]
+Full = Annotated[bool, typer.Option("--full", help="As long as the scenario's full_duration_s.")]
+OutDir = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Write every run's tables into a folder there."),
+]
+TableFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format", metavar="parquet|sqlite", help="Of the tables.", show_default="parquet"
+    ),
+]
+Plot = Annotated[
+    bool, typer.Option("--plot", help="Pictures too, and a page that shows them: DIR/index.html.")
+]
+DecisionLogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--log",
+        metavar="FILE",
+        help="Of one run: every event and what was decided, a line each. The same scenario and "
+        "seed give the same bytes.",
+    ),
+]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", help="Runs at a time, a process each.", show_default="1")
+]
 DemoModelNames = Annotated[
     list[str] | None,
     typer.Argument(metavar="[MODEL]...", help="Only these.", show_default="all six"),

@@ -1,4 +1,4 @@
-"""Recordings as files: opened, and read with a bar that shows how far.
+"""Recordings as files: opened, read with a bar that shows how far, and run again.
 
 Owns the reading of bytes. It must never read a file as a whole: recordings are as long as somebody
 let a gateway run.
@@ -13,7 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from scheduler import __version__
+from scheduler.event_log import Header
+from scheduler.policies import parse
 from scheduler.recording import Recording, RecordingError
+from scheduler.scheduler import Scheduler
 
 PIECE_BYTES = 256 * 1024
 
@@ -47,6 +50,19 @@ def opened(path: Path, doing: str) -> Iterator[Recording]:
         raise RecordingError(f"{path}: {error.strerror}") from error
     except RecordingError as error:
         raise RecordingError(f"{path}: {error}") from error
+
+
+def scheduler_of(
+    header: Header, policy: str | None = None, ahead_ms: float | None = None
+) -> Scheduler:
+    """The scheduler that was recorded, newly made; with `policy`, that one in its place.
+
+    Raises PolicyError.
+    """
+    if policy is None:
+        policy, ahead_ms = header.policy, header.schedule_ahead_ms
+    chosen = parse(policy, schedule_ahead_ms=ahead_ms)
+    return Scheduler(header.config, header.models, policy=chosen)
 
 
 def said_of(recording: Recording, path: Path) -> str:

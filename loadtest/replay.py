@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from loadtest.recorded import opened, said_of
+from loadtest.recorded import opened, said_of, scheduler_of
 from loadtest.words import Words, counted
-from scheduler.event_log import Foreseen, Handled, Header
+from scheduler.event_log import Foreseen, Handled
 from scheduler.events import Command, Event, RequestArrived, RequestsArrived
-from scheduler.policies import PolicyError, parse
+from scheduler.policies import PolicyError
 from scheduler.recording import Recording, RecordingError
 from scheduler.scheduler import Scheduler
 from scheduler.spec import SECOND_NS
@@ -46,19 +46,6 @@ class Replayed(msgspec.Struct, kw_only=True):
     virtual_ns: int = 0
     broke: str = ""  # what the scheduler raised at the end, in the recording too
     difference: Difference | None = None
-
-
-def scheduler_of(
-    header: Header, policy: str | None = None, ahead_ms: float | None = None
-) -> Scheduler:
-    """The scheduler that was recorded, newly made; with `policy`, that one in its place.
-
-    Raises PolicyError.
-    """
-    if policy is None:
-        policy, ahead_ms = header.policy, header.schedule_ahead_ms
-    chosen = parse(policy, schedule_ahead_ms=ahead_ms)
-    return Scheduler(header.config, header.models, policy=chosen)
 
 
 def replay(recording: Recording, on_entry: OnReplayed | None = None) -> Replayed:

@@ -18,6 +18,11 @@ from scheduler.work_tracker import WorkTracker
 
 # What a message between gateway and worker needs, before the first one was measured.
 INITIAL_DELAY_NS = MILLISECOND_NS // 5
+# An order this much later than the end of the execution before it is late: less is the clock's and
+# the timer's grain.
+GAP_TOLERANCE_NS = 20_000
+# Share of the newest in the gap rate: the last fifty count.
+GAP_RATE_WEIGHT = 0.02
 # How fast the memory of past use fades when weights are weighed against each other.
 USE_HALF_LIFE_NS = 10 * SECOND_NS
 # A measurement as old as this does not count against a request that it would refuse.
@@ -96,7 +101,7 @@ class Outstanding:
         "action",
         "expected_ns",
         "generation",
-        "is_chained",
+        "is_held",
         "requests",
         "sent_ns",
         "wake_at_ns",
@@ -110,15 +115,15 @@ class Outstanding:
         expected_ns: int,
         requests: list[Request],
         generation: int,
-        is_chained: bool = False,
+        is_held: bool = False,
     ) -> None:
         self.action = action
         self.sent_ns = sent_ns
         self.expected_ns = expected_ns
         self.requests = requests
         self.generation = generation
-        # an Infer that was sent while another was outstanding on the lane
-        self.is_chained = is_chained
+        # an Infer that was held back until `schedule_ahead` before the lane was to be free
+        self.is_held = is_held
         self.wake_at_ns: int | None = None
 
 
@@ -152,6 +157,12 @@ class DeviceMirror:
         self.wake_at_ns: int | None = None
         # how long before a lane is predicted free its next action is sent; its policy's to set
         self.schedule_ahead_ns = schedule_ahead_ns
+        # of the orders held back until then, lately, the share that reached a lane run dry
+        self.gap_rate = 0.0
+        # for policies that adapt schedule_ahead: what lies on top of the command's delay, and the
+        # number of orders in time since the last late one
+        self.ahead_extra_ns = 0.0
+        self.num_in_time = 0
         # from sending an order to its arrival at the worker, typically
         self.command_delay_ns = INITIAL_DELAY_NS
         # from the end of an action to the scheduler hearing of it, at worst lately
@@ -195,12 +206,19 @@ class DeviceMirror:
     def exec_estimate(self, queue: ModelQueue) -> ExecEstimate:
         return self.estimates(queue.model).exec(queue.shape_key, queue.elements)
 
+    def note_held(self, late_ns: int) -> bool:
+        """Of an order that was held back; whether it came too late, so that the lane ran dry."""
+        is_late = late_ns > GAP_TOLERANCE_NS
+        self.gap_rate += GAP_RATE_WEIGHT * (is_late - self.gap_rate)
+        return is_late
+
     def observe_delays(self, *, command_ns: int, reply_ns: int) -> None:
         """Of one action: on its way to the worker, and from its end to the scheduler's hearing."""
         self._command_delay.add(max(1, command_ns))
         self._reply_delay.add(max(1, reply_ns))
         self.command_delay_ns = int(self._command_delay.plan)
         self.reply_delay_ns = int(self._reply_delay.guard)
+        self.exec_lane.lag_ns = self.load_lane.lag_ns = self.reply_delay_ns
 
     def doubt(self, model: str, now: int) -> None:
         """A request was refused by estimates. What is refused is not measured again, so that one

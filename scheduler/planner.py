@@ -134,13 +134,19 @@ class Planner:
             max(plan.latest_ns, plan.start_ns),
             plan.expected_ns,
         )
-        is_chained = len(device.exec_lane) > 0
+        # Who came later than that, or had to wait for one of many outstanding, says nothing of it.
+        free_ns = device.exec_lane.free_at(now)
+        is_held = (
+            len(device.exec_lane) > 0
+            and plan.requests[0].arrival_ns <= free_ns - device.schedule_ahead_ns
+            and device.num_infers < self._max_outstanding
+        )
         device.exec_lane.add(action.action_id, start_ns=plan.start_ns, duration_ns=plan.expected_ns)
         device.exec_shares.add(
             single_ns=device.exec_estimate(queue).plan[1], duration_ns=plan.expected_ns, now=now
         )
         outstanding = self._remember(
-            device, action, plan.expected_ns, plan.requests, record.generation, is_chained
+            device, action, plan.expected_ns, plan.requests, record.generation, is_held
         )
         self._ledger.watch_deadlines(outstanding)
         self._ledger.out.append(Send(device.worker_id, action))
@@ -202,12 +208,14 @@ class Planner:
         )
 
     def on_executed(
-        self, device: DeviceMirror, batch: FinishedBatch, gap_ns: int | None, now: int
+        self, device: DeviceMirror, batch: FinishedBatch, late_ns: int | None, now: int
     ) -> None:
-        """Let the policy learn from it. `gap_ns` is None where the lane had been left idle."""
+        """Let the policy learn from it. `late_ns` is how long after the execution before it had
+        ended the order reached the worker, of an order that was held back; else None.
+        """
         self._batching.on_finished(device, batch, now)
-        if gap_ns is not None:
-            self._schedule_ahead.on_chained(device, gap_ns, now)
+        if late_ns is not None:
+            self._schedule_ahead.on_held(device, late_ns, now)
 
     def first_schedule_ahead_ns(self) -> int:
         """Of a device that joins."""
@@ -267,7 +275,7 @@ class Planner:
         expected_ns: int,
         requests: list[Request],
         generation: int,
-        is_chained: bool = False,
+        is_held: bool = False,
     ) -> Outstanding:
         outstanding = Outstanding(
             action,
@@ -275,7 +283,7 @@ class Planner:
             expected_ns=expected_ns,
             requests=requests,
             generation=generation,
-            is_chained=is_chained,
+            is_held=is_held,
         )
         device.outstanding[action.action_id] = outstanding
         return outstanding

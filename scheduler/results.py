@@ -80,7 +80,7 @@ class Results:
         done_ns = min(max(result.output.end_ns, outstanding.sent_ns), now)
         device.exec_lane.finish(action.action_id, done_ns)
         begin_ns = max(result.input.begin_ns, device.previous_done_ns, outstanding.sent_ns)
-        gap_ns = begin_ns - device.previous_done_ns if outstanding.is_chained else None
+        late_ns = result.received_ns - device.previous_done_ns if outstanding.is_held else None
         device.previous_done_ns = done_ns
         device.observe_delays(
             command_ns=min(result.received_ns, now) - outstanding.sent_ns, reply_ns=now - done_ns
@@ -101,7 +101,7 @@ class Results:
                 served = _served(device.worker_id, request, rows, result.input.begin_ns, durations)
                 self._ledger.close(request, RequestState.SERVED, served)
         batch = FinishedBatch(action.model, rows, requests, num_in_time, done_ns - begin_ns)
-        self._planner.on_executed(device, batch, gap_ns, now)
+        self._planner.on_executed(device, batch, late_ns, now)
 
     def _on_infer_failed(
         self,

@@ -97,13 +97,15 @@ def shape_key_of(shapes: tuple[tuple[int, ...], ...]) -> str:
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Every knob of the core, once, with the reason for its default."""
 
-    # How long before a lane is predicted free its next action is sent. Must hide the way to the
+    # How long before a lane is predicted free its next action is sent, by policies that do not find
+    # it themselves. Must hide the way to the
     # worker (0.1-0.5 ms on one host, plus a millisecond of timer granularity), and no more: what
     # is committed cannot be joined or overtaken (Clockwork's 10 ms cost it the 10 ms SLO).
     schedule_ahead_ns: int = 2 * MILLISECOND_NS
-    # Infers sent to one device and not yet answered: one runs, one waits for it. More would commit
-    # small batches early; fewer would leave the lane idle for a round trip.
-    max_outstanding_infers: int = 2
+    # Infers sent to one device and not yet answered. schedule_ahead is what commits late; this only
+    # bounds what a device that has fallen silent holds. Executions of 0.1 ms over a network of
+    # 0.5 ms need a dozen on their way.
+    max_outstanding_infers: int = 16
     # What an answer needs from the end of an execution to the client, on top of what is measured.
     reply_margin_ns: int = 500_000
     # Beyond this many, queueing is memory without purpose: every one of them costs its payload.

@@ -6,16 +6,17 @@ class WorkTracker:
 
     Re-anchored at every completion: `free_at = end of the last finished + what is outstanding`
     (without that, prediction errors add up; reference: Clockwork's WorkTracker, and the finding
-    that anchoring only when the lane drains turns 0 % late into 20 %). A head that is overdue
-    counts as finishing now.
+    that anchoring only when the lane drains turns 0 % late into 20 %). The end of the head is heard
+    of `lag_ns` later; if it is overdue by more than that, it counts as having ended so long ago.
     """
 
-    __slots__ = ("_durations", "_total_ns", "last_end_ns")
+    __slots__ = ("_durations", "_total_ns", "lag_ns", "last_end_ns")
 
     def __init__(self) -> None:
         self._durations: dict[int, int] = {}
         self._total_ns = 0
         self.last_end_ns = 0
+        self.lag_ns = 0
 
     def __len__(self) -> int:
         return len(self._durations)
@@ -48,6 +49,7 @@ class WorkTracker:
         if not self._durations:
             return max(self.last_end_ns, now)
         head_ns = next(iter(self._durations.values()))
-        if self.last_end_ns + head_ns < now:
-            return now + self._total_ns - head_ns
+        heard_until_ns = now - self.lag_ns
+        if self.last_end_ns + head_ns < heard_until_ns:
+            return max(heard_until_ns + self._total_ns - head_ns, now)
         return max(self.last_end_ns + self._total_ns, now)

@@ -43,9 +43,9 @@ class ScheduleAhead(Protocol):
     def first_ns(self, configured_ns: int) -> int:
         """`schedule_ahead` of a device that has just joined."""
 
-    def on_chained(self, device: DeviceMirror, gap_ns: int, now: int) -> None:
-        """An execution that was sent while another was outstanding began this long after the one
-        before it had ended; may set `device.schedule_ahead_ns`.
+    def on_held(self, device: DeviceMirror, late_ns: int, now: int) -> None:
+        """An order that was held back until `schedule_ahead` reached its worker so long after the
+        execution before it had ended (in time if not positive); may set `device.schedule_ahead_ns`.
         """
 
 

@@ -7,13 +7,14 @@ from scheduler.policies.batching.least_latest_start import LeastLatestStart
 from scheduler.policies.protocols import Policy
 from scheduler.policies.residency.demand import DemandResidency
 from scheduler.policies.schedule_ahead.fixed import FixedScheduleAhead
+from scheduler.policies.schedule_ahead.gap_tracker import GapTracker
 from scheduler.spec import MILLISECOND_NS
 
 
 class Remontoir(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Earliest deadline first per model, least latest start across models, refusals at arrival."""
 
-    schedule_ahead_ms: float | None = None
+    schedule_ahead_ms: float | None = None  # fixed at that; None: found per device
 
     def build(self) -> Policy:
         ahead_ms = self.schedule_ahead_ms
@@ -22,7 +23,9 @@ class Remontoir(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             admission=DeadlineFeasible(),
             batching=LeastLatestStart(),
             residency=DemandResidency(),
-            schedule_ahead=FixedScheduleAhead(
-                None if ahead_ms is None else round(ahead_ms * MILLISECOND_NS)
+            schedule_ahead=(
+                GapTracker()
+                if ahead_ms is None
+                else FixedScheduleAhead(round(ahead_ms * MILLISECOND_NS))
             ),
         )

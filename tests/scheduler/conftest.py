@@ -7,7 +7,7 @@ import pytest
 from scheduler.invariants import validate
 from scheduler.policies import Policy
 from scheduler.spec import ModelSpec, SchedulerConfig
-from tests.scheduler.story import Story
+from tests.scheduler.story import AHEAD_2_MS, Story
 
 MakeStory = Callable[..., Story]
 
@@ -18,7 +18,7 @@ def make_scheduler() -> Iterator[MakeStory]:
     made: list[Story] = []
 
     def make(
-        *specs: ModelSpec, config: SchedulerConfig | None = None, policy: Policy | str = "remontoir"
+        *specs: ModelSpec, config: SchedulerConfig | None = None, policy: Policy | str = AHEAD_2_MS
     ) -> Story:
         story = Story(*specs, config=config, policy=policy)
         made.append(story)

@@ -48,6 +48,8 @@ from scheduler.spec import (
     TensorSpec,
 )
 
+# The default policy with literal times: what it finds by itself is test_gap_tracker.py's.
+AHEAD_2_MS = "remontoir:schedule_ahead_ms=2"
 START_NS = 7_777_777_000_777
 PAGE_BYTES = 16 * 2**20
 # One row takes 10 ms; batches save time per row, as they do on real devices.
@@ -111,7 +113,7 @@ class Story:
         self,
         *specs: ModelSpec,
         config: SchedulerConfig | None = None,
-        policy: Policy | str = "remontoir",
+        policy: Policy | str = AHEAD_2_MS,
     ) -> None:
         self.specs = specs or (model_spec(),)
         self.scheduler = Scheduler(config, self.specs, policy=policy)

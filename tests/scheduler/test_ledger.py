@@ -5,9 +5,9 @@ from scheduler.policies import parse
 from scheduler.policies.admission.admit_all import AdmitAll
 from scheduler.spec import SchedulerConfig
 from tests.scheduler.conftest import MakeStory
-from tests.scheduler.story import at, model_spec
+from tests.scheduler.story import AHEAD_2_MS, at, model_spec
 
-ADMIT_ALL = parse("remontoir")._replace(admission=AdmitAll())
+ADMIT_ALL = parse(AHEAD_2_MS)._replace(admission=AdmitAll())
 ONE_AT_A_TIME = SchedulerConfig(max_outstanding_infers=1)
 
 

@@ -76,3 +76,15 @@ def test_an_unknown_action_is_the_callers_bug() -> None:
     lane.add(1, start_ns=100, duration_ns=10)
     with pytest.raises(KeyError):
         lane.finish(2, 105)
+
+
+def test_a_head_is_not_overdue_before_its_end_could_have_been_heard_of() -> None:
+    """Heard of 3 ms later: until then the lane is taken to be where the plan has it."""
+    tracker = WorkTracker()
+    tracker.lag_ns = 3
+    tracker.add(1, start_ns=100, duration_ns=10)
+    tracker.add(2, start_ns=110, duration_ns=10)
+    assert [tracker.free_at(now) for now in (105, 112, 113, 114, 120, 130)] == [
+        *(120, 120, 120),  # until 113
+        *(121, 127, 137),  # it must have ended, but cannot have before now - 3
+    ]

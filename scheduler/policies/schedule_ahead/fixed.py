@@ -12,5 +12,6 @@ class FixedScheduleAhead:
     def first_ns(self, configured_ns: int) -> int:
         return configured_ns if self._ahead_ns is None else self._ahead_ns
 
-    def on_chained(self, device: DeviceMirror, gap_ns: int, now: int) -> None:
-        """A gap changes nothing."""
+    def on_held(self, device: DeviceMirror, late_ns: int, now: int) -> None:
+        """Only told."""
+        device.note_held(late_ns)

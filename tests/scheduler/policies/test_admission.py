@@ -8,9 +8,9 @@ from scheduler.policies import Policy, parse
 from scheduler.policies.admission.admit_all import AdmitAll
 from scheduler.spec import SECOND_NS, SchedulerConfig
 from tests.scheduler.conftest import MakeStory
-from tests.scheduler.story import Story, model_spec, ms
+from tests.scheduler.story import AHEAD_2_MS, Story, model_spec, ms
 
-ADMIT_ALL = parse("remontoir")._replace(admission=AdmitAll())
+ADMIT_ALL = parse(AHEAD_2_MS)._replace(admission=AdmitAll())
 
 
 def refusal(story: Story, request_id: int) -> Rejected:

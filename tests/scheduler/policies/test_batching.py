@@ -13,14 +13,14 @@ from scheduler.policies.batching.fifo import FifoBatching
 from scheduler.policies.batching.least_latest_start import MAX_CANDIDATES
 from scheduler.spec import SchedulerConfig
 from tests.scheduler.conftest import MakeStory
-from tests.scheduler.story import Story, at, model_spec, ms
+from tests.scheduler.story import AHEAD_2_MS, Story, at, model_spec, ms
 
 BLOCKER = model_spec("blocker", exec_ms={1: 20}, pages=1)
-FIFO_BATCHES = parse("remontoir")._replace(batching=FifoBatching(), queue_order="arrival")
+FIFO_BATCHES = parse(AHEAD_2_MS)._replace(batching=FifoBatching(), queue_order="arrival")
 ONE_AT_A_TIME = SchedulerConfig(max_outstanding_infers=1)
 
 
-def blocked(make_scheduler: MakeStory, *specs: object, policy: Policy | str = "remontoir") -> Story:
+def blocked(make_scheduler: MakeStory, *specs: object, policy: Policy | str = AHEAD_2_MS) -> Story:
     story = make_scheduler(BLOCKER, *specs, config=ONE_AT_A_TIME, policy=policy)
     story.join(pages=100, resident=[spec.name for spec in story.specs])
     story.arrive(0, "blocker", slo_ms=1_000)

@@ -9,9 +9,9 @@ from scheduler.policies.residency.lru import LruResidency
 from scheduler.spec import SchedulerConfig
 from scheduler.state import MAX_PENDING_LOADS
 from tests.scheduler.conftest import MakeStory
-from tests.scheduler.story import Story, model_spec
+from tests.scheduler.story import AHEAD_2_MS, Story, model_spec
 
-LRU = parse("remontoir")._replace(residency=LruResidency())
+LRU = parse(AHEAD_2_MS)._replace(residency=LruResidency())
 
 
 def loads(story: Story) -> list[str]:
@@ -23,7 +23,7 @@ def evicts(story: Story) -> list[str]:
 
 
 def busy_loading(
-    make_scheduler: MakeStory, *names: str, policy: Policy | str = "remontoir"
+    make_scheduler: MakeStory, *names: str, policy: Policy | str = AHEAD_2_MS
 ) -> Story:
     """A device that loads "first" while others begin to wait; done at 20 ms."""
     specs = [model_spec(name, pages=1) for name in ("first", *names)]

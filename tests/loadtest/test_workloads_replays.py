@@ -64,6 +64,14 @@ def test_azure_can_be_scaled_to_the_mean_rate_of_what_is_replayed() -> None:
         assert len(play(entry, 20)) == near(20_000)
 
 
+def test_azure_gaps_go_on_from_one_minute_into_the_next() -> None:
+    # One request a minute: gaps that began anew with each would be too few.
+    entry = AzureFunctions(
+        models="m*", slo_ms=1, file=HUNDRED, scale_to_rate_per_s=1000, minute_s=0.001
+    )
+    assert len(play(entry, 5)) == near(5000)
+
+
 def test_azure_begins_at_a_minute_lasts_as_said_and_wraps_round(tmp_path: Path) -> None:
     file = written(tmp_path / "counts.csv", "HashFunction,1,2,3", "f,600,0,60000")
     entry = AzureFunctions(models="m*", slo_ms=1, file=file, first_minute=1, minute_s=2)
@@ -162,6 +170,14 @@ def test_servegen_windows_have_their_rates() -> None:
 def test_servegen_is_scaled_to_the_mean_rate_of_what_is_replayed() -> None:
     entry = ServeGen(models="m*", slo_ms=1, file=DEEPSEEK, scale_to_rate_per_s=1000, window_s=1)
     assert len(play(entry, 40)) == pytest.approx(40_000, rel=0.03)
+
+
+def test_servegen_gaps_go_on_from_one_window_into_the_next(tmp_path: Path) -> None:
+    header = "client,window_start_s,rate_rps,iat_cv,iat_family,param1,param2"
+    rows = [f"a,{600 * i},{100 + i},1,Gamma,1,1" for i in range(50)]
+    file = written(tmp_path / "windows.csv", header, *rows)
+    entry = ServeGen(models="m*", slo_ms=1, file=file, scale_to_rate_per_s=1000, window_s=0.001)
+    assert len(play(entry, 5)) == near(5000)
 
 
 @pytest.mark.parametrize(

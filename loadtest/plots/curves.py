@@ -38,6 +38,7 @@ def goodput(
             halves = [interval(points[x]).half_width if len(points[x]) >= 3 else 0.0 for x in xs]
             axis.errorbar(
                 xs, means, yerr=halves if any(halves) else None, label=label, capsize=3,
+                elinewidth=1.0,
                 color=colour(index), marker=marker(index), markersize=6, linestyle=dash(index),
             )  # fmt: skip
         if bound:
@@ -80,7 +81,8 @@ def latency_cdf(
         if len(slos) == 1:
             [slo_ns] = slos
             axis.axvline(slo_ns / 1e6, color=GREY, linestyle=":", label=f"SLO {slo_ns / 1e6:g} ms")
-        _log_x_of_ms(axis)
+        axis.set_xscale("log")
+        _plain_ticks(axis, (1.0, 2.0, 5.0))
         axis.set_ylim(0, 1.02)
         axis.set(title=title, xlabel="latency (ms)", ylabel="share of all requests served within")
         legend_below(axis)
@@ -103,6 +105,8 @@ def prediction_errors(
         sent_ns = actions["sent_ns"]
         actions = actions.rows((sent_ns >= window[0]) & (sent_ns < window[1]))
     with drawing():
+        from matplotlib.ticker import FuncFormatter
+
         figure, axes = new_figure(7.0, 2, 2)
         figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
         for row, (what, errors_of) in enumerate(
@@ -118,13 +122,14 @@ def prediction_errors(
                 axes[2].set_title("completion: later than planned")
                 axes[3].set_title("completion: earlier than planned")
         for axis in axes:
-            axis.set(xlabel="error (µs)", ylabel="share with more")
+            axis.set(xlabel="error (µs)", ylabel="share that erred by more")
             axis.set_yscale("log")
-            axis.set_xscale("symlog", linthresh=1.0)
+            axis.set_xscale("symlog", linthresh=1.0, linscale=0.3)
             axis.set_xlim(left=0)
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_ylim(top=1.2)
             if axis.get_legend_handles_labels()[0]:
-                axis.legend(loc="upper right")
+                axis.legend(loc="lower left")  # tails fall to the right
             else:
                 axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center", color=GREY)
     return figure
@@ -160,8 +165,10 @@ def _arrived_in(requests: Table, window: tuple[int, int] | None) -> Table:
     return requests.rows((arrival_ns >= window[0]) & (arrival_ns < window[1]))
 
 
-def _log_x_of_ms(axis: "Axes") -> None:
-    from matplotlib.ticker import FuncFormatter
+def _plain_ticks(axis: "Axes", subs: tuple[float, ...] = (1.0,)) -> None:
+    """On a logarithmic axis: 0.2, 5, 100 and no powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=subs))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())

@@ -1,7 +1,7 @@
 """What the devices' samples show over time: pages, schedule_ahead, how busy their lanes were."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def schedule_ahead(tables: Tables, *, title: str = "schedule_ahead") -> "Figure"
             axes[1].set(ylabel="gap rate")
         axes[-1].set_xlabel("time (s)")
         for axis in axes:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, axis.get_ylim()[1] * 1.05)
         legend_below(axes[-1])
     return figure
 
@@ -68,7 +68,7 @@ def busy(tables: Tables, *, title: str = "How busy the lanes were") -> "Figure":
     with drawing():
         figure, axes = new_figure(6.0, 2)
         for axis, kind in zip(axes, ("exec", "load"), strict=True):
-            _lines(axis, tables.devices, f"{kind}_busy_share", 0.01)
+            _lines(axis, tables.devices, f"{kind}_busy_share", 0.01, where="pre")
             axis.set(ylabel=f"{kind.upper()} busy (%)")
             axis.set_ylim(0, 103)
         axes[0].set_title(title)
@@ -77,12 +77,19 @@ def busy(tables: Tables, *, title: str = "How busy the lanes were") -> "Figure":
     return figure
 
 
-def _lines(axis: "Axes", devices: Table, column: str, unit: float) -> None:
+def _lines(
+    axis: "Axes",
+    devices: Table,
+    column: str,
+    unit: float,
+    where: Literal["pre", "post"] = "post",
+) -> None:
+    """`where`: whether a sample tells of the time before it or after."""
     parts = list(_by_worker(devices))
     is_crowd = len(parts) > MAX_DEVICES
     for index, (worker, samples) in enumerate(parts):
         axis.step(
-            samples["at_ns"] / 1e9, samples[column] / unit, where="post",
+            samples["at_ns"] / 1e9, samples[column] / unit, where=where,
             label=None if is_crowd else worker,
             color=GREY if is_crowd else colour(index),
             linestyle="-" if is_crowd else dash(index),
@@ -92,7 +99,7 @@ def _lines(axis: "Axes", devices: Table, column: str, unit: float) -> None:
         instants = np.unique(devices["at_ns"])
         middle = [np.median(devices[column][devices["at_ns"] == at]) / unit for at in instants]
         axis.step(
-            instants / 1e9, middle, where="post", color=colour(0),
+            instants / 1e9, middle, where=where, color=colour(0),
             label=f"median of {len(parts)} devices (grey: each)",
         )  # fmt: skip
 

@@ -101,7 +101,7 @@ def natural(name: str) -> tuple[str, int, str]:
     return stem, int(name[len(stem) :] or 0), name
 
 
-def legend_below(axis: "Axes", *, columns: int = 4) -> None:
+def legend_below(axis: "Axes", *, columns: int = 6) -> None:
     """Under the axes: it never covers what is drawn."""
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)

@@ -80,12 +80,18 @@ class CompiledCore(BuildHookInterface[Any]):
 
 
 def compiled_modules(root: Path) -> list[str]:
-    """Paths of the modules that are compiled: one group, so that they call each other in C."""
+    """Paths of the modules that are compiled: one group, so that they call each other in C.
+
+    Of the policies that is the strategies, in the folders: a named set is read from a text once,
+    by msgspec, from annotations that compiling would take away.
+    """
     package = root / "scheduler"
     return sorted(
         path.relative_to(root).as_posix()
         for path in package.rglob("*.py")
-        if path.name != "__init__.py" and path.relative_to(package).as_posix() not in INTERPRETED
+        if path.name != "__init__.py"
+        and path.parent != package / "policies"
+        and path.relative_to(package).as_posix() not in INTERPRETED
     )
 
 

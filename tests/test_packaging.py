@@ -101,6 +101,12 @@ def test_every_module_of_the_core_is_compiled_or_named_as_interpreted() -> None:
         assert f"scheduler/{name}" not in compiled
 
 
+def test_no_compiled_module_has_a_struct() -> None:
+    """Compiling takes a class's annotations away, and msgspec reads them."""
+    for path in hatch_build.compiled_modules(ROOT):
+        assert "msgspec.Struct" not in (ROOT / path).read_text("utf-8"), path
+
+
 def _build(directory: Path, **settings: str) -> tuple[Path, str]:
     """The wheel, and what the build said."""
     command = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory)

@@ -19,10 +19,10 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench lock clean distclean
+.PHONY: help install serve test check format bench lock e2e-wheel clean distclean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(RUNTIME) ## make the environment in .venv, from hash-locked requirements
 
@@ -53,6 +53,9 @@ format: $(DEV) ## let ruff format the code and fix what it can
 
 bench: $(DEV) ## measure: overload, gateway cost, paging, scheduler (ARGS=--help lists them)
 	@$(BIN)/python -m loadtest $(ARGS)
+
+e2e-wheel: ## build, install and test both wheels, compiled and pure (minutes, network)
+	@$(PYTHON) tests/e2e/wheel.py
 
 lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARGS=--upgrade for newer)
 	$(COMPILE) $(ARGS) --extra build pyproject.toml -o requirements.txt

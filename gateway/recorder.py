@@ -47,7 +47,14 @@ class Recorder:
     thread of the loop. `is_recording` turns false for good when it stops.
     """
 
-    def __init__(self, path: Path, header: Header, *, loop: Loop) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        *,
+        loop: Loop,
+        max_waiting_blocks: int = MAX_WAITING_BLOCKS,
+    ) -> None:
         self._path = path
         self._call_soon = loop.call_soon
         self._call_later = loop.call_later
@@ -55,6 +62,7 @@ class Recorder:
         # All and only what happened and is not yet encoded: a method of the encoder, its arguments.
         self._noted: list[tuple[Any, ...]] = []
         self._is_flush_due = False
+        self._max_waiting_blocks = max_waiting_blocks
         # Blocks, oldest first; None ends the thread.
         self._waiting: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
         if path.is_file():
@@ -83,7 +91,7 @@ class Recorder:
 
     def close(self, why: str) -> None:
         """Writes what is left, and that it is all. Waits for the disk, CLOSE_GRACE_S at most."""
-        self._note((self._encoder.ended, why))
+        self._noted.append((self._encoder.ended, why))
         self._encode()
         self._flush()
         if self.is_recording:
@@ -123,8 +131,8 @@ class Recorder:
     def _flush(self) -> None:
         if not self.is_recording or not self._encoder.num_bytes:
             return
-        if self._waiting.qsize() >= MAX_WAITING_BLOCKS:
-            self._give_up(f"the disk is too slow, {MAX_WAITING_BLOCKS} blocks wait for it")
+        if self._waiting.qsize() >= self._max_waiting_blocks:
+            self._give_up(f"the disk is too slow, {self._max_waiting_blocks} blocks wait for it")
             return
         self._waiting.put(self._encoder.take())
 

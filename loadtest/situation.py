@@ -46,7 +46,7 @@ def _queue(scheduler: Scheduler, model: ModelState, request: RequestArrived) -> 
     queued = [r for queue in model.queues.values() for r in queue]
     ahead = sum(r.deadline_ns <= request.deadline_ns for r in queued)
     others = scheduler.num_queued - len(queued)
-    told = f"{counted(len(queued), 'request')} of {request.model} waited"
+    told = f"Before it, {counted(len(queued), 'request')} of {request.model} waited"
     if queued:
         told += f", {ahead} of them due before it"
     return f"{told}, and {others} of other models."

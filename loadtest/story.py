@@ -104,7 +104,7 @@ class Story:
             others = len(together) - 1
             same = sum(other.model == request.model for other in together) - 1
             told += f", together with {counted(others, 'other request')}, {same} of {request.model}"
-        self._say(f"{told}. Before that:")
+        self._say(f"{told}.")
         if scheduler is not None:
             self._sentences += situation(scheduler, request, entry.now)
 

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.plots.style import GREY, colour, dash, drawing, legend_below, marker, new_figure
+from loadtest.plots.style import (
+    GREY,
+    colour,
+    dash,
+    drawing,
+    fitted,
+    legend_below,
+    marker,
+    new_figure,
+)
 from loadtest.results.intervals import interval
 from loadtest.results.summary import completion_errors_ns, prediction_errors_ns
 from loadtest.results.tables import INFER, LOAD, SERVED, Numbers, Table, Tables
@@ -50,8 +59,8 @@ def goodput(
             axis.minorticks_off()
         axis.set_xticks(every_x, [f"{x:g}" for x in every_x])
         axis.set_ylim(bottom=0)
-        axis.set(title=title, xlabel=x_label, ylabel=y_label)
-        legend_below(axis)
+        axis.set(title=fitted(title), xlabel=x_label, ylabel=y_label)
+        legend_below(figure, *axis.get_legend_handles_labels())
     return figure
 
 
@@ -84,8 +93,10 @@ def latency_cdf(
         axis.set_xscale("log")
         _plain_ticks(axis, (1.0, 2.0, 5.0))
         axis.set_ylim(0, 1.02)
-        axis.set(title=title, xlabel="latency (ms)", ylabel="share of all requests served within")
-        legend_below(axis)
+        axis.set(
+            title=fitted(title), xlabel="latency (ms)", ylabel="share of all requests served within"
+        )
+        legend_below(figure, *axis.get_legend_handles_labels())
     return figure
 
 
@@ -108,7 +119,7 @@ def prediction_errors(
         from matplotlib.ticker import FuncFormatter
 
         figure, axes = new_figure(7.0, 2, 2)
-        figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
+        figure.suptitle(fitted(title), fontsize=13, fontweight="bold", x=0.01, ha="left")
         for row, (what, errors_of) in enumerate(
             (("duration", prediction_errors_ns), ("completion", completion_errors_ns))
         ):

@@ -7,11 +7,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadtest.plots.style import ALARM, COLOURS, GREY, WIDTH_IN, drawing, natural, new_figure
+from loadtest.plots.style import (
+    ALARM,
+    COLOURS,
+    GREY,
+    WIDTH_IN,
+    drawing,
+    fitted,
+    legend_below,
+    natural,
+    new_figure,
+)
 from loadtest.results.tables import INFER, LOAD, UNKNOWN_NS, Table, Tables
 from scheduler.actions import Code
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -56,8 +67,9 @@ def lanes(
         axis.set_xlim(begin_ns / 1e6, end_ns / 1e6)
         axis.grid(visible=False, axis="y")
         more = f", first {MAX_LANES} of {len(rows)} lanes" if len(rows) > MAX_LANES else ""
-        axis.set(title=title + more, xlabel="time (ms)")
-        _legend(axis, colours, shown)
+        axis.set(title=fitted(title + more), xlabel="time (ms)")
+        handles = _legend(colours, shown)
+        legend_below(figure, handles, [str(handle.get_label()) for handle in handles])
     return figure
 
 
@@ -109,11 +121,11 @@ def _draw_lane(
             )  # fmt: skip
 
 
-def _legend(axis: "Axes", colours: dict[str, str], shown: Table) -> None:
+def _legend(colours: dict[str, str], shown: Table) -> "list[Artist]":
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[Patch | Line2D] = [Patch(color=c, label=model) for model, c in colours.items()]
+    handles: list[Artist] = [Patch(color=c, label=model) for model, c in colours.items()]
     ok = shown.has("code", Code.OK.name)
     others = set(shown.texts("model")) - set(colours)
     if others:
@@ -129,8 +141,7 @@ def _legend(axis: "Axes", colours: dict[str, str], shown: Table) -> None:
         handles.append(
             Line2D([], [], marker="x", color=ALARM, linestyle="", markeredgewidth=2, label=label)
         )
-    if handles:
-        axis.figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    return handles
 
 
 def _words(codes: Sequence[str]) -> list[str]:

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from loadtest.plots.style import GREY, colour, dash, drawing, legend_below, natural, new_figure
+from loadtest.plots.style import (
+    GREY,
+    colour,
+    dash,
+    drawing,
+    fitted,
+    legend_below,
+    natural,
+    new_figure,
+)
 from loadtest.results.tables import Table, Tables
 
 if TYPE_CHECKING:
@@ -27,7 +36,7 @@ def pages(tables: Tables, *, title: str = "Pages") -> "Figure":
     rows = max(1, -(-len(parts) // columns))
     with drawing():
         figure, axes = new_figure(1.2 + (3.6 if rows == 1 else 2.3 * rows), rows, columns)
-        figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
+        figure.suptitle(fitted(title), fontsize=13, fontweight="bold", x=0.01, ha="left")
         for axis, (worker, samples) in zip(axes, parts, strict=False):
             seconds = samples["at_ns"] / 1e9
             heights = [samples[column] for column, _, _ in _STATES] + [samples["pages_free"]]
@@ -41,8 +50,7 @@ def pages(tables: Tables, *, title: str = "Pages") -> "Figure":
         for axis in axes[len(parts) :]:
             axis.set_axis_off()
         if parts:
-            handles, labels = axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=3)
+            legend_below(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
@@ -52,14 +60,14 @@ def schedule_ahead(tables: Tables, *, title: str = "schedule_ahead") -> "Figure"
     with drawing():
         figure, axes = new_figure(6.0 if has_gaps else 4.0, 2 if has_gaps else 1)
         _lines(axes[0], tables.devices, "schedule_ahead_ns", 1e6)
-        axes[0].set(title=title, ylabel="schedule_ahead (ms)")
+        axes[0].set(title=fitted(title), ylabel="schedule_ahead (ms)")
         if has_gaps:
             _lines(axes[1], tables.devices, "gap_rate", 1.0)
             axes[1].set(ylabel="gap rate")
         axes[-1].set_xlabel("time (s)")
         for axis in axes:
             axis.set_ylim(0, axis.get_ylim()[1] * 1.05)
-        legend_below(axes[-1])
+        legend_below(figure, *axes[-1].get_legend_handles_labels())
     return figure
 
 
@@ -71,9 +79,9 @@ def busy(tables: Tables, *, title: str = "How busy the lanes were") -> "Figure":
             _lines(axis, tables.devices, f"{kind}_busy_share", 0.01, where="pre")
             axis.set(ylabel=f"{kind.upper()} busy (%)")
             axis.set_ylim(0, 103)
-        axes[0].set_title(title)
+        axes[0].set_title(fitted(title))
         axes[-1].set_xlabel("time (s)")
-        legend_below(axes[-1])
+        legend_below(figure, *axes[-1].get_legend_handles_labels())
     return figure
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Window = tuple[int, int]
 LANES_NS = 100 * MILLISECOND_NS
+MAX_NAME = 200  # file systems take 255 bytes
 
 
 class DrawnRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,8 +66,8 @@ def write_page(
     groups = {run.text: run.summary.run for run in runs}
     page.write_text(html_page(title, groups, pictures, facts), encoding="utf-8")
     written = [page]
-    for picture in pictures:
-        path = directory / f"{picture.name}.png"
+    for name, picture in zip(_distinct([p.name for p in pictures]), pictures, strict=True):
+        path = directory / f"{name}.png"
         path.write_bytes(picture.png)
         written.append(path)
     return written
@@ -155,6 +156,18 @@ def _axis_label(variable: str) -> str:
     if stem and unit in ("ns", "us", "ms", "s"):
         variable = f"{stem} ({unit})"
     return variable.replace("slo", "SLO")
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names that fit a file system; one that is there already gets a number."""
+    taken: dict[str, None] = {}
+    for name in names:
+        short = name[:MAX_NAME]
+        found, number = short, 2
+        while found in taken:
+            found, number = f"{short}-{number}", number + 1
+        taken[found] = None
+    return list(taken)
 
 
 def _file_stem(text: str) -> str:

@@ -5,16 +5,21 @@ no pyplot, and settings hold only inside `drawing`.
 """
 
 import io
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 120
 WIDTH_IN = 9.0
+TITLE_CHARACTERS = 78  # of a title, in the width
+LEGEND_CHARACTERS = 110  # of a legend's line
+LEGEND_LINE_IN = 0.22
 # Told apart with any colour vision (Okabe and Ito, 2008); without its yellow, too pale for lines.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 ALARM = "#D55E00"
@@ -101,7 +106,18 @@ def natural(name: str) -> tuple[str, int, str]:
     return stem, int(name[len(stem) :] or 0), name
 
 
-def legend_below(axis: "Axes", *, columns: int = 6) -> None:
-    """Under the axes: it never covers what is drawn."""
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+def fitted(title: str) -> str:
+    """A title broken into lines that fit the picture, and cut after the third."""
+    return textwrap.fill(title, TITLE_CHARACTERS, max_lines=3, placeholder=" …")
+
+
+def legend_below(figure: "Figure", handles: "Sequence[Artist]", labels: Sequence[str]) -> None:
+    """Under the axes: it never covers what is drawn. As many columns as its words leave room for;
+    the picture grows by the lines it needs.
+    """
+    if not labels:
+        return
+    columns = max(1, min(6, LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
+    lines = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE_IN * (lines - 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -138,7 +138,7 @@ class Collector:
                 loading,
                 device.spec.total_pages - free - loading,
                 device.schedule_ahead_ns,
-                float(getattr(device, "gap_rate", 0.0)),
+                device.gap_rate,
                 0.0,
                 0.0,
             )

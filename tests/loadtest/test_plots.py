@@ -86,9 +86,7 @@ def test_goodput_is_the_mean_over_seeds_with_intervals_from_three_on() -> None:
     assert [label.get_text() for label in axis.get_xticklabels()] == ["10", "25"]
     assert axis.get_xscale() == "log"
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("SLO (ms)", "goodput (requests/s)")
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
-        "upper bound", "remontoir", "fifo",
-    ]  # fmt: skip
+    assert legend_of(figure) == ["upper bound", "remontoir", "fifo"]
 
 
 def test_an_axis_from_zero_on_is_linear() -> None:
@@ -314,9 +312,18 @@ def test_every_picture_is_a_png_of_its_size() -> None:
     assert size_of(goodput({"a": {1.0: [1.0]}})) == (1080, 600)
     assert size_of(latency_cdf({"a": answered([1])})) == (1080, 600)
     assert size_of(prediction_errors(played())) == (1080, 840)
-    assert size_of(lanes(played(), 0, ms(20))) == (1080, 376)
+    assert size_of(lanes(played(), 0, ms(20))) == (1080, 403)
     assert size_of(pages(sampled(1))) == (1080, 576)
     assert size_of(schedule_ahead(sampled(1))) == (1080, 480)
+
+
+def test_long_words_make_a_picture_higher_and_never_wider() -> None:
+    words = "clockwork:schedule_ahead_ms=5,deadline_floor, noise 0.05, seed "
+    figure = goodput({f"{words}{i}": {1.0: [1.0]} for i in range(5)}, title=words * 8)
+    assert size_of(figure) == (1080, int(120 * (5 + 4 * 0.22)))
+    title = figure.axes[0].get_title(loc="left").split("\n")
+    assert (len(title), max(map(len, title)) <= 78) == (3, True)
+    assert title[-1].endswith(" …")
 
 
 def test_the_same_tables_give_the_same_bytes() -> None:

@@ -105,6 +105,19 @@ def test_a_set_of_runs_becomes_files_and_a_page_that_fetches_nothing(tmp_path: P
     assert "demo &lt;1&gt;" in text
 
 
+def test_pictures_whose_names_differ_in_signs_only_are_files_of_their_own(tmp_path: Path) -> None:
+    cases = ({"skew": "-1", "why": "x" * 300}, {"skew": "+1", "why": "x" * 300})
+    runs = [
+        drawn_run("fifo", 1, dict(case), good, True)
+        for case, good in zip(cases, (3, 7), strict=True)
+    ]
+    latency, other = (
+        path for path in write_page(tmp_path, "Demo", runs) if path.name.startswith("latency")
+    )
+    assert other.stem == latency.stem + "-2"
+    assert latency.read_bytes() != other.read_bytes()
+
+
 def test_runs_without_variables_or_tables_have_their_lines_only(tmp_path: Path) -> None:
     written = write_page(tmp_path, "Demo", [drawn_run("fifo", s, {}, 4, False) for s in (1, 2)])
     assert [path.name for path in written] == ["index.html"]

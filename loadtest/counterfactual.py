@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from loadtest.recorded import opened, said_of, scheduler_of
@@ -201,10 +200,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     other = args.policy
     if args.schedule_ahead_ms is not None:
         other += f", schedule_ahead {args.schedule_ahead_ms:g} ms"
+    console.print(f"Recorded: {compared.recorded_policy}. Instead: {other}.", markup=False)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
-    table.add_column(f"recorded: {escape(compared.recorded_policy)}", justify="right")
-    table.add_column(f"instead: {escape(other)}", justify="right")
+    table.add_column("recorded", justify="right")
+    table.add_column("instead", justify="right")
     for name, was, would in _figures(compared):
         table.add_row(name, was, would)
     console.print(table)

@@ -5,7 +5,7 @@ Owns which request is meant, and the listing. What is told is loadtest/story.py.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -150,8 +150,8 @@ def _runs_along(scheduler: Scheduler, entry: Handled) -> bool:
         return False
 
 
-def main() -> int:
-    args = parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
     if (args.request_id is None) != args.list:
         parser().error("give one of REQUEST_ID and --list")
     console = Console(highlight=False, soft_wrap=True, markup=False)

@@ -7,7 +7,7 @@ clock is read. With --policy it hands over to loadtest/counterfactual.py.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -110,8 +110,8 @@ def num_requests(event: Event) -> int:
     return int(isinstance(event, RequestArrived))
 
 
-def main() -> int:
-    args = parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     try:
         if args.policy is not None:

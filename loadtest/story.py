@@ -163,7 +163,7 @@ class Story:
 
     def _tell_waiting(self) -> None:
         if self._ran:
-            self._say(f"While it waited, its gateway's workers ran {listed(self._ran)}.")
+            self._say(f"While it waited, the workers ran {listed(self._ran)}.")
             self._ran = []
 
     def _tell_execution(self, event: ActionFinished, now: int) -> None:

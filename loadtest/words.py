@@ -34,6 +34,8 @@ MAX_NAMED = 5  # of a long list, so many are named
 
 def ms(duration_ns: int) -> str:
     """12.3 ms, 0.042 ms: three digits that matter, and never fewer than the unit."""
+    if not duration_ns:
+        return "0 ms"
     value = duration_ns / MILLISECOND_NS
     if abs(value) >= 100:
         return f"{value:.0f} ms"

@@ -187,7 +187,7 @@ def _convert(tree: dict[str, Any], kind: type[_Kind], path: str) -> _Kind:
             raise ScenarioError(f"{path}: {error}") from error
         where = found["where"].removeprefix("key in ").removeprefix("$").removeprefix(".")
         value = _value_at(tree, where)
-        what = found["what"].replace("Object", where or "the file", 1)
+        what = found["what"].removeprefix("Object ")
         raise ScenarioError(
             f"{path}: {where}: {what}, in {value!r}" if where else f"{path}: {what}"
         ) from error

@@ -73,8 +73,10 @@ class SpikeTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_ms: float
 
     def __post_init__(self) -> None:
-        _need(0 <= self.probability <= 1, f"probability {self.probability} is not in 0 ... 1")
-        _need(0 <= self.min_ms <= self.max_ms, f"{self.min_ms} ... {self.max_ms} ms is no range")
+        _need(0 <= self.probability <= 1, f"probability {self.probability:g} is not in 0 ... 1")
+        _need(
+            0 <= self.min_ms <= self.max_ms, f"{self.min_ms:g} ... {self.max_ms:g} ms is no range"
+        )
 
 
 class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,7 +103,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for field in ("count", "pages", "page_mb"):
             _need(getattr(self, field) >= 1, f"{field} {getattr(self, field)} is less than 1")
         for field in ("exec_noise", "load_noise", "delay_ms", "jitter_ms"):
-            _need(getattr(self, field) >= 0, f"{field} {getattr(self, field)} is negative")
+            _need(getattr(self, field) >= 0, f"{field} {getattr(self, field):g} is negative")
 
 
 class Crash(
@@ -122,8 +124,8 @@ class Crash(
     detect_ms: float = 1000.0  # the silence after which a gateway gives a worker up
 
     def __post_init__(self) -> None:
-        _need(self.at_s >= 0, f"at_s {self.at_s} is negative")
-        _need(self.detect_ms >= 0, f"detect_ms {self.detect_ms} is negative")
+        _need(self.at_s >= 0, f"at_s {self.at_s:g} is negative")
+        _need(self.detect_ms >= 0, f"detect_ms {self.detect_ms:g} is negative")
         _need(self.down_s is None or self.down_s > 0, f"down_s {self.down_s} is not positive")
 
 
@@ -142,8 +144,8 @@ class Stall(
     every_s: float | None = None
 
     def __post_init__(self) -> None:
-        _need(self.at_s >= 0, f"at_s {self.at_s} is negative")
-        _need(self.stall_ms > 0, f"stall_ms {self.stall_ms} is not positive")
+        _need(self.at_s >= 0, f"at_s {self.at_s:g} is negative")
+        _need(self.stall_ms > 0, f"stall_ms {self.stall_ms:g} is not positive")
         _need(self.every_s is None or self.every_s > 0, f"every_s {self.every_s} is not positive")
 
 
@@ -170,10 +172,10 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         shortest_s = min(self.duration_s, full_s)
         _need(
             0 <= self.warmup_s < shortest_s,
-            f"warmup_s {self.warmup_s} does not end before the run, at {shortest_s} s",
+            f"warmup_s {self.warmup_s:g} does not end before the run, at {shortest_s:g} s",
         )
-        _need(self.client_delay_ms >= 0, f"client_delay_ms {self.client_delay_ms} is negative")
-        _need(self.sample_ms > 0, f"sample_ms {self.sample_ms} is not positive")
+        _need(self.client_delay_ms >= 0, f"client_delay_ms {self.client_delay_ms:g} is negative")
+        _need(self.sample_ms > 0, f"sample_ms {self.sample_ms:g} is not positive")
         num_workers = sum(devices.count for devices in self.devices)
         for fault in self.faults:
             if isinstance(fault, Crash):

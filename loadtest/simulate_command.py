@@ -21,11 +21,13 @@ from rich.table import Table
 from loadtest.results import Summary, read, write
 from loadtest.scenario import Case, ScenarioError, Value, load
 from loadtest.simulate import Run, run
+from loadtest.stage import check
 from scheduler.spec import SECOND_NS
 
 PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
 PROGRESS_STEP_NS = SECOND_NS // 5
 
+SCENARIOS = Path(__file__).parent / "scenarios"
 FIGURES = ("goodput/s", "attained", "late", "refused", "p50 ms", "p99 ms", "batch", "us/req")
 
 Report = Callable[[int], None]
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
     """Play what the options ask for, with a progress bar. Raises ValueError, RuntimeError."""
-    scenario = load(options.scenario)
+    scenario = load(_path_of(options.scenario))
     cases = scenario.expand(
         policies=options.policy,
         seeds=options.seed,
@@ -81,6 +83,11 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
         raise ValueError(
             f"--log takes one run, this is {len(cases)}: choose with --policy, --seed and --set"
         )
+    for setup in {id(case.setup): case.setup for case in cases}.values():
+        try:
+            check(setup)
+        except ValueError as error:
+            raise ScenarioError(f"{scenario.path}: {error}") from error
     wanted = Wanted(
         out=options.out,
         format=options.format,
@@ -98,6 +105,13 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
     if options.plot:
         _draw(lines, options.out)
     return lines
+
+
+def _path_of(text: str) -> Path:
+    """The file, or the scenario of that name that comes with the product."""
+    path = Path(text)
+    ours = SCENARIOS / f"{text}.yaml"
+    return ours if not path.exists() and path.name == text and ours.exists() else path
 
 
 def _line(case: Case, wanted: Wanted, report: Report | None = None) -> Line:
@@ -256,7 +270,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="remontoir simulate",
         description="Play a scenario in virtual time, with the scheduler that serves.",
     )
-    parser.add_argument("scenario", metavar="SCENARIO.yaml")
+    parser.add_argument(
+        "scenario", metavar="SCENARIO.yaml", help="a file, or the name of one in loadtest/scenarios"
+    )
     parser.add_argument("--policy", action="append", default=[], metavar="NAME")
     parser.add_argument("--seed", action="append", default=[], type=int, metavar="N")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE,...")

@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 
 from loadtest import profiles
 from loadtest.scenario_setup import Crash, Devices, Models, Profile, Setup
+from loadtest.workloads import closed_loops, open_loop
+from scheduler.scheduler import Scheduler
 from scheduler.simulation import SimulatedWorker, Simulation, Spikes
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, DeviceSpec, ModelSpec
 
@@ -40,6 +42,18 @@ def workers_of(setup: Setup, models: Sequence[ModelSpec], seed: int) -> list[Sim
         )
         for number, devices in enumerate(kinds)
     ]
+
+
+def check(setup: Setup) -> None:
+    """Build all that a run would, and raise ValueError for what cannot be: an unknown profile, a
+    glob that matches nothing, residents that do not fit, crashes that overlap.
+    """
+    models = models_of(setup)
+    names = [model.name for model in models]
+    open_loop(setup.workload, duration_s=setup.duration_s, seed=1, models=names)
+    closed_loops(setup.workload, duration_s=setup.duration_s, seed=1, models=names)
+    simulation = Simulation(Scheduler(), workers_of(setup, models, 1))
+    schedule_faults(setup, simulation, models, seed=1, duration_s=setup.duration_s)
 
 
 def schedule_faults(

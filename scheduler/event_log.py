@@ -41,7 +41,7 @@ from scheduler.spec import ModelSpec, SchedulerConfig
 
 FORMAT = "remontoir recording"
 FORMAT_VERSION = 1
-# zlib's fastest: a quarter of the time of its default for a tenth more bytes.
+# zlib's fastest: a third of the time of its default for a tenth more bytes.
 COMPRESSION_LEVEL = 1
 GZIP_WINDOW = 16 + zlib.MAX_WBITS
 # msgpack's array of up to 2**32 - 1 elements: one byte, then the number.

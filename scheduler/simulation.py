@@ -63,6 +63,7 @@ class _Call(NamedTuple):
 
 _Entry = Event | _Order | _Wake | _Stall | _Call
 _OURS = (_Order, _Wake, _Stall, _Call)
+_ASIDE = (_Order, _Wake, _Call)  # the scheduler does not notice them
 
 
 class Simulation:
@@ -221,15 +222,25 @@ class Simulation:
         source: Iterator[Arrival],
         now: int,
     ) -> Arrival | None:
-        """Add the requests that come next and not after `now`; returns the next arrival to play."""
+        """Add the requests that come next and not after `now`; returns the next arrival to play.
+
+        What happens outside the scheduler meanwhile does not part them: a run that is watched
+        decides as one that is not.
+        """
         heap = self._heap
         while True:
             if heap and (pending is None or heap[0][0] <= pending[0]):
                 at_ns, _, entry = heap[0]
-                if at_ns > now or type(entry) is not RequestArrived:
+                if at_ns > now:
                     return pending
-                gathered.append(entry)
-                heappop(heap)
+                if type(entry) is RequestArrived:
+                    heappop(heap)
+                    gathered.append(entry)
+                elif isinstance(entry, _ASIDE):
+                    heappop(heap)
+                    self._carry_out(entry, at_ns)
+                else:
+                    return pending
             elif pending is None or pending[0] > now or type(pending[1]) is not RequestArrived:
                 return pending
             else:

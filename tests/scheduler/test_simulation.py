@@ -231,6 +231,21 @@ def test_a_stall_gathers_what_it_held_up() -> None:
     assert log.of(RequestArrived) == [(16, request(3, 16))]
 
 
+def test_what_the_scheduler_does_not_notice_does_not_part_what_is_gathered() -> None:
+    log = Log()
+    looks: list[int] = []
+    run_ = simulation(worker(), observer=log, gathers_arrivals=True)
+    run_.at(ms(5), request(1, 5))
+    run_.call_at(ms(5), lambda: looks.append(run_.now))
+    run_.at(ms(5), request(2, 5))
+    run_.stall(ms(5), ms(1))
+    run_.at(ms(5), request(3, 5))
+    run_.run()
+    assert log.of(RequestsArrived) == [(5, RequestsArrived((request(1, 5), request(2, 5))))]
+    assert log.of(RequestArrived) == [(6, request(3, 5))]
+    assert looks == [ms(5)]
+
+
 def test_an_event_among_gathered_arrivals_keeps_its_place() -> None:
     log = Log()
     run_ = simulation(worker(), observer=log, gathers_arrivals=True)

@@ -1,0 +1,257 @@
+"""A case from its workload to its tables, and the command around it."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from loadtest import simulate_command
+from loadtest.results import read
+from loadtest.scenario import Case, ScenarioError, load
+from loadtest.scenario_setup import Devices, Models, Profile, Setup
+from loadtest.simulate import run, window_of
+from loadtest.simulate_command import main
+from loadtest.workloads import Closed, Poisson, WorkloadEntry
+from scheduler.events import (
+    ActionFinished,
+    Command,
+    Event,
+    Reply,
+    RequestArrived,
+    RequestsArrived,
+    Send,
+)
+from scheduler.spec import MILLISECOND_NS, SECOND_NS
+
+LINE = Profile(first_ms=4, each_ms=1, load_ms=10, weights_mb=60)
+STEADY = Poisson(models="m*", slo_ms=50.0, rate_per_s=200.0, name="steady")
+CLIENTS = Closed(models="m*", slo_ms=50.0, clients=3, think_ms=2.0, name="clients")
+EXAMPLE = Path("loadtest/scenarios/example.yaml")
+
+
+def case(
+    *workload: WorkloadEntry, seed: int = 1, policy: str = "remontoir", **options: Any
+) -> Case:
+    devices = Devices(resident="all", exec_noise=0.02, jitter_ms=0.05)
+    setup = Setup(
+        duration_s=1.0,
+        models=(Models(name="m", profile=LINE, count=2),),
+        devices=(devices,),
+        workload=workload,
+        **options,
+    )
+    return Case(scenario="test", setup=setup, seed=seed, policy=policy, duration_s=1.0)
+
+
+def test_a_run_answers_all_that_its_workload_asks() -> None:
+    result = run(case(STEADY, CLIENTS, warmup_s=0.2))
+    assert result.tables is not None
+    assert result.summary is not None
+    requests = result.tables.requests
+    assert len(requests) == result.num_requests > 300
+    assert not requests.has("outcome", "open").any()
+    assert sorted(set(requests["stream"])) == [0, 1]
+    assert sorted(set(requests.texts("model"))) == ["m0", "m1"]
+    assert (requests["arrival_ns"] < SECOND_NS).all()
+    assert (requests["slo_ns"] == 50 * MILLISECOND_NS).all()
+    in_window = (requests["arrival_ns"] >= 0.2 * SECOND_NS).sum()
+    assert result.summary.run.requests == in_window < result.num_requests
+    assert result.summary.run.attainment is not None
+    assert result.summary.run.attainment > 0.9
+    assert result.summary.handle_us is not None
+    assert result.num_events > 0
+    assert 0 < result.handle_wall_ns < result.wall_ns
+    assert result.anomalies == {}
+
+
+def test_pages_and_lanes_are_looked_at_every_so_often() -> None:
+    result = run(case(STEADY, sample_ms=250.0))
+    assert result.tables is not None
+    assert list(result.tables.devices["at_ns"] / 1e6) == [0, 250, 500, 750, 1000]
+    assert set(result.tables.devices["pages_resident"]) == {8}
+
+
+def test_a_run_says_which_it_is() -> None:
+    meta = run(case(STEADY, seed=4, policy="fifo", warmup_s=0.5)).meta
+    assert (meta.scenario, meta.policy, meta.seed, meta.case) == ("test", "fifo", 4, {})
+    assert (meta.window_begin_ns, meta.window_end_ns) == (SECOND_NS // 2, SECOND_NS)
+    assert window_of(case(STEADY)) == (0, SECOND_NS)
+
+
+def test_clients_of_a_closed_loop_ask_again_when_their_answer_is_there() -> None:
+    result = run(case(CLIENTS, client_delay_ms=1.0))
+    assert result.tables is not None
+    requests = result.tables.requests
+    first, asked = 6, requests["arrival_ns"]
+    assert (asked[:first] == MILLISECOND_NS).all()  # the way to the gateway
+    # Each later request comes 2 ms of thinking and 1 ms of way after the answer at a client.
+    answers = set((requests["answered_ns"] + 3 * MILLISECOND_NS).tolist())
+    assert set(asked[first:].tolist()) <= answers
+    assert len(requests) > 100
+
+
+def log_of(of: Case) -> bytes:
+    file = io.BytesIO()
+    run(of, log=file)
+    return file.getvalue()
+
+
+def test_the_decision_log_is_the_same_to_the_byte_for_a_seed() -> None:
+    log = log_of(case(STEADY, CLIENTS))
+    assert log == log_of(case(STEADY, CLIENTS))
+    assert log != log_of(case(STEADY, CLIENTS, seed=2))
+    assert log != log_of(case(STEADY, CLIENTS, policy="fifo"))
+
+
+def test_watching_does_not_change_what_is_decided() -> None:
+    plain, watched = io.BytesIO(), io.BytesIO()
+    run(case(STEADY, CLIENTS), log=plain, collects=False)
+    instants: list[int] = []
+    events: list[Event] = []
+    run(
+        case(STEADY, CLIENTS, sample_ms=10.0),
+        log=watched,
+        progress=instants.append,
+        observer=lambda _now, event, _commands: events.append(event),
+    )
+    assert watched.getvalue() == plain.getvalue()
+    assert instants == [i * 10 * MILLISECOND_NS for i in range(101)]
+    assert len(events) == watched.getvalue().count(b"\n")
+
+
+def test_a_line_of_the_log_is_an_event_and_what_was_decided() -> None:
+    seen: list[tuple[int, Event, list[Command]]] = []
+    file = io.BytesIO()
+    of = case(STEADY, CLIENTS)
+    run(of, log=file, observer=lambda now, event, commands: seen.append((now, event, commands)))
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert len(lines) == len(seen)
+    assert lines[0][:2] == [0, "WorkerJoined"]
+    assert lines[0][2]["worker_id"] == "w0"
+    assert (lines[0][2]["num_models"], lines[0][2]["resident"]) == (2, ["m0", "m1"])
+    for (at_ns, kind, _, commands), (now, event, decided) in zip(lines, seen, strict=True):
+        assert (at_ns, kind) == (now, type(event).__name__)
+        for line, command in zip(commands, decided, strict=True):
+            if isinstance(command, Reply):
+                assert line[:3] == ["Reply", command.request_id, type(command.outcome).__name__]
+            else:
+                assert line[:2] == ["Send", command.worker_id]
+                assert line[2][1] == command.action.action_id
+    kinds = {type(event) for _, event, _ in seen}
+    assert {RequestArrived, RequestsArrived, ActionFinished} <= kinds
+
+
+def test_without_a_collector_only_the_work_is_counted() -> None:
+    result = run(case(STEADY), collects=False)
+    assert result.tables is None
+    assert result.summary is None
+    assert result.num_requests > 100
+
+
+def test_no_answer_is_lost_when_a_worker_is() -> None:
+    scenario = load(EXAMPLE)
+    [of] = scenario.expand(policies=["remontoir"], variables={"slo_ms": [50]})
+    lost: list[int] = []
+
+    def watch(_now: int, event: Event, commands: list[Command]) -> None:
+        if type(event).__name__ == "WorkerLost":
+            lost.append(sum(isinstance(c, Reply) for c in commands))
+        assert all(isinstance(c, Send | Reply) for c in commands)
+
+    result = run(of, observer=watch)
+    assert len(lost) == 1
+    assert result.tables is not None
+    assert not result.tables.requests.has("outcome", "open").any()
+    workers = set(result.tables.requests.texts("worker"))
+    assert {"w0", "w0.1"} <= workers
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_the_example_runs_and_shows_a_row_per_run(capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(EXAMPLE), "--duration-s", "1.5", "--seed", "1", "--seed", "2"])
+    text = capsys.readouterr().out
+    rows = [line for line in text.splitlines() if "remontoir" in line or "fifo" in line]
+    assert len(rows) == 8
+    for heading in ("slo_ms", "goodput/s", "attained", "p99 ms", "batch"):
+        assert heading in text
+
+
+def test_tables_are_written_and_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    only = ("--set", "slo_ms=40", "--policy", "remontoir", "--duration-s", "1.5")
+    main(["example", *only, "--out", str(out), "--format", "sqlite"])
+    folder = out / "slo_ms=40,policy=remontoir,seed=1"
+    tables, meta = read(folder)
+    assert meta.case == {"slo_ms": 40}
+    assert len(tables.requests) > 100
+    summary = json.loads((folder / "summary.json").read_bytes())
+    assert summary["run"]["requests"] < len(tables.requests)
+    assert str(folder) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_processes_give_the_rows_that_one_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    def rows(*more: str) -> list[list[str]]:
+        main([str(EXAMPLE), "--policy", "remontoir", "--duration-s", "1.2", *more])
+        lines = [line for line in capsys.readouterr().out.splitlines() if "remontoir" in line]
+        return [line.split("│")[1:-2] for line in lines]  # the last column is wall time
+
+    assert rows("--jobs", "2") == rows()
+
+
+def test_the_log_of_one_run_goes_to_a_file(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    only = ("--set", "slo_ms=40", "--policy", "fifo", "--duration-s", "1.2")
+    for path in (first, second):
+        main([str(EXAMPLE), *only, "--log", str(path)])
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes().count(b"\n") > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml: No such file or directory"),
+        ([str(EXAMPLE), "--set", "slo_ms"], "--set takes NAME=VALUE or NAME=VALUE,VALUE"),
+        ([str(EXAMPLE), "--set", "slo=3"], "no variable 'slo'; there are slo_ms"),
+        ([str(EXAMPLE), "--policy", "best"], "no policy is called 'best'"),
+        ([str(EXAMPLE), "--plot"], "--plot needs --out DIR"),
+        ([str(EXAMPLE), "--log", "x"], "--log takes one run, this is 4: choose with --policy"),
+        ([str(EXAMPLE), "--duration-s", "0.5"], "warmup_s 1 does not end before the run"),
+    ],
+)
+def test_the_command_says_what_it_was_asked_wrongly(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.out == ""
+
+
+def test_what_cannot_be_built_is_refused_with_the_files_name(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(EXAMPLE.read_text("utf-8").replace("v100/resnet50_v2", "v100/resnet51"))
+    options = simulate_command._parser().parse_args([str(path)])
+    with pytest.raises(ScenarioError, match=r"wrong\.yaml: v100/resnet51 is not one of"):
+        simulate_command.simulate(options, Console(stderr=True))
+
+
+def test_a_bar_moves_over_the_virtual_seconds_of_all_runs() -> None:
+    cases = load(EXAMPLE).expand(duration_s=1.5)[:2]
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    with simulate_command._bar(console, cases) as report_of:
+        for number in range(2):
+            report = report_of(number)
+            for at_ms in (0, 100, 1000, 1500):
+                report(at_ms * MILLISECOND_NS)
+    assert "3 of 3 virtual s" in screen.getvalue()

@@ -197,7 +197,7 @@ Seed = Annotated[
 RequestId = Annotated[
     str | None,
     typer.Argument(
-        metavar="[REQUEST_ID]",
+        metavar="REQUEST_ID",
         help="The x-request-id of its answer, or the scheduler's number as --list shows it.",
     ),
 ]

@@ -71,22 +71,32 @@ def best_batches(
                 if executed == 1 or not (is_mixed or may_overlap):
                     continue
                 floor = -1.0  # the least price of this batch wherever request i may be in it
-                for rows in range(min(executed - 1, n - i), 0, -1):
-                    if rows + value[i + rows] <= best:
-                        continue
-                    if floor < 0.0:
-                        floor, start = cheapest_start(
-                            prices, cumulative, width, release[offset + i], last, length
-                        )
-                    if rows * (1.0 - floor / executed) + value[i + rows] <= best:
-                        continue
-                    for begins in (True, False):
-                        first, part_last = part_window(
-                            release, deadline, class_begin, family_begin, family_end,
-                            c, i, rows, executed, length, begins, may_overlap,
-                        )  # fmt: skip
-                        if first > part_last:
+                for begins in (True, False):
+                    for rows in range(1, min(executed - 1, n - i) + 1):
+                        if not is_mixed or floor < 0.0:
+                            first, part_last = part_window(
+                                release, deadline, class_begin, family_begin, family_end,
+                                c, i, rows, executed, length, begins, may_overlap,
+                            )  # fmt: skip
+                            if first > part_last:
+                                if is_mixed:
+                                    continue  # a longer part needs fewer partners
+                                break  # a longer part has a narrower window
+                        if rows + value[i + rows] <= best:
                             continue
+                        if floor < 0.0:
+                            floor, start = cheapest_start(
+                                prices, cumulative, width, release[offset + i], last, length
+                            )
+                        if rows * (1.0 - floor / executed) + value[i + rows] <= best:
+                            continue
+                        if is_mixed:  # looking for partners is dearer than the price above
+                            first, part_last = part_window(
+                                release, deadline, class_begin, family_begin, family_end,
+                                c, i, rows, executed, length, begins, may_overlap,
+                            )  # fmt: skip
+                            if first > part_last:
+                                continue
                         price, start = cheapest_start(
                             prices, cumulative, width, first, part_last, length
                         )

@@ -75,7 +75,7 @@ class Planner:
                 return
             send_at_ns = device.exec_lane.free_at(now) - device.schedule_ahead_ns
             if send_at_ns > now:
-                self._ledger.wake_by(device, send_at_ns)
+                self._look_again(device, device.exec_lane, send_at_ns, now)
                 return
             plan = self._batching.next_infer(self._state, device, now)
             if plan is None:
@@ -91,7 +91,7 @@ class Planner:
             return
         send_at_ns = device.load_lane.free_at(now) - device.schedule_ahead_ns
         if send_at_ns > now:
-            self._ledger.wake_by(device, send_at_ns)
+            self._look_again(device, device.load_lane, send_at_ns, now)
             return
         plan = self._residency.next_load(state, device, now)
         if plan is None:
@@ -246,8 +246,19 @@ class Planner:
     def _is_awaited(self, device: DeviceMirror, lane: WorkTracker, now: int) -> bool:
         """Whether the device will be looked at by the time something may be sent to its lane."""
         send_at_ns = lane.free_at(now) - device.schedule_ahead_ns
+        if send_at_ns <= now:
+            return False
         wake_at_ns = device.wake_at_ns
-        return send_at_ns > now and wake_at_ns is not None and wake_at_ns <= send_at_ns
+        return lane.is_overdue(now) or (wake_at_ns is not None and wake_at_ns <= send_at_ns)
+
+    def _look_again(
+        self, device: DeviceMirror, lane: WorkTracker, send_at_ns: int, now: int
+    ) -> None:
+        """When something may be sent to the lane. While its head is overdue no instant is: what is
+        expected moves on with the clock, and the head's result is what the device is looked at for.
+        """
+        if not lane.is_overdue(now):
+            self._ledger.wake_by(device, send_at_ns)
 
     def evict_unserved(self, device: DeviceMirror, name: str, now: int) -> None:
         """Weights of a model that is not served any more go as soon as nothing uses them."""

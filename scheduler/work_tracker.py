@@ -53,3 +53,10 @@ class WorkTracker:
         if self.last_end_ns + head_ns < heard_until_ns:
             return max(heard_until_ns + self._total_ns - head_ns, now)
         return max(self.last_end_ns + self._total_ns, now)
+
+    def is_overdue(self, now: int) -> bool:
+        """The head should have been heard of: `free_at` goes on with the clock until it is."""
+        if not self._durations:
+            return False
+        head_ns = next(iter(self._durations.values()))
+        return self.last_end_ns + head_ns < now - self.lag_ns

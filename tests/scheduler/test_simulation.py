@@ -20,6 +20,7 @@ from scheduler.events import (
     WorkerLost,
 )
 from scheduler.scheduler import Scheduler
+from scheduler.simulated_worker import Spikes
 from scheduler.simulation import SimulatedWorker, Simulation, arrivals_of
 from tests.scheduler.story import device_spec, model_spec, ms
 
@@ -113,6 +114,19 @@ def test_a_second_answer_ends_the_run() -> None:
     run_ = Simulation(core, [], handle=lambda event, now: core.handle(event, now) * 2)
     with pytest.raises(AssertionError, match="request 1 answered twice"):
         run_.run(arrivals_of([request(1, 0)]))
+
+
+def test_while_a_result_is_overdue_nothing_but_the_result_wakes_the_core() -> None:
+    """What the lane is expected to do moves on with the clock then: no instant would ever come."""
+    log = Log()
+    slow = worker(resident=["m", "n"], spikes=Spikes(1.0, ms(30), ms(30)))
+    run_ = simulation(slow, observer=log)
+    requests = [request(1, 1, 300, "m"), request(2, 2, 300, "n"), request(3, 3, 300, "m")]
+    run_.run(arrivals_of(requests))
+    assert {type(outcome) for _, outcome in run_.outcomes.values()} == {Served}
+    first_heard_ms, _ = log.of(ActionFinished)[0]
+    assert 41 < first_heard_ms < 42
+    assert not [now for now, _ in log.of(Tick) if 21 < now < first_heard_ms]
 
 
 # ---------------------------------------------------------------------- stalls, crashes, clients

@@ -88,3 +88,11 @@ def test_a_head_is_not_overdue_before_its_end_could_have_been_heard_of() -> None
         *(120, 120, 120),  # until 113
         *(121, 127, 137),  # it must have ended, but cannot have before now - 3
     ]
+
+
+def test_a_head_is_overdue_once_its_end_should_have_been_heard_of() -> None:
+    tracker = WorkTracker()
+    tracker.lag_ns = 3
+    assert not tracker.is_overdue(500)
+    tracker.add(1, start_ns=100, duration_ns=10)
+    assert [tracker.is_overdue(now) for now in (109, 113, 114)] == [False, False, True]

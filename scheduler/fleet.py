@@ -45,7 +45,7 @@ class Fleet:
             offered,
             schedule_ahead_ns=self._planner.first_schedule_ahead_ns(),
         )
-        self._state.devices[event.worker_id] = device
+        self._state.devices[event.worker_id] = self._state.idle[event.worker_id] = device
         for spec in offered.values():
             model = self._state.models.get(spec.name)
             if model is not None and not self._offer(model, device):
@@ -78,6 +78,7 @@ class Fleet:
 
     def on_lost(self, event: WorkerLost, now: int) -> None:
         device = self._state.devices.pop(event.worker_id, None)
+        self._state.idle.pop(event.worker_id, None)
         if device is None:
             self._ledger.anomalies["unknown_worker_lost"] += 1
             return

@@ -68,6 +68,8 @@ def _validate_device(scheduler: Scheduler, device: DeviceMirror) -> None:
     _check(device.num_infers == len(infers), f"{who}: num_infers {device.num_infers}")
     limit = scheduler.policy.max_outstanding_infers or scheduler.state.config.max_outstanding_infers
     _check(device.num_infers <= limit, f"{who}: {device.num_infers} Infers, limit {limit}")
+    is_idle = who in scheduler.state.idle
+    _check(is_idle == (not infers), f"{who}: idle is {is_idle} with {len(infers)} Infers")
     _check(device.num_moves == len(loads), f"{who}: num_moves {device.num_moves}")
     for action in infers:
         _check(action.action_id in device.exec_lane, f"{who}: {action.action_id} not on its lane")

@@ -47,6 +47,9 @@ class Planner:
                 self.plan_loads(device, now)
                 if not model.needs_load:
                     break
+        elif model.num_queued and self._residency.is_speculative and self._state.idle:
+            for device in list(self._state.idle.values()):
+                self.plan_loads(device, now)
 
     def plan_refused_cold(self, model: ModelState, now: int) -> None:
         """A request was refused because the weights are absent: have them for the next one."""
@@ -124,6 +127,7 @@ class Planner:
         record = device.touch(queue.model, plan.rows, now)
         record.num_infers += 1
         device.num_infers += 1
+        self._state.idle.pop(device.worker_id, None)
         action = Infer(
             self._new_action_id(),
             queue.model,
@@ -239,7 +243,12 @@ class Planner:
                 return f"{len(plan.requests)} requests of {plan.queue.model}"
         if not device.num_moves and self._may_load:
             load = self._residency.next_load(state, device, now)
-            if load is not None and not self._is_awaited(device, device.load_lane, now):
+            # What is loaded on speculation is looked for at some events only.
+            if (
+                load is not None
+                and (state.models[load.model].needs_load or state.models[load.model].is_cold)
+                and not self._is_awaited(device, device.load_lane, now)
+            ):
                 return f"a LOAD of {load.model}"
         return None
 

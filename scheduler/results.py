@@ -68,6 +68,8 @@ class Results:
         now: int,
     ) -> None:
         device.num_infers -= 1
+        if not device.num_infers:
+            self._state.idle[device.worker_id] = device
         record = device.weights[action.model]
         record.num_infers -= 1
         if record.is_unserved:

@@ -119,6 +119,8 @@ class SchedulerState:
         self.devices: dict[str, DeviceMirror] = {}  # by worker id, in order of joining
         self.num_queued = 0
         self.waiting: dict[str, ModelState] = {}  # all and only models with queued requests
+        # all and only devices without an Infer in flight, by worker id; the idle longest first
+        self.idle: dict[str, DeviceMirror] = {}
         self.pinned: dict[str, None] = {}  # all and only names of pinned models
         # Names of models that a request was refused for since they were cold, and that were
         # neither loaded nor removed since; the latest last.

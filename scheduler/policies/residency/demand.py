@@ -1,8 +1,9 @@
 """LOAD whom it saves most per millisecond, EVICT who is worth least per page."""
 
-from scheduler.device import DeviceMirror, Weights
+from scheduler.device import DeviceMirror
 from scheduler.policies.residency import LoadPlan
-from scheduler.policies.residency.room import can_load, make_room
+from scheduler.policies.residency.replica import replica_for
+from scheduler.policies.residency.room import can_load, least_valuable, make_room
 from scheduler.state import ModelState, SchedulerState
 
 
@@ -11,10 +12,12 @@ class DemandResidency:
 
     Value is recent use per page. Weights in use by an Infer in flight and pinned ones are never
     evicted; weights that requests wait for only if the newcomer would save twice as many. A model
-    that is only ever refused because it is cold is loaded when nobody waits for another.
+    that is only ever refused because it is cold is loaded when nobody waits for another; with
+    `replicates`, a device with nothing to do takes a copy of what waits elsewhere.
     """
 
-    is_speculative = False
+    def __init__(self, *, replicates: bool = True) -> None:
+        self.is_speculative = replicates
 
     def next_load(self, state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
         best: tuple[float, ModelState] | None = None
@@ -27,10 +30,14 @@ class DemandResidency:
                 best = (demand, model)
         plan = None
         if best is not None:
-            plan = make_room(state, device, best[1], now, _least_valuable)
+            plan = make_room(state, device, best[1], now, least_valuable)
         if plan is None:
             plan = _pinned(state, device, now)
-        return plan if plan is not None else _refused(state, device, now)
+        if plan is None:
+            plan = _refused(state, device, now)
+        if plan is None and self.is_speculative:
+            plan = replica_for(state, device, now)
+        return plan
 
 
 def _pinned(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
@@ -38,7 +45,7 @@ def _pinned(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan |
     for name in state.pinned_and_absent():
         model = state.models[name]
         if can_load(device, model, now):
-            plan = make_room(state, device, model, now, _least_valuable)
+            plan = make_room(state, device, model, now, least_valuable)
             if plan is not None:
                 return plan
     return None
@@ -51,16 +58,10 @@ def _refused(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan 
     for name in reversed(state.refused_cold):
         model = state.models[name]
         if model.is_cold and can_load(device, model, now):
-            plan = make_room(state, device, model, now, _least_valuable)
+            plan = make_room(state, device, model, now, least_valuable)
             if plan is not None and not any(
                 other is not None and other.num_queued
                 for other in map(state.models.get, plan.evict)
             ):
                 return plan
     return None
-
-
-def _least_valuable(candidate: tuple[str, Weights], now: int) -> float:
-    """Recent use per page: what evicting costs, per page it frees."""
-    record = candidate[1]
-    return record.score(now) / record.num_pages

@@ -56,3 +56,9 @@ def _evictable(
         ):
             wanted.append((name, record))
     return idle, wanted
+
+
+def least_valuable(candidate: tuple[str, Weights], now: int) -> float:
+    """Recent use per page: what evicting costs, per page it frees."""
+    record = candidate[1]
+    return record.score(now) / record.num_pages

@@ -1,0 +1,91 @@
+"""A device that has nothing to do takes a copy of what waits elsewhere.
+
+One row of "m" takes 10 ms and a LOAD 20 ms; "one" holds the weights, "two" looks on.
+"""
+
+from scheduler.policies import parse
+from scheduler.policies.residency.demand import DemandResidency
+from tests.scheduler.conftest import MakeStory
+from tests.scheduler.story import AHEAD_2_MS, Story, model_spec
+
+SINGLE = model_spec("m", exec_ms={1: 10})
+OTHERS = (model_spec("x"), model_spec("y", exec_ms={1: 10}))
+
+
+def queue_up(
+    make_scheduler: MakeStory,
+    number: int,
+    *,
+    policy: object = AHEAD_2_MS,
+    pages: int = 8,
+    resident: tuple[str, ...] = (),
+    both: tuple[str, ...] = (),
+) -> Story:
+    """`number` requests of "m" at once; the first is executing on "one"."""
+    story = make_scheduler(SINGLE, *OTHERS, policy=policy)
+    story.join("one", pages=12, resident=["m", *both])
+    story.join("two", pages=pages, resident=[*resident, *both])
+    for request_id in range(number):
+        story.arrive(request_id, slo_ms=2_000)
+    return story
+
+
+def copies(story: Story) -> list[tuple[str, str]]:
+    return [(load.model, story.worker_of(load)) for load in story.loads]
+
+
+def test_a_long_queue_is_shared_by_a_copy(make_scheduler: MakeStory) -> None:
+    """The fourth makes 40.2 ms of work: more than two LOADs."""
+    story = queue_up(make_scheduler, 3)
+    assert copies(story) == []
+    story.arrive(3, slo_ms=2_000)
+    assert copies(story) == [("m", "two")]
+    story.finish(story.loads[0], at_ms=20.2)
+    assert {story.worker_of(infer) for infer in story.infers} == {"one", "two"}
+
+
+def test_one_copy_at_a_time(make_scheduler: MakeStory) -> None:
+    story = queue_up(make_scheduler, 5)
+    story.join("three")
+    story.arrive(5, slo_ms=2_000)
+    assert copies(story) == [("m", "two")]
+
+
+def test_a_busy_device_takes_none(make_scheduler: MakeStory) -> None:
+    story = make_scheduler(SINGLE, *OTHERS)
+    story.join("one", resident=["m"])
+    story.join("two", resident=["y"])
+    story.arrive(100, "y", slo_ms=2_000)
+    for request_id in range(8):
+        story.arrive(request_id, slo_ms=2_000)
+    assert copies(story) == []
+
+
+def test_pages_of_an_only_copy_are_not_taken_for_it(make_scheduler: MakeStory) -> None:
+    assert copies(queue_up(make_scheduler, 6, pages=4, resident=("x",))) == []
+
+
+def test_pages_of_one_of_two_copies_are(make_scheduler: MakeStory) -> None:
+    story = queue_up(make_scheduler, 6, pages=4, both=("x",))
+    assert [(evict.model, story.worker_of(evict)) for evict in story.evicts] == [("x", "two")]
+    assert copies(story) == [("m", "two")]
+
+
+def test_no_room_no_copy(make_scheduler: MakeStory) -> None:
+    assert copies(queue_up(make_scheduler, 6, pages=3)) == []
+
+
+def test_of_two_queues_the_longer_in_loads_is_shared(make_scheduler: MakeStory) -> None:
+    story = make_scheduler(SINGLE, *OTHERS)
+    story.join("one", resident=["m", "y"])
+    for request_id in range(6):
+        story.arrive(request_id, "y", slo_ms=5_000)
+    for request_id in range(6, 18):
+        story.arrive(request_id, "m", slo_ms=5_000)
+    story.join("two")
+    assert copies(story) == [("m", "two")]
+
+
+def test_it_can_be_switched_off(make_scheduler: MakeStory) -> None:
+    policy = parse(AHEAD_2_MS)._replace(residency=DemandResidency(replicates=False))
+    assert copies(queue_up(make_scheduler, 9, policy=policy)) == []

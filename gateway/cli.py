@@ -268,6 +268,7 @@ def simulate(
     out: flags.OutDir = None,
     format_: flags.TableFormat = None,
     plot: flags.Plot = False,
+    bound: flags.OfBound = False,
     log: flags.DecisionLogFile = None,
     jobs: flags.Jobs = None,
 ) -> None:
@@ -286,7 +287,7 @@ def simulate(
     command = [sys.executable, "-m", "loadtest.simulate", str(scenario)]
     for flag, values in (("--policy", policy), ("--seed", seed), ("--set", set_)):
         command += [text for value in values or () for text in (flag, str(value))]
-    command += [*["--full"] * full, *["--plot"] * plot]
+    command += [*["--full"] * full, *["--plot"] * plot, *["--bound"] * bound]
     command += _given_flags(duration_s=duration_s, out=out, format=format_, log=log, jobs=jobs)
     os.execv(sys.executable, command)
 

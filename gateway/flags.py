@@ -259,6 +259,13 @@ TableFormat = Annotated[
 Plot = Annotated[
     bool, typer.Option("--plot", help="Pictures too, and a page that shows them: DIR/index.html.")
 ]
+OfBound = Annotated[
+    bool,
+    typer.Option(
+        "--bound",
+        help="Also what share this is of what a scheduler could serve that knew the future.",
+    ),
+]
 DecisionLogFile = Annotated[
     Path | None,
     typer.Option(

@@ -41,6 +41,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int
     wall_us: float  # of the whole run, per request
     anomalies: dict[str, int]
+    of_bound: float | None = None
     files: tuple[str, ...] = ()
 
 
@@ -50,6 +51,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     out: str | None = None
     format: str = "parquet"
     log: str | None = None
+    bound: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,6 +94,7 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
         out=options.out,
         format=options.format,
         log=options.log,
+        bound=options.bound,
     )
     with _bar(errors, cases) as report_of:
         if options.jobs > 1 and len(cases) > 1:
@@ -125,6 +128,7 @@ def _line(case: Case, wanted: Wanted, report: Report | None = None) -> Line:
         num_requests=played.num_requests,
         wall_us=played.wall_ns / 1000 / max(1, played.num_requests),
         anomalies=played.anomalies,
+        of_bound=_of_bound(played) if wanted.bound else None,
         files=_written(played, wanted),
     )
 
@@ -206,6 +210,12 @@ def _as_folder(case: Case) -> str:
     return kept
 
 
+def _of_bound(played: Run) -> float | None:
+    from loadtest.bound_share import share_of_bound
+
+    return share_of_bound(played)
+
+
 def _draw(lines: Sequence[Line], directory: str) -> None:
     """One page about all runs. Of runs that differ in their seed alone the first has its tables
     drawn, read back from its files: no more than one run's tables are written at a time.
@@ -228,7 +238,8 @@ def print_lines(console: Console, lines: Sequence[Line]) -> None:
     table = Table(title=lines[0].case.scenario if lines else None, title_justify="left")
     for heading in (*variables, "policy", "seed"):
         table.add_column(heading, no_wrap=True)
-    for heading in FIGURES:
+    shows_bound = any(line.of_bound is not None for line in lines)
+    for heading in (*FIGURES, *["of bound"] * shows_bound):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         table.add_row(
@@ -236,6 +247,7 @@ def print_lines(console: Console, lines: Sequence[Line]) -> None:
             line.case.policy,
             str(line.case.seed),
             *_figures(line),
+            *[_percent(line.of_bound, 1)] * shows_bound,
         )
     console.print(table)
     for line in lines:
@@ -251,7 +263,7 @@ def _figures(line: Line) -> list[str]:
     refused = group.rejected + group.expired + group.failed
     return [
         f"{group.goodput_per_s:,.1f}",
-        "-" if group.attainment is None else f"{group.attainment:.3%}",
+        _percent(group.attainment, 3),
         f"{group.late:,}",
         f"{refused:,}",
         _or_dash(group.latency_p50_ms),
@@ -259,6 +271,10 @@ def _figures(line: Line) -> list[str]:
         _or_dash(group.mean_batch),
         f"{line.wall_us:.1f}",
     ]
+
+
+def _percent(share: float | None, digits: int) -> str:
+    return "-" if share is None else f"{share:.{digits}%}"
 
 
 def _or_dash(value: float | None) -> str:
@@ -281,6 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", help="write the tables of every run there")
     parser.add_argument("--format", choices=("parquet", "sqlite"), default="parquet")
     parser.add_argument("--plot", action="store_true", help="pictures too, beside the tables")
+    parser.add_argument("--bound", action="store_true", help="share of the clairvoyant bound")
     parser.add_argument("--log", metavar="FILE", help="the decision log of the one run")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     return parser

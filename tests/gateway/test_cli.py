@@ -20,7 +20,7 @@ from tests.gateway.running import (
     write_model,
 )
 
-COMMANDS = ["serve", "worker", "compile", "models", "infer", "fetch", "version"]
+COMMANDS = ["serve", "worker", "compile", "models", "infer", "fetch", "simulate", "version"]
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
 # (arguments...) → exit code, stdout, stderr

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from loadtest import simulate_command
+from loadtest.bound_share import share_of_bound
 from loadtest.results import read
 from loadtest.scenario import Case, ScenarioError, load
-from loadtest.scenario_setup import Devices, Models, Profile, Setup
+from loadtest.scenario_setup import Crash, Devices, Models, Profile, Setup
 from loadtest.simulate import run, window_of
 from loadtest.simulate_command import main
 from loadtest.workloads import Closed, Poisson, WorkloadEntry
@@ -33,9 +34,13 @@ EXAMPLE = Path("loadtest/scenarios/example.yaml")
 
 
 def case(
-    *workload: WorkloadEntry, seed: int = 1, policy: str = "remontoir", **options: Any
+    *workload: WorkloadEntry,
+    seed: int = 1,
+    policy: str = "remontoir",
+    num_devices: int = 1,
+    **options: Any,
 ) -> Case:
-    devices = Devices(resident="all", exec_noise=0.02, jitter_ms=0.05)
+    devices = Devices(count=num_devices, resident="all", exec_noise=0.02, jitter_ms=0.05)
     setup = Setup(
         duration_s=1.0,
         models=(Models(name="m", profile=LINE, count=2),),
@@ -169,6 +174,23 @@ def test_no_answer_is_lost_when_a_worker_is() -> None:
     assert {"w0", "w0.1"} <= workers
 
 
+def test_a_run_has_a_share_of_the_bound_unless_its_requests_depend_on_its_answers() -> None:
+    easy = run(case(STEADY, warmup_s=0.2, client_delay_ms=0.5))
+    assert easy.summary is not None
+    assert easy.summary.run.attainment == share_of_bound(easy) == 1.0
+    hard_workload = Poisson(models="m*", slo_ms=20.0, rate_per_s=2000.0)
+    # The other of two devices is away the whole time, so half the rate is too much for the bound.
+    away = (Crash(worker=1, at_s=0.0, detect_ms=0.0),)
+    hard = run(case(hard_workload, faults=away, num_devices=2))
+    assert hard.summary is not None
+    share = share_of_bound(hard)
+    assert share is not None
+    assert hard.summary.run.attainment is not None
+    assert hard.summary.run.attainment + 0.05 < share <= 1.0
+    assert share_of_bound(run(case(CLIENTS))) is None
+    assert share_of_bound(run(case(STEADY), collects=False)) is None
+
+
 # ---------------------------------------------------------------------- the command
 
 
@@ -179,6 +201,21 @@ def test_the_example_runs_and_shows_a_row_per_run(capsys: pytest.CaptureFixture[
     assert len(rows) == 8
     for heading in ("slo_ms", "goodput/s", "attained", "p99 ms", "batch"):
         assert heading in text
+
+
+def test_the_share_of_the_bound_is_a_column_when_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "open.yaml"
+    path.write_text(
+        "{name: open, duration_s: 1, models: [{name: m, profile: v100/resnet50_v2}],"
+        " devices: [{resident: all}],"
+        " workload: [{kind: poisson, models: m, slo_ms: 50, rate_per_s: 100}]}"
+    )
+    main([str(path), "--bound"])
+    assert "of bound" in capsys.readouterr().out
+    main([str(path)])
+    assert "of bound" not in capsys.readouterr().out
 
 
 def test_tables_are_written_and_read_back(

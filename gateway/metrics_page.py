@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from gateway.metrics import Metrics, name_of
 from gateway.tallies import ModelTallies, Tally
-from gateway.views import LinkView, SchedulerView
+from gateway.views import DeviceView, LinkView, SchedulerView
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Models per part: under half a millisecond.
@@ -162,11 +162,47 @@ def _gauges(scheduler: SchedulerView) -> Iterator[str]:
             for (worker, state), count in by_state.items()
         ),
     )
+    # By name: of two incarnations, the later.
+    devices = {f'worker="{_escaped(name_of(k))}"': d for k, d in scheduler.devices.items()}
+    yield from _lanes(list(devices.items()))
     yield _family(
         "anomalies_total",
         "counter",
         "Unexpected input of workers, by kind.",
         ((f'kind="{_escaped(kind)}"', count) for kind, count in scheduler.anomalies.items()),
+    )
+
+
+def _lanes(devices: list[tuple[str, DeviceView]]) -> Iterator[str]:
+    yield _family(
+        "schedule_ahead_seconds",
+        "gauge",
+        "How long before its lane is predicted free a device is sent its next execution.",
+        [(labels, device.schedule_ahead_ns / 1e9) for labels, device in devices],
+    )
+    yield _family(
+        "gap_rate",
+        "gauge",
+        "Of the executions held back until then, lately, the share that found the lane run dry.",
+        [(labels, device.gap_rate) for labels, device in devices],
+    )
+    yield _family(
+        "held_executions_total",
+        "counter",
+        "Executions held back until schedule_ahead before the lane was to be free.",
+        [(labels, device.num_held) for labels, device in devices],
+    )
+    yield _family(
+        "held_executions_late_total",
+        "counter",
+        "Of them, those that reached the worker after the lane had run dry.",
+        [(labels, device.num_held_late) for labels, device in devices],
+    )
+    yield _family(
+        "exec_outliers_total",
+        "counter",
+        "Executions that took over three times the usual: clipped in the estimates.",
+        [(labels, device.num_outliers) for labels, device in devices],
     )
 
 

@@ -159,6 +159,8 @@ class DeviceMirror:
         self.schedule_ahead_ns = schedule_ahead_ns
         # of the orders held back until then, lately, the share that reached a lane run dry
         self.gap_rate = 0.0
+        self.num_held = self.num_held_late = 0  # the same, since it joined
+        self.num_outliers = 0  # durations far above the usual, clipped in the estimates
         # for policies that adapt schedule_ahead: what lies on top of the command's delay, and the
         # number of orders in time since the last late one
         self.ahead_extra_ns = 0.0
@@ -209,6 +211,8 @@ class DeviceMirror:
     def note_held(self, late_ns: int) -> bool:
         """Of an order that was held back; whether it came too late, so that the lane ran dry."""
         is_late = late_ns > GAP_TOLERANCE_NS
+        self.num_held += 1
+        self.num_held_late += is_late
         self.gap_rate += GAP_RATE_WEIGHT * (is_late - self.gap_rate)
         return is_late
 

@@ -26,25 +26,26 @@ MAX_SHAPES = 64
 class RatioWindow:
     """The last measurements of something, as ratios to its expected value; 1.0 before the first."""
 
-    __slots__ = ("_recent", "_sorted", "guard", "num_outliers", "plan")
+    __slots__ = ("_recent", "_sorted", "guard", "plan")
 
     def __init__(self) -> None:
         self.plan = 1.0  # the median
         self.guard = 1.0  # the worst but for one in a full window; the worst before that
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
-        self.num_outliers = 0
 
     def __len__(self) -> int:
         return len(self._recent)
 
-    def add(self, ratio: float) -> None:
+    def add(self, ratio: float) -> bool:
+        """Whether it was clipped, as an outlier."""
+        is_outlier = False
         ordered = self._sorted
         if len(ordered) >= 3:
             ceiling = OUTLIER_FACTOR * ordered[len(ordered) // 2]
             if ratio > ceiling:
                 ratio = ceiling
-                self.num_outliers += 1
+                is_outlier = True
         if len(self._recent) == WINDOW_SAMPLES:
             oldest = self._recent.popleft()
             del ordered[bisect_left(ordered, oldest)]
@@ -52,6 +53,7 @@ class RatioWindow:
         insort(ordered, ratio)
         self.plan = ordered[len(ordered) // 2]
         self.guard = ordered[-2] if len(ordered) == WINDOW_SAMPLES else ordered[-1]
+        return is_outlier
 
 
 class ExecEstimate:
@@ -94,23 +96,20 @@ class ExecEstimate:
         self.batched = [0] * (self.max_rows + 1)
         self._refresh()
 
-    def observe(self, rows: int, duration_ns: int) -> None:
-        """A batch of this many rows kept the lane for so long."""
+    def observe(self, rows: int, duration_ns: int) -> bool:
+        """A batch of this many rows kept the lane for so long; whether that was an outlier."""
         if not 1 <= rows <= self.max_rows:
-            return
+            return False
         bucket = self._bucket_of[rows]
         window = self._windows[bucket]
-        window.add(duration_ns / self._base[rows])
+        is_outlier = window.add(duration_ns / self._base[rows])
         plan, guard = self._applied[bucket]
         if (
             abs(window.plan - plan) > REFRESH_CHANGE * plan
             or abs(window.guard - guard) > REFRESH_CHANGE * guard
         ):
             self._refresh()
-
-    @property
-    def num_outliers(self) -> int:
-        return sum(window.num_outliers for window in self._windows)
+        return is_outlier
 
     @property
     def num_samples(self) -> int:

@@ -93,7 +93,8 @@ class Results:
         if done_ns > begin_ns:
             estimates = device.estimates(action.model)
             estimates.measured_ns = now
-            estimates.exec(first.shape_key, first.elements).observe(rows, done_ns - begin_ns)
+            estimate = estimates.exec(first.shape_key, first.elements)
+            device.num_outliers += estimate.observe(rows, done_ns - begin_ns)
         durations = _length(result.input), _length(result.exec), _length(result.output)
         num_in_time = 0
         for request in requests:

@@ -172,6 +172,9 @@ class PuppetDevice:
             kind="cpu", page_bytes=16 << 20, total_pages=64, shares_exec_core=False
         )
         self._states = states
+        self.schedule_ahead_ns = 250_000
+        self.gap_rate = 0.1
+        self.num_held, self.num_held_late, self.num_outliers = 50, 5, 2
 
     def weights_state(self, model: str) -> WeightsState:
         return self._states.get(model, WeightsState.ABSENT)

@@ -178,12 +178,14 @@ class SimulatedWorker:
             self._finish(exec_lane)
         if load_lane.action is not None and load_lane.end_ns <= now:
             self._finish(load_lane)
-        if not self.device.shares_exec_core or exec_lane.waiting[:1] <= load_lane.waiting[:1]:
-            self._start_due(exec_lane, load_lane, now)
-            self._start_due(load_lane, exec_lane, now)
-        else:  # one core, and the load lane's first comes first
-            self._start_due(load_lane, exec_lane, now)
-            self._start_due(exec_lane, load_lane, now)
+        lanes = (exec_lane, load_lane)
+        if self.device.shares_exec_core and load_lane.waiting[:1] < exec_lane.waiting[:1]:
+            lanes = (load_lane, exec_lane)  # one core, and the load lane's first comes first
+        first, second = lanes
+        if first.waiting:
+            self._start_due(first, second, now)
+        if second.waiting:
+            self._start_due(second, first, now)
         reports = self._reports
         if reports:
             self._reports = []

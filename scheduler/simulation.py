@@ -156,7 +156,9 @@ class Simulation:
             if at_ns is None:
                 open_ids = sorted(self._open)
                 raise AssertionError(f"nothing will wake the core, and open are: {open_ids}")
-            now = max(at_ns, self._stalled_until_ns, self.now)
+            now = self.now if self.now > at_ns else at_ns  # comparisons: this runs for every event
+            if now < self._stalled_until_ns:
+                now = self._stalled_until_ns
             if until_ns is not None and now > until_ns:
                 if pending is not None:
                     self.at(*pending)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
-import numba  # type: ignore[import-untyped]
+import numba
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -28,7 +28,7 @@ def _use_own_cache() -> None:
         return
     base = os.environ.get("XDG_CACHE_HOME")
     root = Path(base) if base else Path.home() / ".cache"
-    numba.config.CACHE_DIR = str(root / "remontoir" / "numba")
+    setattr(numba.config, "CACHE_DIR", str(root / "remontoir" / "numba"))  # noqa: B010
 
 
 _use_own_cache()

@@ -89,7 +89,7 @@ def most_served(instance: Instance, *, grid_ns: int, limit_s: float = 60.0) -> i
     )
     if solved.status != 0:
         raise NotSolved(f"{len(requests)} requests, {variables} variables: {solved.message}")
-    return round(-solved.fun)
+    return round(-float(solved.fun))
 
 
 def _check_grid(instance: Instance, grid_ns: int) -> None:

@@ -2,8 +2,8 @@
 
 Owns `Instance`, the problem freed of everything that only makes serving harder: in it a request may
 start once it is released, must have ended by its deadline, and a batch of n rows of a model takes a
-device exactly `tables[model][n]`. Weights are always on every device, nothing is sent anywhere.
-Must never know prices, or how a scheduler decides.
+device exactly `tables[model][n]`. Nothing is sent anywhere, and weights are always on every device,
+unless their loading is asked to count. Must never know prices, or how a scheduler decides.
 
 Durations are those of the profile. Where a scenario adds noise the bound is therefore one for
 devices that always take the expected time: a run with lucky noise could pass it by as much as its
@@ -12,6 +12,7 @@ devices were faster than the profile, which over some thousand batches is far le
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +35,13 @@ class Outage(NamedTuple):
     until_ns: int
 
 
+class Weights(NamedTuple):
+    """What keeping a model costs a device: pages from the start of a LOAD on, and the LOAD."""
+
+    pages: int
+    load_ns: int
+
+
 class RequestClass(msgspec.Struct, frozen=True):
     """Requests of one model and one SLO in order of arrival: their windows move forward together.
 
@@ -49,13 +57,16 @@ class RequestClass(msgspec.Struct, frozen=True):
 class Instance(msgspec.Struct, frozen=True):
     """Requests by class (those of one model side by side), batch times by model, and devices.
 
-    `tables[model][n]` is the least time for n rows, index 0 unused, never falling.
+    `tables[model][n]` is the least time for n rows, index 0 unused, never falling. With `weights`
+    (then of every model) a batch's model must be on the device, which has `pages_per_device`.
     """
 
     classes: tuple[RequestClass, ...]
     tables: Mapping[str, tuple[int, ...]]
     num_devices: int
     outages: tuple[Outage, ...] = ()
+    weights: Mapping[str, Weights] | None = None
+    pages_per_device: int = 0
 
     @property
     def num_requests(self) -> int:
@@ -70,6 +81,8 @@ def instance_of(
     before_ns: int = 0,
     after_ns: int = 0,
     outages: Iterable[Outage] = (),
+    weights: Mapping[str, Weights] | None = None,
+    pages_per_device: int = 0,
 ) -> Instance:
     """The instance of these requests.
 
@@ -80,7 +93,9 @@ def instance_of(
     if num_devices < 1:
         raise ValueError(f"a bound needs at least one device, not {num_devices}")
     for model, table in tables.items():
-        if len(table) < 2 or min(table[1:]) < 1 or any(a > b for a, b in _pairs(table[1:])):
+        if weights is not None and (model not in weights or min(weights[model]) < 1):
+            raise ValueError(f"{model} needs pages and a time to load, to count its weights")
+        if len(table) < 2 or min(table[1:]) < 1 or any(a > b for a, b in pairwise(table[1:])):
             raise ValueError(f"batch times of {model} must be positive and never fall: {table}")
     windows: dict[tuple[str, int], list[int]] = {}
     for one in asked:
@@ -103,6 +118,8 @@ def instance_of(
         {model: tuple(table) for model, table in tables.items()},
         num_devices,
         tuple(outages),
+        weights,
+        pages_per_device,
     )
 
 
@@ -124,10 +141,6 @@ def batch_times(spec: ModelSpec) -> tuple[int, ...]:
         assert least_ns is not None  # the largest size is compiled
         times[rows] = least_ns
     return tuple(times)
-
-
-def _pairs(values: Sequence[int]) -> Iterable[tuple[int, int]]:
-    return zip(values, values[1:], strict=False)
 
 
 def _on_the_line(known: list[tuple[int, int]], rows: int) -> int:

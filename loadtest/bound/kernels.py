@@ -172,7 +172,7 @@ def part_window(
     begins: bool,
     may_overlap: bool,
 ) -> tuple[int, int]:
-    """(first, last) start of a batch of `executed` rows of which i … i + rows − 1 are one part.
+    """(first, last) start of a batch of `executed` rows of which i … i + rows - 1 are one part.
 
     Empty (first > last) where no such batch can be. In a class that shares with no other, the rest
     lies behind a longer batch: after it if this part `begins` the batch, else before it. In a model

@@ -43,15 +43,25 @@ and within a class the exchange above still holds (it keeps every batch's start 
 can now be split around fewer rows, so that its own class counts among the others where two devices
 are). So the sum of the classes' best paths is no less than any real schedule. n is limited to what
 requests outside the part could bring: those whose windows let them run in such a batch at all.
+
+Weights. Where loading is to count, a batch's model must be on the device from its start to its end,
+its pages are taken from the start of its LOAD on, a device has so many pages, and one LOAD at a
+time. Two more prices per bucket weaken this as above: of a page, and of the copy lane. A model is
+there from time to time; the stretches of one model, put together over all devices, cost what the
+price of pages has gathered in them, M(end) - M(begin of the LOAD), and a LOAD each: no more than
+what the devices really spend. So the path gets two states, with and without the weights: a batch
+may enter (pay the cheapest LOAD that ends by its start, less M(begin of it)), or leave (pay M(its
+end)), or both, or stay. That the batches between lie inside the stretch is not asked for, and
+whatever is there at the beginning costs no LOAD: both only raise the bound. Classes of one model
+share its stretches in proportion to their requests.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loadtest.bound import kernels
 from loadtest.bound.instance import Instance
+from loadtest.bound.priced import Floats, Priced
 
 # Steps aim this share of the bound below it at first, and so much of that in the end. A wide aim
 # goes fast where all prices are wrong, a narrow one settles.
@@ -64,11 +74,13 @@ INERTIA = 0.7
 STARTS = (0.0, 0.5, 0.9)
 # Stop once the best schedule found is this close to the bound.
 CLOSE = 1e-4
-MAX_BUCKETS = 200_000
 
 
 class Proven(NamedTuple):
-    """`most` requests at the most can be served in time; a schedule that serves `found` exists."""
+    """`most` requests at the most can be served in time; a schedule that serves `found` exists.
+
+    `found` is 0 where weights have to be loaded: no schedule is looked for then.
+    """
 
     most: int
     found: int
@@ -80,104 +92,23 @@ def upper_bound(
 ) -> Proven:
     """The lowest bound that so many steps find; fewer steps give a higher one, never a wrong one.
 
-    `bucket_ns` defaults to the shortest batch: the wider, the more may overlap within a bucket; half
-    as wide is 1 % lower at most where measured, and takes twice the time.
+    `bucket_ns` defaults to the shortest batch: the wider, the more may overlap within a bucket;
+    half as wide is 1 % lower at most where measured, and takes twice the time.
     """
-    problem = _Problem(instance, bucket_ns)
-    if problem.num_requests == 0:
+    if instance.num_requests == 0:
         return Proven(0, 0, 0)
-    return _descend(problem, iterations)
+    return _descend(Priced(instance, bucket_ns), iterations)
 
 
-class _Problem:
-    """The instance as flat arrays, times counted from the first release."""
-
-    def __init__(self, instance: Instance, bucket_ns: int | None) -> None:
-        classes = [one for one in instance.classes if one.release_ns]
-        self.num_requests = sum(len(one.release_ns) for one in classes)
-        if not classes:
-            return
-        origin_ns = min(one.release_ns[0] for one in classes)
-        end_ns = max(one.deadline_ns[-1] for one in classes)
-        names = sorted({one.model for one in classes})
-        number_of = {name: number for number, name in enumerate(names)}
-        rows = [len(instance.tables[name]) - 1 for name in names]
-        self.max_rows_of = np.array(rows, dtype=np.int64)
-        self.tables = np.zeros((len(names), max(rows) + 1), dtype=np.int64)
-        for number, name in enumerate(names):
-            self.tables[number, : rows[number] + 1] = instance.tables[name]
-        self.table_of = np.array([number_of[one.model] for one in classes], dtype=np.int64)
-        sizes = [0] + [len(one.release_ns) for one in classes]
-        self.class_begin = np.cumsum(np.array(sizes, dtype=np.int64))
-        self.release = _joined([one.release_ns for one in classes]) - origin_ns
-        self.deadline = _joined([one.deadline_ns for one in classes]) - origin_ns
-        self.family_begin = np.searchsorted(self.table_of, self.table_of, side="left")
-        self.family_end = np.searchsorted(self.table_of, self.table_of, side="right")
-        shortest_ns = int(self.tables[:, 1].min())
-        least_ns = -(-(max(end_ns - origin_ns, 1)) // MAX_BUCKETS)
-        self.width = max(bucket_ns or shortest_ns, least_ns, 1)
-        num_buckets = max(end_ns - origin_ns, 0) // self.width + 2
-        self.num_devices = instance.num_devices
-        self.capacity = np.full(num_buckets, float(self.width * instance.num_devices))
-        for outage in instance.outages:
-            start = min(max(outage.from_ns - origin_ns, 0), num_buckets * self.width)
-            end = min(max(outage.until_ns - origin_ns, 0), num_buckets * self.width)
-            kernels.add_use(self.capacity, self.width, start, end, -1.0)
-        self.capacity = np.maximum(self.capacity, 0.0)
-        self.columns = np.zeros((self.num_requests, 5), dtype=np.int64)
-        self.most_per_ns = max(
-            n / table[n] for table in instance.tables.values() for n in range(1, len(table))
-        )
-
-    def value_at(self, prices: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], int]:
-        """(bound under these prices, time used per bucket, requests its batches really serve)."""
-        used = np.zeros(len(prices))
-        total, num_columns = kernels.best_batches(
-            prices,
-            self.width,
-            self.release,
-            self.deadline,
-            self.class_begin,
-            self.family_begin,
-            self.family_end,
-            self.table_of,
-            self.max_rows_of,
-            self.tables,
-            self.num_devices > 1,
-            used,
-            self.columns,
-        )
-        chosen = self.columns[:num_columns]
-        found = kernels.play(
-            chosen,
-            np.argsort(chosen[:, kernels.START], kind="stable"),
-            self.release,
-            self.deadline,
-            self.table_of,
-            self.tables,
-            self.num_devices,
-        )
-        return total + float(prices @ self.capacity), used, found
-
-
-def _descend(problem: _Problem, iterations: int) -> Proven:
-    """Subgradient steps of Polyak's length towards an aim that comes closer from step to step.
-
-    Prices are stepped per bucket in units of requests for the whole bucket, so that the steps do
-    not depend on its width.
-    """
-    capacity = problem.capacity
-    per_bucket = np.maximum(capacity, problem.width)
-    num_buckets = len(capacity)
-    full_batches = problem.most_per_ns * float(capacity.max())
-    best, best_prices, found = float("inf"), np.zeros(num_buckets), 0
-    starts = [np.full(num_buckets, share * full_batches) for share in STARTS]
-    direction = np.zeros(num_buckets)
+def _descend(priced: Priced, iterations: int) -> Proven:
+    """Subgradient steps of Polyak's length towards an aim that comes closer from step to step."""
+    best, best_prices, found = float("inf"), priced.uniform(0.0), 0
+    starts = [priced.uniform(share) for share in STARTS]
+    direction = np.zeros(len(best_prices))
     narrowing = (LAST_AIM / FIRST_AIM) ** (1.0 / max(1, iterations - len(starts)))
-    aim, done = FIRST_AIM, 0
-    prices = starts[0]
+    prices, aim, done = starts[0], FIRST_AIM, 0
     for done in range(1, iterations + 1):
-        value, used, served = problem.value_at(prices / per_bucket)
+        value, excess, served = priced.value_at(prices)
         found = max(found, served)
         if value < best:
             best, best_prices = value, prices
@@ -186,13 +117,12 @@ def _descend(problem: _Problem, iterations: int) -> Proven:
         if done < len(starts):
             prices = starts[done]
             continue
-        if done == len(starts) and value > best:
-            prices = best_prices  # begin from the best of the uniform ones
-            value, used, served = problem.value_at(prices / per_bucket)
-        excess = (used - capacity) / per_bucket
+        if done == len(starts) and value > best:  # begin from the best of the uniform ones
+            prices = best_prices
+            value, excess, served = priced.value_at(prices)
         excess[(excess < 0.0) & (prices <= 0.0)] = 0.0
         direction = INERTIA * direction + (1.0 - INERTIA) * excess
-        square = max(float(direction @ direction), (1.0 - INERTIA) * float(excess @ excess))
+        square = max(_square(direction), (1.0 - INERTIA) * _square(excess))
         if square == 0.0:
             break
         prices = np.maximum(prices + (value - best + aim * best) / square * direction, 0.0)
@@ -200,10 +130,10 @@ def _descend(problem: _Problem, iterations: int) -> Proven:
     return Proven(_floor(best), found, done)
 
 
+def _square(vector: Floats) -> float:
+    return float(vector @ vector)
+
+
 def _floor(value: float) -> int:
     """The count below, with room for the rounding of a sum of so many numbers."""
     return int(value * (1.0 + 1e-12) + 1e-6)
-
-
-def _joined(parts: list[tuple[int, ...]]) -> NDArray[np.int64]:
-    return np.concatenate([np.array(part, dtype=np.int64) for part in parts])

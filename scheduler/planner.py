@@ -120,7 +120,7 @@ class Planner:
                 queue.remove(request)
             request.move_to(RequestState.DISPATCHED)
         self._state.count_queued(model, -len(plan.requests))
-        if plan.given_up and not self._state.waits_to_the_end:
+        if plan.given_up:
             self._give_up(model, plan, now)
         if queue.head is not head:
             self._ledger.announce(model, queue)
@@ -157,6 +157,10 @@ class Planner:
 
     def _give_up(self, model: ModelState, plan: BatchPlan, now: int) -> None:
         """Answer those who are left out so that a batch may be larger, or start before them."""
+        if self._state.waits_to_the_end:
+            for request in plan.given_up:
+                request.is_given_up = True
+            return
         for request in plan.given_up:
             plan.queue.remove(request)
             waited_ms = (now - request.arrival_ns) / 1e6

@@ -63,8 +63,9 @@ class Request:
     after a batch with it failed in the engine: it is then executed by itself, so that its
     batch-mates are answered. `is_orphan`: its model was removed while it was executed, so that it
     cannot be tried again. `deadline_ns` is what is planned with, as a rule the client's own. In
-    execution it is waited for until `answer_by_ns`, the later of the two. `cold_at_ns` is when it found its weights absent, `ready_at_ns` when they
-    had been loaded.
+    execution it is waited for until `answer_by_ns`, the later of the two. `is_given_up`: no batch
+    takes it any more, it only waits for its deadline. `cold_at_ns` is when it found its weights
+    absent, `ready_at_ns` when they had been loaded.
     """
 
     __slots__ = (
@@ -76,6 +77,7 @@ class Request:
         "deadline_ns",
         "do_not_queue",
         "elements",
+        "is_given_up",
         "is_orphan",
         "model",
         "num_failures",
@@ -104,6 +106,7 @@ class Request:
         self.num_failures = 0
         self.runs_alone = False
         self.is_orphan = False
+        self.is_given_up = False
         self.predicted_ns = 0
         self.cold_at_ns: int | None = None
         self.ready_at_ns: int | None = None

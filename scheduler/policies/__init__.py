@@ -10,6 +10,7 @@ from typing import cast
 
 import msgspec
 
+from scheduler.policies.clockwork import Clockwork
 from scheduler.policies.fifo import Fifo
 from scheduler.policies.protocols import (
     AdmissionPolicy,
@@ -35,6 +36,7 @@ __all__ = [
 
 POLICIES: Mapping[str, type[PolicySet]] = {
     "remontoir": Remontoir,
+    "clockwork": Clockwork,
     "fifo": Fifo,
 }
 

@@ -10,7 +10,7 @@ class BatchPlan(NamedTuple):
     """One batch: rows executed may exceed `rows` where the engine pads to a compiled size.
 
     `given_up` are requests of the same queue that are sacrificed for it, as window dropping does:
-    they are answered at once.
+    they are answered at once, or at their deadline by a policy that waits to the end.
     """
 
     queue: ModelQueue

@@ -1,7 +1,7 @@
 """`remontoir simulate SCENARIO.yaml`: play its runs, show a table, write the results.
 
-Owns the words of the command and what it prints: progress on stderr, the table on stdout. How a run
-is played is loadtest/simulate.py's.
+Owns the words of the command, its progress bar on stderr and its processes. How a run is played is
+loadtest/simulate.py's, what the table says loadtest/simulate_table.py's.
 """
 
 import argparse
@@ -16,11 +16,11 @@ import msgspec
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from loadtest.results import Summary, read, write
+from loadtest.results import read, write
 from loadtest.scenario import Case, ScenarioError, Value, load
 from loadtest.simulate import Run, run
+from loadtest.simulate_table import Line, print_lines
 from loadtest.stage import check
 from scheduler.spec import SECOND_NS
 
@@ -28,21 +28,8 @@ PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 c
 PROGRESS_STEP_NS = SECOND_NS // 5
 
 SCENARIOS = Path(__file__).parent / "scenarios"
-FIGURES = ("goodput/s", "attained", "late", "refused", "p50 ms", "p99 ms", "batch", "us/req")
 
 Report = Callable[[int], None]
-
-
-class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """What the table says about one run, and where its files are."""
-
-    case: Case
-    summary: Summary
-    num_requests: int
-    wall_us: float  # of the whole run, per request
-    anomalies: dict[str, int]
-    of_bound: float | None = None
-    files: tuple[str, ...] = ()
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     errors = Console(stderr=True, highlight=False)
     try:
         lines = simulate(options, errors)
-    except (ScenarioError, ValueError, RuntimeError) as error:
+    except (ScenarioError, RuntimeError) as error:  # RuntimeError: a library that is not there
         errors.print(f"remontoir: {error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -70,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
-    """Play what the options ask for, with a progress bar. Raises ValueError, RuntimeError."""
+    """Play what the options ask for, with a progress bar. Raises ScenarioError, RuntimeError."""
     scenario = load(_path_of(options.scenario))
     cases = scenario.expand(
         policies=options.policy,
@@ -79,10 +66,12 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
         duration_s=options.duration_s,
         is_full=options.full,
     )
+    if options.jobs < 1:
+        raise ScenarioError(f"--jobs {options.jobs}: at least one run at a time")
     if options.plot and options.out is None:
-        raise ValueError("--plot needs --out DIR, where the pictures go")
+        raise ScenarioError("--plot needs --out DIR, where the pictures go")
     if options.log is not None and len(cases) > 1:
-        raise ValueError(
+        raise ScenarioError(
             f"--log takes one run, this is {len(cases)}: choose with --policy, --seed and --set"
         )
     for setup in {id(case.setup): case.setup for case in cases}.values():
@@ -188,8 +177,11 @@ def _variables(settings: Sequence[str]) -> dict[str, list[Value]]:
     for setting in settings:
         name, separator, values = setting.partition("=")
         if not separator or not name or not values:
-            raise ValueError(f"--set takes NAME=VALUE or NAME=VALUE,VALUE, not {setting!r}")
-        variables[name] = [yaml.safe_load(value) for value in values.split(",")]
+            raise ScenarioError(f"--set takes NAME=VALUE or NAME=VALUE,VALUE, not {setting!r}")
+        try:
+            variables[name] = [yaml.safe_load(value) for value in values.split(",")]
+        except yaml.YAMLError:
+            raise ScenarioError(f"--set {name}: {values!r} is no value that YAML knows") from None
     return variables
 
 
@@ -230,55 +222,6 @@ def _draw(lines: Sequence[Line], directory: str) -> None:
         drawn.append(DrawnRun(meta=meta, summary=line.summary, tables=kept))
         seen.add(run_of)
     write_page(directory, lines[0].case.scenario, drawn)
-
-
-def print_lines(console: Console, lines: Sequence[Line]) -> None:
-    """A row per run: first what it was, then how it went."""
-    variables = list(dict.fromkeys(name for line in lines for name in line.case.values))
-    table = Table(title=lines[0].case.scenario if lines else None, title_justify="left")
-    for heading in (*variables, "policy", "seed"):
-        table.add_column(heading, no_wrap=True)
-    shows_bound = any(line.of_bound is not None for line in lines)
-    for heading in (*FIGURES, *["of bound"] * shows_bound):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for line in lines:
-        table.add_row(
-            *(str(line.case.values.get(name, "")) for name in variables),
-            line.case.policy,
-            str(line.case.seed),
-            *_figures(line),
-            *[_percent(line.of_bound, 1)] * shows_bound,
-        )
-    console.print(table)
-    for line in lines:
-        if line.anomalies:
-            console.print(f"{line.case.name}: anomalies {line.anomalies}", markup=False)
-    folders = sorted({str(Path(file).parent) for line in lines for file in line.files})
-    for folder in folders:
-        console.print(f"wrote {folder}", markup=False, soft_wrap=True)
-
-
-def _figures(line: Line) -> list[str]:
-    group = line.summary.run
-    refused = group.rejected + group.expired + group.failed
-    return [
-        f"{group.goodput_per_s:,.1f}",
-        _percent(group.attainment, 3),
-        f"{group.late:,}",
-        f"{refused:,}",
-        _or_dash(group.latency_p50_ms),
-        _or_dash(group.latency_p99_ms),
-        _or_dash(group.mean_batch),
-        f"{line.wall_us:.1f}",
-    ]
-
-
-def _percent(share: float | None, digits: int) -> str:
-    return "-" if share is None else f"{share:.{digits}%}"
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -256,6 +256,8 @@ def test_the_log_of_one_run_goes_to_a_file(tmp_path: Path) -> None:
     [
         (["nowhere.yaml"], "nowhere.yaml: No such file or directory"),
         ([str(EXAMPLE), "--set", "slo_ms"], "--set takes NAME=VALUE or NAME=VALUE,VALUE"),
+        ([str(EXAMPLE), "--set", "slo_ms={"], "--set slo_ms: '{' is no value that YAML knows"),
+        ([str(EXAMPLE), "--jobs", "0"], "--jobs 0: at least one run at a time"),
         ([str(EXAMPLE), "--set", "slo=3"], "no variable 'slo'; there are slo_ms"),
         ([str(EXAMPLE), "--policy", "best"], "no policy is called 'best'"),
         ([str(EXAMPLE), "--plot"], "--plot needs --out DIR"),

@@ -1,0 +1,77 @@
+"""The table that `remontoir simulate` prints: a row per run.
+
+Owns headings and figures. It computes none: loadtest/results has done that.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.results import Summary
+from loadtest.scenario import Case
+
+FIGURES = ("goodput/s", "attained", "late", "refused", "p50 ms", "p99 ms", "batch", "us/req")
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """What the table says about one run, and where its files are."""
+
+    case: Case
+    summary: Summary
+    num_requests: int
+    wall_us: float  # of the whole run, per request
+    anomalies: dict[str, int]
+    of_bound: float | None = None
+    files: tuple[str, ...] = ()
+
+
+def print_lines(console: Console, lines: Sequence[Line]) -> None:
+    """A row per run: first what it was, then how it went."""
+    variables = list(dict.fromkeys(name for line in lines for name in line.case.values))
+    table = Table(title=lines[0].case.scenario if lines else None, title_justify="left")
+    for heading in (*variables, "policy", "seed"):
+        table.add_column(heading, no_wrap=True)
+    shows_bound = any(line.of_bound is not None for line in lines)
+    for heading in (*FIGURES, *["of bound"] * shows_bound):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(
+            *(str(line.case.values.get(name, "")) for name in variables),
+            line.case.policy,
+            str(line.case.seed),
+            *_figures(line),
+            *[_percent(line.of_bound, 1)] * shows_bound,
+        )
+    console.print(table)
+    for line in lines:
+        if line.anomalies:
+            console.print(f"{line.case.name}: anomalies {line.anomalies}", markup=False)
+    folders = sorted({str(Path(file).parent) for line in lines for file in line.files})
+    for folder in folders:
+        console.print(f"wrote {folder}", markup=False, soft_wrap=True)
+
+
+def _figures(line: Line) -> list[str]:
+    group = line.summary.run
+    refused = group.rejected + group.expired + group.failed
+    return [
+        f"{group.goodput_per_s:,.1f}",
+        _percent(group.attainment, 3),
+        f"{group.late:,}",
+        f"{refused:,}",
+        _or_dash(group.latency_p50_ms),
+        _or_dash(group.latency_p99_ms),
+        _or_dash(group.mean_batch),
+        f"{line.wall_us:.1f}",
+    ]
+
+
+def _percent(share: float | None, digits: int) -> str:
+    return "-" if share is None else f"{share:.{digits}%}"
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -179,6 +179,20 @@ def compile_models(
     display.print_specs(console, specs, page_bytes=page_bytes)
 
 
+@app.command("policies")
+def list_policies() -> None:
+    """Show the scheduling policies: which there are, and what each can be told.
+
+    \b
+    Example:
+      remontoir policies
+      remontoir serve --models demo-models --policy clockwork:schedule_ahead_ms=5,margin_ms=2
+    """
+    from gateway import display
+
+    display.print_policies(console)
+
+
 @app.command("models")
 def list_models(url: flags.Url = flags.DEFAULT_URL) -> None:
     """Show what a running gateway serves: pages, batch sizes, profile, where the weights are.

@@ -3,11 +3,13 @@
 Owns layout and rounding. It must never fetch or compute what it shows.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +19,7 @@ from rich.text import Text
 
 from gateway.client import NUMPY_TYPES, Answer, JsonObject
 from gateway.fetch import OnProgress
+from scheduler.policies import POLICIES
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
 # The phases of a request, as `timing_ms` names them, and what each is.
@@ -87,6 +90,24 @@ def print_models(console: Console, models: Sequence[JsonObject]) -> None:
             for model in models
         ],
     )
+
+
+def print_policies(console: Console) -> None:
+    """What `serve --policy` and a scenario's `policies` may name."""
+    table = _table("policy", "what it does", "options, with their defaults")
+    for name, kind in POLICIES.items():
+        fields = msgspec.structs.fields(cast(type[msgspec.Struct], kind))
+        options = [f"{field.name}={_said(field.default)}" for field in fields]
+        about = inspect.getdoc(inspect.getmodule(kind)) or ""
+        table.add_row(name, escape(about.partition("\n")[0]), escape("\n".join(options)))
+    console.print(table)
+
+
+def _said(default: object) -> str:
+    """As it would be written after the option's name."""
+    if default is None:
+        return "(its own)"
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def print_answer(console: Console, answer: Answer, *, headline: str | None = None) -> None:

@@ -12,6 +12,7 @@ import pytest
 from gateway import cli
 from scheduler import __version__
 from scheduler.build import describe
+from scheduler.policies import POLICIES
 from tests.gateway.running import (
     RunningGateway,
     doubling_model,
@@ -20,7 +21,17 @@ from tests.gateway.running import (
     write_model,
 )
 
-COMMANDS = ["serve", "worker", "compile", "models", "infer", "fetch", "simulate", "version"]
+COMMANDS = [
+    "serve",
+    "worker",
+    "compile",
+    "models",
+    "infer",
+    "fetch",
+    "policies",
+    "simulate",
+    "version",
+]
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
 # (arguments...) → exit code, stdout, stderr
@@ -99,6 +110,14 @@ def test_serve_has_the_promised_flags_with_their_defaults(remontoir: Remontoir) 
         assert re.search(rf"{flag} .*?\[default: \({re.escape(default)}\)\]", text), flag
     for flag in ("--models", "--worker-bind", "--emulate"):
         assert flag in text
+
+
+def test_policies_shows_each_with_its_options(remontoir: Remontoir) -> None:
+    code, out, _ = remontoir("policies")
+    assert code == 0
+    for name in POLICIES:
+        assert re.search(rf"^ *{name} ", out, re.MULTILINE), name
+    assert "deadline_floor=false" in out
 
 
 def test_version(remontoir: Remontoir) -> None:

@@ -206,7 +206,13 @@ class DeviceMirror:
         return estimates
 
     def exec_estimate(self, queue: ModelQueue) -> ExecEstimate:
-        return self.estimates(queue.model).exec(queue.shape_key, queue.elements)
+        estimates = self._estimates.get(queue.model)
+        if estimates is None:
+            estimates = self.estimates(queue.model)
+        estimate = estimates.shapes.get(queue.shape_key)
+        if estimate is None:
+            estimate = estimates.exec(queue.shape_key, queue.elements)
+        return estimate
 
     def note_held(self, late_ns: int) -> bool:
         """Of an order that was held back; whether it came too late, so that the lane ran dry."""
@@ -218,8 +224,8 @@ class DeviceMirror:
 
     def observe_delays(self, *, command_ns: int, reply_ns: int) -> None:
         """Of one action: on its way to the worker, and from its end to the scheduler's hearing."""
-        self._command_delay.add(max(1, command_ns))
-        self._reply_delay.add(max(1, reply_ns))
+        self._command_delay.add(command_ns if command_ns > 1 else 1)
+        self._reply_delay.add(reply_ns if reply_ns > 1 else 1)
         self.command_delay_ns = int(self._command_delay.plan)
         self.reply_delay_ns = int(self._reply_delay.guard)
         self.exec_lane.lag_ns = self.load_lane.lag_ns = self.reply_delay_ns
@@ -241,11 +247,13 @@ class DeviceMirror:
 
     def start_at(self, now: int) -> int:
         """When an Infer sent now would start to execute."""
-        return max(self.exec_lane.free_at(now), now + self.command_delay_ns)
+        free_ns, arrived_ns = self.exec_lane.free_at(now), now + self.command_delay_ns
+        return free_ns if free_ns > arrived_ns else arrived_ns
 
     def load_start_at(self, now: int) -> int:
         """When a LoadWeights sent now would start to copy."""
-        return max(self.load_lane.free_at(now), now + self.command_delay_ns)
+        free_ns, arrived_ns = self.load_lane.free_at(now), now + self.command_delay_ns
+        return free_ns if free_ns > arrived_ns else arrived_ns
 
     def push_ready(self, latest_start_ns: int, queue: ModelQueue) -> None:
         self._sequence += 1
@@ -255,11 +263,13 @@ class DeviceMirror:
 
     def peek_ready(self) -> ModelQueue | None:
         """The most urgent queue this device can serve. Drops stale entries on the way."""
-        ready = self.ready
+        ready, weights = self.ready, self.weights
         while ready:
             latest_start_ns, _, queue = ready[0]
-            if queue.latest_start_ns == latest_start_ns and self.is_resident(queue.model):
-                return queue
+            if queue.latest_start_ns == latest_start_ns:
+                record = weights.get(queue.model)
+                if record is not None and record.state is WeightsState.RESIDENT:
+                    return queue
             heappop(ready)
         return None
 

@@ -135,10 +135,11 @@ class Ledger:
             self.timers.set(device, at_ns)
 
     def watch_deadlines(self, outstanding: Outstanding) -> None:
-        open_deadlines = [
-            request.answer_by_ns
-            for request in outstanding.requests
-            if request.state is RequestState.DISPATCHED
-        ]
-        if open_deadlines:
-            self.timers.set(outstanding, min(open_deadlines))
+        first_ns: int | None = None
+        for request in outstanding.requests:
+            if request.state is RequestState.DISPATCHED and (
+                first_ns is None or request.answer_by_ns < first_ns
+            ):
+                first_ns = request.answer_by_ns
+        if first_ns is not None:
+            self.timers.set(outstanding, first_ns)

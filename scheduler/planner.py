@@ -110,16 +110,16 @@ class Planner:
                     self.plan_for(displaced, now)  # another device may take it in
 
     def _send_infer(self, device: DeviceMirror, plan: BatchPlan, now: int) -> None:
-        model = self._state.models[plan.queue.model]
-        queue = plan.queue
+        queue, requests, start_ns = plan.queue, plan.requests, plan.start_ns
+        model = self._state.models[queue.model]
         head = queue.head
-        for request in plan.requests:
+        for request in requests:
             if request is queue.head:
                 queue.pop_head()
             else:
                 queue.remove(request)
             request.move_to(RequestState.DISPATCHED)
-        self._state.count_queued(model, -len(plan.requests))
+        self._state.count_queued(model, -len(requests))
         if plan.given_up:
             self._give_up(model, plan, now)
         if queue.head is not head:
@@ -132,25 +132,25 @@ class Planner:
             self._new_action_id(),
             queue.model,
             plan.executed_rows,
-            tuple([request.request_id for request in plan.requests]),
-            tuple([request.rows for request in plan.requests]),
-            plan.start_ns - device.schedule_ahead_ns,
-            max(plan.latest_ns, plan.start_ns),
+            tuple([request.request_id for request in requests]),
+            tuple([request.rows for request in requests]),
+            start_ns - device.schedule_ahead_ns,
+            plan.latest_ns if plan.latest_ns > start_ns else start_ns,
             plan.expected_ns,
         )
         # Who came later than that, or had to wait for one of many outstanding, says nothing of it.
-        free_ns = device.exec_lane.free_at(now)
+        lane = device.exec_lane
         is_held = (
-            len(device.exec_lane) > 0
-            and plan.requests[0].arrival_ns <= free_ns - device.schedule_ahead_ns
+            len(lane) > 0
+            and requests[0].arrival_ns <= lane.free_at(now) - device.schedule_ahead_ns
             and device.num_infers < self._max_outstanding
         )
-        device.exec_lane.add(action.action_id, start_ns=plan.start_ns, duration_ns=plan.expected_ns)
+        lane.add(action.action_id, start_ns=start_ns, duration_ns=plan.expected_ns)
         device.exec_shares.add(
             single_ns=device.exec_estimate(queue).plan[1], duration_ns=plan.expected_ns, now=now
         )
         outstanding = self._remember(
-            device, action, plan.expected_ns, plan.requests, record.generation, is_held
+            device, action, plan.expected_ns, requests, record.generation, is_held
         )
         self._ledger.watch_deadlines(outstanding)
         self._ledger.out.append(Send(device.worker_id, action))

@@ -26,9 +26,10 @@ MAX_SHAPES = 64
 class RatioWindow:
     """The last measurements of something, as ratios to its expected value; 1.0 before the first."""
 
-    __slots__ = ("_recent", "_sorted", "guard", "plan")
+    __slots__ = ("_recent", "_sorted", "guard", "is_sampled", "plan")
 
     def __init__(self) -> None:
+        self.is_sampled = False
         self.plan = 1.0  # the median
         self.guard = 1.0  # the worst but for one in a full window; the worst before that
         self._recent: deque[float] = deque()
@@ -39,20 +40,20 @@ class RatioWindow:
 
     def add(self, ratio: float) -> bool:
         """Whether it was clipped, as an outlier."""
-        is_outlier = False
         ordered = self._sorted
-        if len(ordered) >= 3:
-            ceiling = OUTLIER_FACTOR * ordered[len(ordered) // 2]
-            if ratio > ceiling:
-                ratio = ceiling
-                is_outlier = True
-        if len(self._recent) == WINDOW_SAMPLES:
-            oldest = self._recent.popleft()
-            del ordered[bisect_left(ordered, oldest)]
+        num = len(ordered)
+        is_outlier = num >= 3 and ratio > OUTLIER_FACTOR * self.plan
+        if is_outlier:
+            ratio = OUTLIER_FACTOR * self.plan
+        if num == WINDOW_SAMPLES:
+            del ordered[bisect_left(ordered, self._recent.popleft())]
+        else:
+            num += 1
         self._recent.append(ratio)
         insort(ordered, ratio)
-        self.plan = ordered[len(ordered) // 2]
-        self.guard = ordered[-2] if len(ordered) == WINDOW_SAMPLES else ordered[-1]
+        self.is_sampled = True
+        self.plan = ordered[num // 2]
+        self.guard = ordered[-2] if num == WINDOW_SAMPLES else ordered[-1]
         return is_outlier
 
 
@@ -151,10 +152,13 @@ class ExecEstimate:
 
 def _nearest_sampled(windows: list[RatioWindow], bucket: int) -> tuple[float, float]:
     """(plan, guard) ratios of the bucket, or of the nearest one that has samples."""
-    for distance in range(len(windows)):
+    num = len(windows)
+    for distance in range(num):
         for index in (bucket - distance, bucket + distance):
-            if 0 <= index < len(windows) and len(windows[index]):
-                return windows[index].plan, windows[index].guard
+            if 0 <= index < num:
+                window = windows[index]
+                if window.is_sampled:
+                    return window.plan, window.guard
     return 1.0, 1.0
 
 
@@ -174,7 +178,15 @@ def _interpolate(known: list[tuple[int, int]], rows: int) -> float:
 class ModelEstimates:
     """All estimates of one model on one device: its LOAD and its shape classes."""
 
-    __slots__ = ("_load_base_ns", "_load_window", "_profiles", "_shapes", "_spec", "measured_ns")
+    __slots__ = (
+        "_load_base_ns",
+        "_load_window",
+        "_profiles",
+        "_spec",
+        "load_plan_ns",
+        "measured_ns",
+        "shapes",
+    )
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
@@ -183,23 +195,21 @@ class ModelEstimates:
         self._profiles = profile.shapes
         self._load_base_ns = max(1, profile.load_ns)
         self._load_window = RatioWindow()
-        self._shapes: dict[str, ExecEstimate] = {}  # least recently created first
-
-    @property
-    def load_plan_ns(self) -> int:
-        return max(1, int(self._load_base_ns * self._load_window.plan))
+        self.load_plan_ns = self._load_base_ns
+        self.shapes: dict[str, ExecEstimate] = {}  # by `exec`; least recently created first
 
     def observe_load(self, duration_ns: int) -> None:
         self._load_window.add(duration_ns / self._load_base_ns)
+        self.load_plan_ns = max(1, int(self._load_base_ns * self._load_window.plan))
 
     def exec(self, shape_key: str, elements: int) -> ExecEstimate:
         """The estimate of a shape class; one never profiled is scaled from the nearest in size."""
-        estimate = self._shapes.get(shape_key)
+        estimate = self.shapes.get(shape_key)
         if estimate is None:
             estimate = self._new_estimate(shape_key, elements)
-            if len(self._shapes) >= MAX_SHAPES:
-                del self._shapes[next(iter(self._shapes))]
-            self._shapes[shape_key] = estimate
+            if len(self.shapes) >= MAX_SHAPES:
+                del self.shapes[next(iter(self.shapes))]
+            self.shapes[shape_key] = estimate
         return estimate
 
     @property

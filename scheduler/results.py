@@ -78,15 +78,23 @@ class Results:
             device.exec_lane.finish(action.action_id, min(result.output.end_ns, now))
             self._on_infer_failed(device, outstanding, action, result, now)
             return
+        # Comparisons, not min() and max(): this runs once a batch, and is mostly calls.
+        sent_ns, received_ns = outstanding.sent_ns, result.received_ns
+        input_begin_ns, done_ns = result.input.begin_ns, result.output.end_ns
         # A clock offset may be wrong, but nothing ends before it was sent or after it was heard of.
-        done_ns = min(max(result.output.end_ns, outstanding.sent_ns), now)
+        if done_ns < sent_ns:
+            done_ns = sent_ns
+        if done_ns > now:
+            done_ns = now
         device.exec_lane.finish(action.action_id, done_ns)
-        begin_ns = max(result.input.begin_ns, device.previous_done_ns, outstanding.sent_ns)
-        late_ns = result.received_ns - device.previous_done_ns if outstanding.is_held else None
+        begin_ns = device.previous_done_ns if device.previous_done_ns > sent_ns else sent_ns
+        if input_begin_ns > begin_ns:
+            begin_ns = input_begin_ns
+        late_ns = received_ns - device.previous_done_ns if outstanding.is_held else None
         device.previous_done_ns = done_ns
-        device.observe_delays(
-            command_ns=min(result.received_ns, now) - outstanding.sent_ns, reply_ns=now - done_ns
-        )
+        if received_ns > now:
+            received_ns = now
+        device.observe_delays(command_ns=received_ns - sent_ns, reply_ns=now - done_ns)
         requests = outstanding.requests
         first = requests[0]
         rows = sum(action.rows)
@@ -101,7 +109,7 @@ class Results:
             # Else answered at its deadline, or cancelled: the output is ignored.
             if request.state is RequestState.DISPATCHED:
                 num_in_time += now <= request.client_deadline_ns
-                served = _served(device.worker_id, request, rows, result.input.begin_ns, durations)
+                served = _served(device.worker_id, request, rows, input_begin_ns, durations)
                 self._ledger.close(request, RequestState.SERVED, served)
         batch = FinishedBatch(action.model, rows, requests, num_in_time, done_ns - begin_ns)
         self._planner.on_executed(device, batch, late_ns, now)
@@ -276,4 +284,5 @@ def _served(
 
 
 def _length(span: Span) -> int:
-    return max(0, span.end_ns - span.begin_ns)
+    length_ns = span.end_ns - span.begin_ns
+    return length_ns if length_ns > 0 else 0

@@ -112,6 +112,7 @@ class SchedulerState:
         waits_to_the_end: bool = False,
     ) -> None:
         self.config = config
+        self._reply_margin_ns = config.reply_margin_ns
         # of the policy: see scheduler.policies.Policy
         self.keeps_arrival_order = keeps_arrival_order
         self.waits_to_the_end = waits_to_the_end
@@ -144,7 +145,7 @@ class SchedulerState:
 
     def margin_ns(self, device: DeviceMirror) -> int:
         """From the end of an execution on this device to the answer at the client, with care."""
-        return device.reply_delay_ns + self.config.reply_margin_ns
+        return device.reply_delay_ns + self._reply_margin_ns
 
     def savable(self, model: ModelState, device: DeviceMirror, now: int) -> int:
         """Queued requests that could still be met if a LOAD began on the device now."""

@@ -53,12 +53,13 @@ class Timers:
 
     def pop_due(self, now: int) -> Wakeable | None:
         """One object whose instant has come, its wake-up cleared; None when there is none."""
-        at_ns = self.next_at()
-        if at_ns is None or at_ns > now:
-            return None
-        target = heappop(self._heap)[2]
-        self.clear(target)
-        return target
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            at_ns, _, target = heappop(heap)
+            if target.wake_at_ns == at_ns:
+                self.clear(target)
+                return target
+        return None
 
     def _sweep(self) -> None:
         live: dict[int, tuple[int, int, Wakeable]] = {}

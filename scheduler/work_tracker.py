@@ -10,10 +10,11 @@ class WorkTracker:
     of `lag_ns` later; if it is overdue by more than that, it counts as having ended so long ago.
     """
 
-    __slots__ = ("_durations", "_total_ns", "lag_ns", "last_end_ns")
+    __slots__ = ("_durations", "_head_ns", "_total_ns", "lag_ns", "last_end_ns")
 
     def __init__(self) -> None:
         self._durations: dict[int, int] = {}
+        self._head_ns = 0  # duration of the first of them; 0 where there is none
         self._total_ns = 0
         self.last_end_ns = 0
         self.lag_ns = 0
@@ -32,6 +33,7 @@ class WorkTracker:
         """An action was sent; on an idle lane it is expected to start at `start_ns`."""
         if not self._durations:
             self.last_end_ns = max(self.last_end_ns, start_ns)
+            self._head_ns = duration_ns
         self._durations[action_id] = duration_ns
         self._total_ns += duration_ns
 
@@ -42,21 +44,19 @@ class WorkTracker:
         # An action that overtook the head used the lane while the head waited or ran beside it:
         # the head's own anchor stays.
         if is_head:
-            self.last_end_ns = max(self.last_end_ns, end_ns) if end_ns else self.last_end_ns
+            self._head_ns = next(iter(self._durations.values()), 0)
+            if end_ns > self.last_end_ns:
+                self.last_end_ns = end_ns
 
     def free_at(self, now: int) -> int:
         """Predicted end of everything outstanding; not before now."""
-        if not self._durations:
-            return max(self.last_end_ns, now)
-        head_ns = next(iter(self._durations.values()))
-        heard_until_ns = now - self.lag_ns
-        if self.last_end_ns + head_ns < heard_until_ns:
-            return max(heard_until_ns + self._total_ns - head_ns, now)
-        return max(self.last_end_ns + self._total_ns, now)
+        end_ns = self.last_end_ns + self._total_ns
+        if self._durations:
+            overdue_ns = now - self.lag_ns - self.last_end_ns - self._head_ns
+            if overdue_ns > 0:
+                end_ns += overdue_ns
+        return end_ns if end_ns > now else now
 
     def is_overdue(self, now: int) -> bool:
         """The head should have been heard of: `free_at` goes on with the clock until it is."""
-        if not self._durations:
-            return False
-        head_ns = next(iter(self._durations.values()))
-        return self.last_end_ns + head_ns < now - self.lag_ns
+        return bool(self._durations) and self.last_end_ns + self._head_ns < now - self.lag_ns

@@ -154,7 +154,7 @@ def test_shapes_are_kept_up_to_a_bound() -> None:
     oldest = estimates.exec("0", 1)
     for size in range(1, MAX_SHAPES + 1):
         estimates.exec(str(size), size)
-    assert len(estimates._shapes) == MAX_SHAPES
+    assert len(estimates.shapes) == MAX_SHAPES
     assert estimates.exec("0", 1) is not oldest
 
 

@@ -117,6 +117,14 @@ class ModelQueue:
         """Requests whose deadline is at or before the instant: those ahead of a newcomer."""
         return bisect_right(self._entries, deadline_ns, lo=self._first, key=_deadline) - self._first
 
+    def num_due_before(self, instant_ns: int) -> int:
+        """Requests whose deadline is before the instant."""
+        return bisect_left(self._entries, instant_ns, lo=self._first, key=_deadline) - self._first
+
+    def at(self, position: int) -> Request:
+        """The request at a place of the queue; 0 is the head."""
+        return self._entries[self._first + position][2]
+
     def num_due_after(self, instant_ns: int) -> int:
         """Requests whose deadline is after the instant."""
         return len(self) - self.num_due_by(instant_ns)

@@ -216,6 +216,7 @@ class Scheduler:
             self._ledger.reply(event.request_id, Rejected(Reason.MODEL_UNAVAILABLE, detail))
             return None
         request = Request(event)
+        self.state.note_arrival(model, request, now)
         verdict = self._admission.decide(self.state, request, now)
         if isinstance(verdict, Rejected):
             self._ledger.reply(event.request_id, verdict)

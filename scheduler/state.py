@@ -8,6 +8,9 @@ from heapq import heapify, heappop, heappush
 
 from scheduler.device import DOUBT_AFTER_NS, DeviceMirror
 from scheduler.model_queue import ModelQueue
+from scheduler.rate_meter import Demand, OfferedLoad
+from scheduler.request import Request
+from scheduler.slo_classes import SloClasses
 from scheduler.spec import ModelSpec, SchedulerConfig
 
 # Waiting LOADs looked at per prediction.
@@ -19,6 +22,7 @@ class ModelState:
 
     __slots__ = (
         "_num_fitting",
+        "demand",
         "doubted_ns",
         "holders",
         "is_pinned",
@@ -37,6 +41,7 @@ class ModelState:
         self.is_pinned = spec.is_pinned
         self.queues: dict[str, ModelQueue] = {}  # all and only non-empty queues, by batch key
         self.num_queued = 0
+        self.demand = Demand()
         self.offered_by: list[DeviceMirror] = []  # devices that could serve it, in order of joining
         self._num_fitting = 0
         self.holders: list[DeviceMirror] = []  # devices where it is RESIDENT
@@ -119,6 +124,8 @@ class SchedulerState:
         self.models: dict[str, ModelState] = {}
         self.devices: dict[str, DeviceMirror] = {}  # by worker id, in order of joining
         self.num_queued = 0
+        self.offered = OfferedLoad()
+        self.slo_classes = SloClasses()
         self.waiting: dict[str, ModelState] = {}  # all and only models with queued requests
         # all and only devices without an Infer in flight, by worker id; the idle longest first
         self.idle: dict[str, DeviceMirror] = {}
@@ -139,6 +146,21 @@ class SchedulerState:
             del self.waiting[model.spec.name]
         elif model.num_queued == change:
             self.waiting[model.spec.name] = model
+
+    def note_arrival(self, model: ModelState, request: Request, now: int) -> None:
+        """A request of the model came, whatever becomes of it."""
+        slo_ns = request.deadline_ns - request.arrival_ns
+        if model.demand.arrived(request.rows, slo_ns, now) and model.offered_by:
+            device = model.reference()
+            estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
+            model.demand.measure(estimate, self.margin_ns(device) + device.command_delay_ns)
+            self.offered.refresh(model.demand, now, len(self.devices))
+        self.slo_classes.touch(slo_ns, slo_ns - model.demand.single_ns, now)
+
+    @property
+    def utilisation(self) -> float:
+        """The offered load as a share of the fleet: above 1 it cannot be served."""
+        return self.offered.devices / max(1, len(self.devices))
 
     def pinned_and_absent(self) -> list[str]:
         return [name for name in self.pinned if self.models[name].is_cold]

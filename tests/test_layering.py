@@ -36,7 +36,7 @@ SCHEDULER_ORDER = (
     ("actions",),
     ("events", "wire"),
     ("request", "profile", "work_tracker", "lane_shares", "timers", "simulated_worker"),
-    ("model_queue",),
+    ("model_queue", "rate_meter", "slo_classes"),
     ("device",),
     ("state",),
     ("ledger",),

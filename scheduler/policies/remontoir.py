@@ -2,6 +2,7 @@
 
 import msgspec
 
+from scheduler.policies.admission.certain import CertainlyFeasible
 from scheduler.policies.admission.deadline_feasible import DeadlineFeasible
 from scheduler.policies.batching.least_latest_start import LeastLatestStart
 from scheduler.policies.protocols import Policy
@@ -16,12 +17,18 @@ class Remontoir(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     schedule_ahead_ms: float | None = None  # fixed at that; None: found per device
 
+    certain: bool = True
+    blocking_cap: bool = True
+    overload_key: bool = True
+
     def build(self) -> Policy:
         ahead_ms = self.schedule_ahead_ms
         return Policy(
             name="remontoir",
-            admission=DeadlineFeasible(),
-            batching=LeastLatestStart(),
+            admission=CertainlyFeasible() if self.certain else DeadlineFeasible(),
+            batching=LeastLatestStart(
+                blocking_cap=self.blocking_cap, overload_key=self.overload_key
+            ),
             residency=DemandResidency(),
             schedule_ahead=(
                 GapTracker()

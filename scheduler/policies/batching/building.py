@@ -12,15 +12,18 @@ def build(
     start_ns: int,
     margin_ns: int,
     *,
+    target_rows: int = 1,
     max_ns: int | None = None,
     cautious: bool = True,
 ) -> BatchPlan | None:
     """The best batch of this queue that starts then: all members meet their deadlines.
 
-    Heads that cannot finish even alone are passed over (they expire by their own timer). The size
+    Heads that cannot finish even alone are passed over (they expire by their own timer), and so are
+    those whose deadline would keep the batch below `target_rows` where enough others wait: close to
+    saturation, small batches for urgent heads leave the next heads less time, and so on. The size
     is the smallest within a few per cent of the best time per row, of those that every member's
-    deadline allows and that take at most half of the head's SLO: a batch that fills the SLO makes
-    whoever arrives during it late.
+    deadline allows and that take at most half of the head's SLO (or as long as the target does): a
+    batch that fills the SLO makes whoever arrives during it late.
     """
     estimate = device.exec_estimate(queue)
     plan = estimate.plan
@@ -28,24 +31,42 @@ def build(
     head = queue.head
     assert head is not None
     reserve_ns = start_ns + margin_ns
+    num_passed = 0
     if head.deadline_ns < reserve_ns + guard[head.rows]:
-        head = queue.first_due_after(reserve_ns + guard[head.rows] - 1)
-        if head is None or head.deadline_ns < reserve_ns + guard[head.rows]:
+        num_passed = queue.num_due_before(reserve_ns + guard[head.rows])
+        if num_passed == len(queue):
+            return None
+        head = queue.at(num_passed)
+        if head.deadline_ns < reserve_ns + guard[head.rows]:
             return None
     if head.runs_alone:
         rows = head.rows
         requests = [head]
     else:
-        limit = min(queue.num_rows, estimate.max_rows)
+        # Rows, not requests, would need a running sum; requests of one row are the usual case.
+        limit = waiting = min(queue.num_rows - num_passed, estimate.max_rows)
         budget_ns = head.deadline_ns - reserve_ns
-        half_slo_ns = (head.deadline_ns - head.arrival_ns) // 2
-        if max_ns is not None:
-            half_slo_ns = min(half_slo_ns, max_ns)
-        while limit > head.rows and (guard[limit] > budget_ns or plan[limit] > half_slo_ns):
+        longest_ns = budget_ns if max_ns is None else max_ns
+        while limit > head.rows and (guard[limit] > budget_ns or plan[limit] > longest_ns):
             limit -= 1
-        size = max(head.rows, estimate.efficient[limit])
+        if limit < target_rows and limit < waiting:
+            low, high = limit, min(target_rows, waiting)
+            while low < high:
+                middle = (low + high + 1) // 2
+                due_ns = reserve_ns + guard[middle]
+                if (max_ns is None or plan[middle] <= max_ns) and (
+                    len(queue) - queue.num_due_before(due_ns) >= middle
+                ):
+                    low = middle
+                else:
+                    high = middle - 1
+            if low > limit:
+                limit = low
+                num_passed = max(num_passed, queue.num_due_before(reserve_ns + guard[limit]))
+                head = queue.at(num_passed)
+        size = max(head.rows, estimate.efficient[max(1, limit)])
         requests = take(queue.run_from(head, size), size)
-        rows = sum(request.rows for request in requests)
+        rows = sum([request.rows for request in requests])
     expected_ns = plan[rows]
     latest_ns = requests[-1].deadline_ns - expected_ns - margin_ns
     return BatchPlan(

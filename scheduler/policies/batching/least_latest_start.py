@@ -9,33 +9,48 @@ from heapq import heappush
 
 from scheduler.device import DeviceMirror
 from scheduler.model_queue import ModelQueue
-from scheduler.policies.batching import BatchPlan, FinishedBatch
+from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
+from scheduler.policies.batching.blocking_cap import BlockingCap
 from scheduler.policies.batching.building import build
+from scheduler.policies.batching.overload_key import OVERLOADED, least_loss
 from scheduler.state import SchedulerState
 
 # Queues compared for one decision.
 MAX_CANDIDATES = 8
 # Requests of one queue looked at for how long it can wait.
 MAX_BEHIND = 16
+# Work is short beside other work that takes this much longer.
+SHORTER = 2
 
 
 class LeastLatestStart:
     """Least latest-feasible-start first, with two looks around, since a batch cannot be preempted.
 
-    Work with more requests per millisecond goes first where the most urgent can wait for it (in
-    overload the urgent head is always a long one at its limit, and short work would be deferred
-    into that crowd). And before a long batch starts, the queues whose latest start falls inside it
-    are looked at: the batch is cut short or waits if that loses nothing; if one side must lose, the
-    side with more requests per millisecond wins.
+    Short work with more requests per millisecond goes first where the most urgent can wait for it
+    (in overload the urgent head is always a long one at its limit, and short work would be deferred
+    into that crowd). And before a long batch starts, the shorter queues whose latest start falls
+    inside it are looked at: the batch is cut short or waits if that loses nothing; if one side must
+    lose, the side with more requests per millisecond wins.
     """
 
-    def next_infer(self, state: SchedulerState, device: DeviceMirror, now: int) -> BatchPlan | None:
+    def __init__(self, *, blocking_cap: bool = True, overload_key: bool = True) -> None:
+        self._cap = BlockingCap() if blocking_cap else None
+        self._has_overload_key = overload_key
+
+    def next_infer(
+        self, state: SchedulerState, device: DeviceMirror, now: int
+    ) -> BatchPlan | Deferred | None:
         if device.peek_ready() is None:
             return None
+        cap = self._cap
+        if cap is not None:
+            cap.refresh(state, now)
         start_ns = device.start_at(now)
         margin_ns = state.margin_ns(device)
         taken: list[tuple[int, int, ModelQueue]] = []
-        chosen: BatchPlan | None = None
+        plans: list[BatchPlan] = []
+        capped = False
+        unsure: list[tuple[ModelQueue, int | None]] = []
         while len(taken) < MAX_CANDIDATES:
             queue = device.peek_ready()
             if queue is None:
@@ -45,18 +60,57 @@ class LeastLatestStart:
             if any(entry[2] is other[2] for other in taken):
                 continue
             taken.append(entry)
-            plan = build(queue, device, start_ns, margin_ns)
-            if plan is None:
-                continue
-            chosen = plan if chosen is None else _first_of(chosen, plan, margin_ns, device)
+            estimate = device.exec_estimate(queue)
+            max_ns: int | None = None
+            if cap is not None:
+                head = queue.head
+                assert head is not None
+                max_ns = cap.longest_ns(
+                    state.models[queue.model],
+                    device,
+                    head.deadline_ns - head.arrival_ns,
+                    estimate.plan[estimate.max_rows],
+                )
+                if max_ns is not None and estimate.plan[head.rows] > max_ns:
+                    capped = True
+                    continue
+            unsure.append((queue, max_ns))
+            plan = build(
+                queue, device, start_ns, margin_ns, target_rows=estimate.max_rows, max_ns=max_ns
+            )
+            if plan is not None:
+                plans.append(plan)
         for entry in taken:
             heappush(device.ready, entry)
-        if chosen is None:
-            # Nothing is sure to make it, and the lane would idle: try what probably does.
-            for entry in taken:
-                chosen = build(entry[2], device, start_ns, margin_ns, cautious=False)
-                if chosen is not None:
-                    break
+        if plans:
+            return self._choose(state, plans, device, margin_ns)
+        # Nothing is sure to make it, and the lane would idle: try what probably does.
+        for queue, max_ns in unsure:
+            chosen = build(queue, device, start_ns, margin_ns, max_ns=max_ns, cautious=False)
+            if chosen is not None:
+                return chosen
+        if capped:
+            assert cap is not None
+            return Deferred(cap.until_ns)
+        return None
+
+    def _choose(
+        self, state: SchedulerState, plans: list[BatchPlan], device: DeviceMirror, margin_ns: int
+    ) -> BatchPlan:
+        chosen = plans[0]
+        if len(plans) == 1:
+            return chosen
+        if self._has_overload_key and state.utilisation > OVERLOADED:
+            chosen = least_loss(plans, device, len(state.devices), margin_ns)
+        else:
+            least_ns = _latest_start(chosen, device, margin_ns)
+            for plan in plans:
+                latest_ns = _latest_start(plan, device, margin_ns)
+                if latest_ns < least_ns:
+                    chosen, least_ns = plan, latest_ns
+        for plan in plans:
+            if plan.queue is not chosen.queue:
+                chosen = _first_of(chosen, plan, margin_ns, device)
         return chosen
 
     def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
@@ -68,10 +122,9 @@ def _first_of(
 ) -> BatchPlan:
     """Which of two batches goes first, when `other` may not be able to wait for `urgent`."""
     is_denser = other.rows * urgent.expected_ns > urgent.rows * other.expected_ns
-    urgent_can_wait = (
-        _latest_start(urgent, device, margin_ns) >= urgent.start_ns + other.expected_ns
-    )
-    if is_denser and urgent_can_wait:
+    if SHORTER * other.expected_ns > urgent.expected_ns or not is_denser:
+        return urgent
+    if _latest_start(urgent, device, margin_ns) >= urgent.start_ns + other.expected_ns:
         return other
     wait_ns = _latest_start_of_all(other, device, margin_ns) - urgent.start_ns
     if urgent.expected_ns <= wait_ns:
@@ -79,7 +132,7 @@ def _first_of(
     shorter = build(urgent.queue, device, urgent.start_ns, margin_ns, max_ns=wait_ns)
     if shorter is not None and shorter.expected_ns <= wait_ns:
         return shorter
-    return other if is_denser or urgent_can_wait else urgent
+    return other
 
 
 def _latest_start(plan: BatchPlan, device: DeviceMirror, margin_ns: int) -> int:

@@ -1,0 +1,115 @@
+"""`python -m loadtest.experiments`: play the papers' experiments and write the report."""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from loadtest.experiments.jobs import Experiment, Job, Length, Record
+from loadtest.experiments.records import Records
+from loadtest.experiments.registry import EXPERIMENTS
+from loadtest.experiments.report import write_report
+from loadtest.experiments.runner import Runner, Store
+from loadtest.scenario import ScenarioError
+
+REPORT = Path("docs/measurements/scheduler.md")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 if all ran, whatever was met; 2 for a question that makes no sense."""
+    options = _parser().parse_args(argv)
+    console = Console(stderr=True, highlight=False)
+    length = Length.FULL if options.full else Length.QUICK if options.quick else Length.DEFAULT
+    try:
+        chosen = _chosen(options.only)
+        jobs = [job for experiment in chosen for job in experiment.jobs(length)]
+    except (ScenarioError, ValueError) as error:
+        console.print(f"experiments: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    if options.list:
+        _list(jobs)
+        return 0
+    out_dir = Path(options.out)
+    store = Store(out_dir)
+    runner = Runner(store, num_jobs=options.jobs, resumes=options.resume, console=console)
+    begin_s = time.monotonic()
+    try:
+        records = runner.do(jobs, lambda known: _more(chosen, known, length))
+    except KeyboardInterrupt:
+        console.print("broken off; --resume goes on from here")
+        return 130
+    is_whole = not options.only and length is not Length.QUICK
+    path = options.report or (REPORT if is_whole else out_dir / "scheduler.md")
+    verdicts = write_report(
+        path,
+        chosen,
+        records,
+        pictures_dir=store.pictures,
+        length=length,
+        command=shlex.join(["python", "-m", "loadtest.experiments", *(argv or sys.argv[1:])]),
+        took_s=time.monotonic() - begin_s,
+    )
+    for verdict in verdicts:
+        print(f"{verdict.experiment:4} {verdict.word:12} {verdict.what}: {verdict.detail}")
+    print(f"wrote {path}")
+    return 0
+
+
+def _more(chosen: Sequence[Experiment], known: Sequence[Record], length: Length) -> list[Job]:
+    found: list[Job] = []
+    for experiment in chosen:
+        if experiment.more_jobs is not None:
+            own = Records(record for record in known if record.experiment == experiment.number)
+            found += experiment.more_jobs(own, length)
+    return found
+
+
+def _chosen(only: Sequence[str]) -> list[Experiment]:
+    numbers = [number for text in only for number in text.split(",")]
+    known = [experiment.number for experiment in EXPERIMENTS]
+    for number in numbers:
+        if number not in known:
+            raise ValueError(f"no experiment {number!r}; there are {', '.join(known)}")
+    return [e for e in EXPERIMENTS if not numbers or e.number in numbers]
+
+
+def _list(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        print(f"{job.case.duration_s:8.1f} virtual s  {job.name}")
+    print(f"{len(jobs)} jobs, {sum(job.case.duration_s for job in jobs):,.0f} virtual s")
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {e.number:5} {e.title}" for e in EXPERIMENTS)
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.experiments",
+        description="Plays the papers' experiments in virtual time and writes "
+        "docs/measurements/scheduler.md.",
+        epilog=f"experiments:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", action="append", default=[], metavar="N", help="6.1 or 6.1,7")
+    lengths = parser.add_mutually_exclusive_group()
+    lengths.add_argument("--full", action="store_true", help="the papers' lengths: many hours")
+    lengths.add_argument("--quick", action="store_true", help="one seed, little time: does it run?")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
+    parser.add_argument(
+        "--out", default="bench-results/experiments", metavar="DIR", help="records of the runs"
+    )
+    parser.add_argument("--resume", action="store_true", help="keep what --out has already")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: docs/measurements/scheduler.md if all is run, else in --out)",
+    )
+    parser.add_argument("--list", action="store_true", help="only say what would be played")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

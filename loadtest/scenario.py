@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import yaml
 
-from loadtest.scenario_setup import Setup
+from loadtest.scenario_setup import Crash, Setup, Stall
+from loadtest.workloads import WorkloadEntry
 from scheduler.policies import PolicyError
 from scheduler.policies import parse as parse_policy
 
@@ -88,7 +89,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
                 try:
                     parse_policy(policy)
                 except PolicyError as error:
-                    raise ScenarioError(f"{self.path}: policies: {error}") from error
+                    where = "" if policies else f"{self.path}: policies: "
+                    raise ScenarioError(f"{where}{error}") from error
                 run_s = setup.duration_s
                 if is_full and duration_s is None and setup.full_duration_s is not None:
                     run_s = setup.full_duration_s
@@ -121,7 +123,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             return tree
         for variable in _VARIABLE.findall(tree):
             if variable not in values:
-                known = ", ".join(values) or "none"
+                known = ", ".join(self.variables) or "none"
                 raise ScenarioError(
                     f"{self.path}: {where}: no variable {variable!r} for {tree!r}; "
                     f"there are {known}"
@@ -156,7 +158,7 @@ def load(path: str | Path) -> Scenario:
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: not YAML: {error}") from error
+        raise ScenarioError(f"{path}: not YAML: {_in_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ScenarioError(f"{path}: a scenario is a mapping of keys, this is {tree!r:.60}")
     head_keys = _Head.__struct_fields__
@@ -188,6 +190,8 @@ def _convert(tree: dict[str, Any], kind: type[_Kind], path: str) -> _Kind:
         where = found["where"].removeprefix("key in ").removeprefix("$").removeprefix(".")
         value = _value_at(tree, where)
         what = found["what"].removeprefix("Object ")
+        if where.endswith("].kind"):
+            raise ScenarioError(f"{path}: {where}: {value!r} is none of {_kinds(where)}") from error
         raise ScenarioError(
             f"{path}: {where}: {what}, in {value!r}" if where else f"{path}: {what}"
         ) from error
@@ -201,6 +205,19 @@ def _value_at(tree: Any, where: str) -> Any:
         except (KeyError, IndexError, TypeError):
             break
     return tree
+
+
+def _kinds(where: str) -> str:
+    """What `kind` may be at a path like `workload[0].kind`."""
+    structs = get_args(WorkloadEntry) if where.startswith("workload") else (Crash, Stall)
+    return ", ".join(sorted(str(struct.__struct_config__.tag) for struct in structs))
+
+
+def _in_one_line(error: Exception) -> str:
+    """What is wrong with the text, and in which line of it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem}, in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())
 
 
 def _variables_in(tree: Any) -> Iterator[str]:

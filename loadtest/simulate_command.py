@@ -6,9 +6,11 @@ loadtest/simulate.py's, what the table says loadtest/simulate_table.py's.
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -79,6 +81,7 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
             check(setup)
         except ValueError as error:
             raise ScenarioError(f"{scenario.path}: {error}") from error
+    _check_leavings(options)
     wanted = Wanted(
         out=options.out,
         format=options.format,
@@ -104,6 +107,33 @@ def _path_of(text: str) -> Path:
     path = Path(text)
     ours = SCENARIOS / f"{text}.yaml"
     return ours if not path.exists() and path.name == text and ours.exists() else path
+
+
+def _check_leavings(
+    options: argparse.Namespace, find: Callable[[str], object | None] = find_spec
+) -> None:
+    """What would otherwise fail once the first run is played: files that cannot be written, and
+    libraries that are not there. Raises ScenarioError, RuntimeError.
+    """
+    libraries = (
+        (options.out is not None and options.format == "parquet", "Parquet", "pyarrow"),
+        (options.plot, "a picture", "matplotlib"),
+        (options.bound, "the bound", "numba"),
+    )
+    for is_wanted, what, library in libraries:
+        if is_wanted and find(library) is None:
+            raise RuntimeError(f'{what} needs {library}: pip install "remontoir[simulate]"')
+    if options.out is not None:
+        try:
+            Path(options.out).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.out).close()
+        except OSError as error:
+            raise ScenarioError(f"--out {options.out}: {error.strerror}") from error
+    if options.log is not None:
+        try:
+            open(options.log, "ab").close()
+        except OSError as error:
+            raise ScenarioError(f"--log {options.log}: {error.strerror}") from error
 
 
 def _line(case: Case, wanted: Wanted, report: Report | None = None) -> Line:

@@ -30,6 +30,7 @@ from scheduler.spec import MILLISECOND_NS, SECOND_NS
 LINE = Profile(first_ms=4, each_ms=1, load_ms=10, weights_mb=60)
 STEADY = Poisson(models="m*", slo_ms=50.0, rate_per_s=200.0, name="steady")
 CLIENTS = Closed(models="m*", slo_ms=50.0, clients=3, think_ms=2.0, name="clients")
+ONE = ("--policy", "fifo", "--set", "slo_ms=40")  # run of the example
 EXAMPLE = Path("loadtest/scenarios/example.yaml")
 
 
@@ -262,6 +263,8 @@ def test_the_log_of_one_run_goes_to_a_file(tmp_path: Path) -> None:
         ([str(EXAMPLE), "--policy", "best"], "no policy is called 'best'"),
         ([str(EXAMPLE), "--plot"], "--plot needs --out DIR"),
         ([str(EXAMPLE), "--log", "x"], "--log takes one run, this is 4: choose with --policy"),
+        ([str(EXAMPLE), "--out", "/dev/null/x"], "--out /dev/null/x: Not a directory"),
+        ([str(EXAMPLE), *ONE, "--log", "/dev/null/x"], "--log /dev/null/x: Not a directory"),
         ([str(EXAMPLE), "--duration-s", "0.5"], "warmup_s 1 does not end before the run"),
     ],
 )
@@ -274,6 +277,18 @@ def test_the_command_says_what_it_was_asked_wrongly(
     output = capsys.readouterr()
     assert message in output.err
     assert output.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "library"),
+    [(["--bound"], "numba"), (["--plot"], "matplotlib"), (["--out", "."], "pyarrow")],
+)
+def test_a_missing_library_is_named_before_anything_is_played(
+    arguments: list[str], library: str
+) -> None:
+    options = simulate_command._parser().parse_args([str(EXAMPLE), *arguments])
+    with pytest.raises(RuntimeError, match=rf' needs {library}: pip install "remontoir\[simulate'):
+        simulate_command._check_leavings(options, find=lambda _: None)
 
 
 def test_what_cannot_be_built_is_refused_with_the_files_name(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ policy.
 import enum
 import math
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 from scheduler.actions import Action
 from scheduler.lane_shares import LaneShares
@@ -14,22 +15,23 @@ from scheduler.model_queue import ModelQueue
 from scheduler.profile import ExecEstimate, ModelEstimates, RatioWindow
 from scheduler.request import IllegalMove, Request
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, DeviceSpec, ModelSpec
+from scheduler.timers import Wakeable
 from scheduler.work_tracker import WorkTracker
 
 # What a message between gateway and worker needs, before the first one was measured.
-INITIAL_DELAY_NS = MILLISECOND_NS // 5
+INITIAL_DELAY_NS: Final = MILLISECOND_NS // 5
 # An order this much later than the end of the execution before it is late: less is the clock's and
 # the timer's grain.
-GAP_TOLERANCE_NS = 20_000
+GAP_TOLERANCE_NS: Final = 20_000
 # Share of the newest in the gap rate: the last fifty count.
-GAP_RATE_WEIGHT = 0.02
+GAP_RATE_WEIGHT: Final = 0.02
 # How fast the memory of past use fades when weights are weighed against each other.
-USE_HALF_LIFE_NS = 10 * SECOND_NS
+USE_HALF_LIFE_NS: Final = 10 * SECOND_NS
 # A measurement as old as this does not count against a request that it would refuse.
-DOUBT_AFTER_NS = SECOND_NS
+DOUBT_AFTER_NS: Final = SECOND_NS
 # A model whose LOAD failed waits this long, doubling, before it is tried again on that device.
-LOAD_RETRY_NS = 100 * MILLISECOND_NS
-LOAD_RETRY_MAX_NS = 10 * SECOND_NS
+LOAD_RETRY_NS: Final = 100 * MILLISECOND_NS
+LOAD_RETRY_MAX_NS: Final = 10 * SECOND_NS
 
 
 class WeightsState(enum.Enum):
@@ -94,7 +96,7 @@ class Weights:
         return self.use_score * math.exp2((self.last_used_ns - now) / USE_HALF_LIFE_NS)
 
 
-class Outstanding:
+class Outstanding(Wakeable):
     """An action sent and not yet answered, with what it holds reserved."""
 
     __slots__ = (
@@ -104,7 +106,6 @@ class Outstanding:
         "is_held",
         "requests",
         "sent_ns",
-        "wake_at_ns",
     )
 
     def __init__(
@@ -117,6 +118,7 @@ class Outstanding:
         generation: int,
         is_held: bool = False,
     ) -> None:
+        super().__init__()
         self.action = action
         self.sent_ns = sent_ns
         self.expected_ns = expected_ns
@@ -124,10 +126,9 @@ class Outstanding:
         self.generation = generation
         # an Infer that was held back until `schedule_ahead` before the lane was to be free
         self.is_held = is_held
-        self.wake_at_ns: int | None = None
 
 
-class DeviceMirror:
+class DeviceMirror(Wakeable):
     """Everything the scheduler knows of one incarnation of one worker's device."""
 
     def __init__(
@@ -138,6 +139,7 @@ class DeviceMirror:
         *,
         schedule_ahead_ns: int = 0,
     ) -> None:
+        super().__init__()
         self.worker_id = worker_id
         self.spec = spec
         self.offered = offered
@@ -154,7 +156,6 @@ class DeviceMirror:
         self.previous_done_ns = 0
         self.retry_until_ns = 0  # some model's LOAD failed and is not tried again before then
         self.is_stopping = False  # the worker shuts down: it gets no more work
-        self.wake_at_ns: int | None = None
         # how long before a lane is predicted free its next action is sent; its policy's to set
         self.schedule_ahead_ns = schedule_ahead_ns
         # of the orders held back until then, lately, the share that reached a lane run dry

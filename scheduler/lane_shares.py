@@ -5,14 +5,15 @@ waits for short work that has not arrived yet. What came lately says how much of
 """
 
 import math
+from typing import Final
 
 from scheduler.spec import SECOND_NS
 
-HALF_LIFE_NS = 2 * SECOND_NS
+HALF_LIFE_NS: Final = 2 * SECOND_NS
 # A decayed sum of durations, times this, is a share of the lane's time.
-_SHARE_PER_NS = math.log(2) / HALF_LIFE_NS
+_SHARE_PER_NS: Final = math.log(2) / HALF_LIFE_NS
 # However busy the lane was with shorter work: some of it will have been a burst.
-MAX_SHARE = 0.8
+MAX_SHARE: Final = 0.8
 
 
 class LaneShares:

@@ -2,14 +2,16 @@
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from scheduler.request import Request
+from scheduler.timers import Wakeable
 
 # Popping moves an index; the list is cut once this many popped entries stand in front of it.
-_COMPACT_AT = 64
+_COMPACT_AT: Final = 64
 
 
-class ModelQueue:
+class ModelQueue(Wakeable):
     """All and only the QUEUED requests of one (model, batch key), earliest deadline first.
 
     Ties keep arrival order. Insertion at the end, the usual case where all SLOs of a model are
@@ -30,7 +32,6 @@ class ModelQueue:
         "model",
         "num_rows",
         "shape_key",
-        "wake_at_ns",
     )
 
     def __init__(
@@ -42,6 +43,7 @@ class ModelQueue:
         *,
         keeps_arrival_order: bool = False,
     ) -> None:
+        super().__init__()
         self.model = model
         self.batch_key = batch_key
         self.shape_key = shape_key
@@ -53,7 +55,6 @@ class ModelQueue:
         self._arrived: dict[int, Request] | None = {} if keeps_arrival_order else None
         self.num_rows = 0
         self.latest_start_ns: int | None = None
-        self.wake_at_ns: int | None = None
 
     def __len__(self) -> int:
         return len(self._entries) - self._first

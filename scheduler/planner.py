@@ -4,6 +4,8 @@ Everything an action needs is reserved before it is sent and released on its res
 (scheduler/results.py), on the failure path too.
 """
 
+from typing import Final
+
 from scheduler.actions import Action, EvictWeights, Infer, LoadWeights
 from scheduler.device import DeviceMirror, Outstanding, WeightsState
 from scheduler.events import Expired, Reason, Send
@@ -14,7 +16,7 @@ from scheduler.request import Request, RequestState
 from scheduler.state import ModelState
 from scheduler.work_tracker import WorkTracker
 
-FOREVER_NS = 2**62
+FOREVER_NS: Final = 2**62
 
 
 class Planner:
@@ -54,8 +56,8 @@ class Planner:
     def plan_refused_cold(self, model: ModelState, now: int) -> None:
         """A request was refused because the weights are absent: have them for the next one."""
         if model.is_cold:
-            self._state.refused_cold.pop(model.spec.name, None)
-            self._state.refused_cold[model.spec.name] = None
+            self._state.refused_cold.pop(model.name, None)
+            self._state.refused_cold[model.name] = None
             for device in list(model.offered_by):
                 if not model.is_cold:
                     break

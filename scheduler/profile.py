@@ -9,18 +9,19 @@ one hiccup does not inflate sixteen batches (Clockwork's p99 of ten samples is i
 
 from bisect import bisect_left, insort
 from collections import deque
+from typing import Final
 
 from scheduler.spec import ModelProfile, ModelSpec, ShapeProfile
 
 # Long enough that one outlier is not the median, short enough to follow a clock change in seconds.
-WINDOW_SAMPLES = 16
-OUTLIER_FACTOR = 3.0
+WINDOW_SAMPLES: Final = 16
+OUTLIER_FACTOR: Final = 3.0
 # A batch may be larger only where it saves this share of the time per row.
-WORTHWHILE_GAIN = 0.05
+WORTHWHILE_GAIN: Final = 0.05
 # Figures are computed anew once a window has moved by this share.
-REFRESH_CHANGE = 0.01
+REFRESH_CHANGE: Final = 0.01
 # Shape classes kept per model and device; clients choose sequence lengths, so there is a bound.
-MAX_SHAPES = 64
+MAX_SHAPES: Final = 64
 
 
 class RatioWindow:

@@ -5,24 +5,25 @@ itself up (who drops requests for larger batches measures losses, and goes on dr
 """
 
 import math
+from typing import Final
 
 from scheduler.profile import ExecEstimate
 from scheduler.spec import MILLISECOND_NS, SECOND_NS
 
 # How fast arrivals are forgotten: long enough for a rate of a few per second, short enough to
 # follow a burst.
-FADE_NS = SECOND_NS
+FADE_NS: Final = SECOND_NS
 # A rate is not made of less time than that, however suddenly the first arrivals came.
-MIN_AGE_NS = 100 * MILLISECOND_NS
+MIN_AGE_NS: Final = 100 * MILLISECOND_NS
 # A model's figures are computed anew after so many arrivals, or so long after the last time.
-REFRESH_ARRIVALS = 16
-REFRESH_NS = 100 * MILLISECOND_NS
+REFRESH_ARRIVALS: Final = 16
+REFRESH_NS: Final = 100 * MILLISECOND_NS
 # Weight of the newest request in the usual SLO.
-SLO_WEIGHT = 1 / 16
+SLO_WEIGHT: Final = 1 / 16
 # Silent models are looked at again after that, so that what they asked for once is forgotten.
-STALE_NS = SECOND_NS
+STALE_NS: Final = SECOND_NS
 # Less than one row in so long is no load.
-NO_LOAD_NS = 60 * SECOND_NS
+NO_LOAD_NS: Final = 60 * SECOND_NS
 
 
 class RateMeter:

@@ -3,6 +3,8 @@
 Remote input never raises: what is unknown, stale or of the wrong kind is counted as an anomaly.
 """
 
+from typing import Final
+
 from scheduler.actions import (
     Code,
     EvictResult,
@@ -27,7 +29,7 @@ from scheduler.policies.batching import FinishedBatch
 from scheduler.request import Request, RequestState
 from scheduler.spec import SECOND_NS
 
-MAX_FAILURES = 1  # a request is tried again once
+MAX_FAILURES: Final = 1  # a request is tried again once
 
 
 class Results:

@@ -4,11 +4,13 @@ What a batch that cannot be preempted does to others depends on requests that ha
 those of the tighter classes that were seen lately are taken to go on.
 """
 
+from typing import Final
+
 from scheduler.spec import SECOND_NS
 
 # A class counts for so long after its last request, so that what protects it does not flap.
-MEMORY_NS = 10 * SECOND_NS
-FOREVER_NS = 2**62
+MEMORY_NS: Final = 10 * SECOND_NS
+FOREVER_NS: Final = 2**62
 
 
 class _Class:

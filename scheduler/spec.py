@@ -4,10 +4,12 @@ All times are integer nanoseconds (adr/0006). Nothing here has behaviour beyond 
 own fields.
 """
 
+from typing import Final
+
 import msgspec
 
-MILLISECOND_NS = 1_000_000
-SECOND_NS = 1_000_000_000
+MILLISECOND_NS: Final = 1_000_000
+SECOND_NS: Final = 1_000_000_000
 
 
 class TensorSpec(msgspec.Struct, frozen=True):

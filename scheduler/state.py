@@ -5,6 +5,7 @@ Only `scheduler.Scheduler` writes it.
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 from scheduler.device import DOUBT_AFTER_NS, DeviceMirror
 from scheduler.model_queue import ModelQueue
@@ -14,7 +15,7 @@ from scheduler.slo_classes import SloClasses
 from scheduler.spec import ModelSpec, SchedulerConfig
 
 # Waiting LOADs looked at per prediction.
-MAX_PENDING_LOADS = 16
+MAX_PENDING_LOADS: Final = 16
 
 
 class ModelState:
@@ -27,6 +28,7 @@ class ModelState:
         "holders",
         "is_pinned",
         "loading_on",
+        "name",
         "num_queued",
         "offered_by",
         "queues",
@@ -38,6 +40,7 @@ class ModelState:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
+        self.name = spec.name
         self.is_pinned = spec.is_pinned
         self.queues: dict[str, ModelQueue] = {}  # all and only non-empty queues, by batch key
         self.num_queued = 0
@@ -94,7 +97,7 @@ class ModelState:
         if self.doubted_ns <= now - DOUBT_AFTER_NS:
             self.doubted_ns = now
             for device in self.offered_by:
-                device.doubt(self.spec.name, now)
+                device.doubt(self.name, now)
 
     def reference(self) -> DeviceMirror:
         """The device whose estimates stand for the model where no device is chosen yet."""
@@ -143,9 +146,9 @@ class SchedulerState:
         self.num_queued += change
         model.num_queued += change
         if not model.num_queued:
-            del self.waiting[model.spec.name]
+            del self.waiting[model.name]
         elif model.num_queued == change:
-            self.waiting[model.spec.name] = model
+            self.waiting[model.name] = model
 
     def note_arrival(self, model: ModelState, request: Request, now: int) -> None:
         """A request of the model came, whatever becomes of it."""
@@ -171,7 +174,7 @@ class SchedulerState:
 
     def savable(self, model: ModelState, device: DeviceMirror, now: int) -> int:
         """Queued requests that could still be met if a LOAD began on the device now."""
-        ready_ns = device.load_start_at(now) + device.estimates(model.spec.name).load_plan_ns
+        ready_ns = device.load_start_at(now) + device.estimates(model.name).load_plan_ns
         # One less than the instant by which they must be due: admission lets the last one in.
         reserve_ns = ready_ns + self.margin_ns(device) - 1
         return sum(
@@ -181,7 +184,7 @@ class SchedulerState:
 
     def want(self, model: ModelState) -> None:
         """Note that the demand for this model's weights has changed."""
-        load_ns = model.reference().estimates(model.spec.name).load_plan_ns
+        load_ns = model.reference().estimates(model.name).load_plan_ns
         key = -model.num_queued / load_ns
         if key != model.wanted_key:
             self._sequence += 1
@@ -196,7 +199,7 @@ class SchedulerState:
         total_ns = 0
         for _, sequence, other in self._wanted[:MAX_PENDING_LOADS]:
             if other is not model and sequence == other.wanted_sequence and other.wants_load:
-                total_ns += other.reference().estimates(other.spec.name).load_plan_ns
+                total_ns += other.reference().estimates(other.name).load_plan_ns
         return total_ns // max(1, len(self.devices))
 
     def wanted(self) -> Iterator[ModelState]:

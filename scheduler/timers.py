@@ -1,17 +1,20 @@
 """Instants at which the core wants to be called again: one per object, cheap to move."""
 
 from heapq import heapify, heappop, heappush
-from typing import Protocol
+from typing import Final
 
 # Stale entries are swept out once they outnumber the live ones by this factor.
-_SWEEP_FACTOR = 4
-_SWEEP_MINIMUM = 256
+_SWEEP_FACTOR: Final = 4
+_SWEEP_MINIMUM: Final = 256
 
 
-class Wakeable(Protocol):
-    """Whatever can have a wake-up. The field is written by Timers only."""
+class Wakeable:
+    """Whatever can have a wake-up, none at first. The field is written by Timers only."""
 
-    wake_at_ns: int | None
+    __slots__ = ("wake_at_ns",)
+
+    def __init__(self) -> None:
+        self.wake_at_ns: int | None = None
 
 
 class Timers:

@@ -1,11 +1,7 @@
 """Instants at which the core wants to be called: one per object, the latest word counts."""
 
 from scheduler.timers import Timers
-
-
-class Target:
-    def __init__(self) -> None:
-        self.wake_at_ns: int | None = None
+from scheduler.timers import Wakeable as Target
 
 
 def test_no_timer_no_instant() -> None:

@@ -3,6 +3,8 @@
 A refusal is worth most when it is early.
 """
 
+from typing import Final
+
 from scheduler.device import DeviceMirror, WeightsState
 from scheduler.events import Reason, Rejected
 from scheduler.policies.admission import Admission
@@ -12,7 +14,7 @@ from scheduler.request import Request
 from scheduler.spec import MILLISECOND_NS, SECOND_NS
 from scheduler.state import ModelState, SchedulerState
 
-MIN_RETRY_AFTER_NS = MILLISECOND_NS
+MIN_RETRY_AFTER_NS: Final = MILLISECOND_NS
 # Weights that take pages.
 HELD = frozenset({WeightsState.LOADING, WeightsState.RESIDENT})
 
@@ -107,7 +109,7 @@ def _weights_ready_at(
     state: SchedulerState, model: ModelState, device: DeviceMirror, now: int, pending_ns: int
 ) -> int | None:
     """When weights that are not resident there could be; None where no LOAD is possible now."""
-    name = model.spec.name
+    name = model.name
     record = device.weights.get(name)
     if record is not None:
         if record.state is WeightsState.LOADING:
@@ -124,7 +126,7 @@ def _fits_beside_pinned(state: SchedulerState, model: ModelState, device: Device
     kept = sum(
         device.weights[name].num_pages
         for name in state.pinned
-        if name != model.spec.name and device.weights_state(name) in HELD
+        if name != model.name and device.weights_state(name) in HELD
     )
     return model.spec.num_pages(device.spec.page_bytes) <= device.spec.total_pages - kept
 

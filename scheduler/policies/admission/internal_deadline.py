@@ -4,6 +4,8 @@ A request is worth nothing late, so the scheduler aims early. Whether another co
 due is noted here as well, where demand rises.
 """
 
+from typing import Final
+
 from scheduler.events import Rejected
 from scheduler.policies.admission import Admission
 from scheduler.policies.admission.impossible import refuse_impossible
@@ -13,7 +15,7 @@ from scheduler.spec import MILLISECOND_NS
 from scheduler.state import SchedulerState
 
 # Of the published floor: the deadline is never taken as earlier than schedule_ahead and this.
-FLOOR_NS = 5 * MILLISECOND_NS
+FLOOR_NS: Final = 5 * MILLISECOND_NS
 
 
 class InternalDeadline:

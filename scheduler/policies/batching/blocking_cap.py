@@ -7,6 +7,7 @@ classes can wait, or not begun (scheduling by size intervals, as queueing theory
 """
 
 import math
+from typing import Final
 
 from scheduler.device import DeviceMirror
 from scheduler.slo_classes import FOREVER_NS, class_of
@@ -14,11 +15,11 @@ from scheduler.spec import MILLISECOND_NS
 from scheduler.state import ModelState, SchedulerState
 
 # How long the figures hold. Between, decisions depend on queues and devices only.
-REFRESH_NS = 100 * MILLISECOND_NS
+REFRESH_NS: Final = 100 * MILLISECOND_NS
 # Devices for long batches per device that they would keep busy.
-HEADROOM = 1.15
+HEADROOM: Final = 1.15
 # A class is tighter where its SLO is less than half: an octave of slo_classes.
-OCTAVE = 4
+OCTAVE: Final = 4
 
 
 class BlockingCap:

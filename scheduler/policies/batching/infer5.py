@@ -6,6 +6,7 @@ latest start goes first (OSDI '20, section 5.3; the name is that of its source's
 """
 
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 from scheduler.device import DeviceMirror
 from scheduler.model_queue import ModelQueue
@@ -17,7 +18,7 @@ from scheduler.spec import MILLISECOND_NS
 from scheduler.state import SchedulerState
 
 # Nothing is taken to start earlier than this from now: its controller's loop and the way.
-FUTURE_NS = MILLISECOND_NS
+FUTURE_NS: Final = MILLISECOND_NS
 
 
 class Infer5:

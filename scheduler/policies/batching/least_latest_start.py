@@ -6,6 +6,7 @@ Symphony's invalid-after).
 """
 
 from heapq import heappush
+from typing import Final
 
 from scheduler.device import DeviceMirror
 from scheduler.model_queue import ModelQueue
@@ -16,11 +17,11 @@ from scheduler.policies.batching.overload_key import OVERLOADED, least_loss
 from scheduler.state import SchedulerState
 
 # Queues compared for one decision.
-MAX_CANDIDATES = 8
+MAX_CANDIDATES: Final = 8
 # Requests of one queue looked at for how long it can wait.
-MAX_BEHIND = 16
+MAX_BEHIND: Final = 16
 # Work is short beside other work that takes this much longer.
-SHORTER = 2
+SHORTER: Final = 2
 
 
 class LeastLatestStart:

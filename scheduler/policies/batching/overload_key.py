@@ -1,11 +1,13 @@
 """Whose batch goes first when not everybody can be served."""
 
+from typing import Final
+
 from scheduler.device import DeviceMirror
 from scheduler.policies.batching import BatchPlan
 
 # Offered load, as a share of the fleet, above which the key is used. Close to saturation chance
 # makes crowds already.
-OVERLOADED = 0.9
+OVERLOADED: Final = 0.9
 
 
 def least_loss(

@@ -24,7 +24,7 @@ class DemandResidency:
         for model in state.wanted():
             if not can_load(device, model, now):
                 continue
-            load_ns = device.estimates(model.spec.name).load_plan_ns
+            load_ns = device.estimates(model.name).load_plan_ns
             demand = state.savable(model, device, now) / load_ns
             if demand > 0 and (best is None or demand > best[0]):
                 best = (demand, model)

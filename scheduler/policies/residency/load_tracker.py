@@ -4,6 +4,8 @@ Demand is work: what a request takes alone, in proportion to the time it has (OS
 and the source's LoadTracker). The sums are done when they are asked for; nothing is remembered.
 """
 
+from typing import Final
+
 from scheduler.device import DeviceMirror, Outstanding, Weights, WeightsState
 from scheduler.policies.residency import LoadPlan
 from scheduler.policies.residency.room import can_load
@@ -12,11 +14,11 @@ from scheduler.spec import MILLISECOND_NS
 from scheduler.state import ModelState, SchedulerState
 
 # A request that is older justifies no LOAD (the source's max_loadweights_slo).
-MAX_LOAD_SLO_NS = 25 * MILLISECOND_NS
+MAX_LOAD_SLO_NS: Final = 25 * MILLISECOND_NS
 # Kept free between the end of an execution and the SLO (the source's buffer).
-BUFFER_NS = 5 * MILLISECOND_NS
+BUFFER_NS: Final = 5 * MILLISECOND_NS
 # A device is taken to have at least so much to do, so that its share of the work has a size.
-LEAST_OUTSTANDING_NS = MILLISECOND_NS
+LEAST_OUTSTANDING_NS: Final = MILLISECOND_NS
 
 
 class LoadTracker:
@@ -47,7 +49,7 @@ class LoadTracker:
             if model.holders:
                 outstanding_ns = outstanding_ns or self._outstanding_ns(state)
                 demand_ns *= self._unmet_share(model, outstanding_ns)
-            record = device.weights.get(model.spec.name)
+            record = device.weights.get(model.name)
             unmet.append((demand_ns, record.last_used_ns if record is not None else 0, model))
         for _, _, model in sorted(unmet, key=_priority, reverse=True):
             plan = _make_room(state, device, model)
@@ -66,7 +68,7 @@ class LoadTracker:
 
     def _load_demand_ns(self, model: ModelState, device: DeviceMirror, now: int) -> float:
         """Work of those who wait, and have not waited too long for a LOAD to be of use."""
-        load_ns = device.estimates(model.spec.name).load_plan_ns
+        load_ns = device.estimates(model.name).load_plan_ns
         ahead_ns = device.schedule_ahead_ns
         demand_ns = 0.0
         for queue in model.queues.values():
@@ -131,7 +133,7 @@ def _make_room(state: SchedulerState, device: DeviceMirror, model: ModelState) -
         if _may_go(state, name, record):
             evict.append(name)
             missing -= record.num_pages
-    return LoadPlan(model.spec.name, tuple(evict)) if missing <= 0 else None
+    return LoadPlan(model.name, tuple(evict)) if missing <= 0 else None
 
 
 def _is_busy(state: SchedulerState, item: tuple[str, Weights]) -> bool:

@@ -6,6 +6,7 @@ are not taken for it. Clockwork got such copies by accident, from a LOAD that ne
 """
 
 from itertools import islice
+from typing import Final
 
 from scheduler.device import DeviceMirror
 from scheduler.policies.residency import LoadPlan
@@ -13,9 +14,9 @@ from scheduler.policies.residency.room import can_load, least_valuable, make_roo
 from scheduler.state import ModelState, SchedulerState
 
 # Models with waiting requests that are looked at.
-MAX_CANDIDATES = 16
+MAX_CANDIDATES: Final = 16
 # A copy must come well before those that are there have served the queue.
-WORTHWHILE_WAIT = 2
+WORTHWHILE_WAIT: Final = 2
 
 
 def replica_for(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
@@ -29,7 +30,7 @@ def replica_for(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPl
         wait_ns = min([holder.exec_lane.free_at(now) for holder in model.holders]) - now
         for queue in model.queues.values():
             wait_ns += device.exec_estimate(queue).time_for(queue.num_rows)
-        loads = wait_ns / device.estimates(model.spec.name).load_plan_ns
+        loads = wait_ns / device.estimates(model.name).load_plan_ns
         if loads > WORTHWHILE_WAIT and (longest is None or loads > longest[0]):
             longest = (loads, model)
     if longest is None:

@@ -1,6 +1,7 @@
 """Whether a model can be loaded onto a device now, and what would have to go for it."""
 
 from collections.abc import Callable
+from typing import Final
 
 from scheduler.device import DeviceMirror, Weights, WeightsState
 from scheduler.policies.residency import LoadPlan
@@ -8,13 +9,13 @@ from scheduler.state import ModelState, SchedulerState
 
 # Waiting requests of a resident model protect its weights, unless the newcomer would save this many
 # times as many.
-WORTH_DISPLACING = 2
+WORTH_DISPLACING: Final = 2
 
 
 def can_load(device: DeviceMirror, model: ModelState, now: int) -> bool:
     if device not in model.offered_by:
         return False
-    record = device.weights.get(model.spec.name)
+    record = device.weights.get(model.name)
     return record is None or (record.state is WeightsState.ABSENT and record.retry_at_ns <= now)
 
 
@@ -28,14 +29,14 @@ def make_room(
     """The evictions that free enough pages, or None if there are not enough that may go."""
     missing = model.spec.num_pages(device.spec.page_bytes) - device.pages_free
     if missing <= 0:
-        return LoadPlan(model.spec.name, ())
+        return LoadPlan(model.name, ())
     evict = []
     for candidates in _evictable(state, device, model):
         for name, record in sorted(candidates, key=lambda candidate: value(candidate, now)):
             evict.append(name)
             missing -= record.num_pages
             if missing <= 0:
-                return LoadPlan(model.spec.name, tuple(evict))
+                return LoadPlan(model.name, tuple(evict))
     return None
 
 

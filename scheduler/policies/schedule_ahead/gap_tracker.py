@@ -7,17 +7,19 @@ quantile (Robbins and Monro): up by a step when an order reached the worker afte
 dry, down by TARGET_GAP_RATE of a step when it was there in time.
 """
 
+from typing import Final
+
 from scheduler.device import INITIAL_DELAY_NS, DeviceMirror
 from scheduler.spec import MILLISECOND_NS
 
 # Of the orders that were held back for the lane, those that may come too late: an idle lane for
 # some ten microseconds at every tenth batch costs less than deciding all of them earlier.
-TARGET_GAP_RATE = 0.1
-STEP_NS = 20_000
+TARGET_GAP_RATE: Final = 0.1
+STEP_NS: Final = 20_000
 # So many in time, one after the other, happen by chance once in a thousand at the target rate: the
 # value is far too high, after a hiccup say, and comes down by a tenth instead of by small steps.
-RUN_IN_TIME = 64
-MAX_NS = 10 * MILLISECOND_NS
+RUN_IN_TIME: Final = 64
+MAX_NS: Final = 10 * MILLISECOND_NS
 
 
 class GapTracker:

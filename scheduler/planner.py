@@ -31,6 +31,8 @@ class Planner:
         self._max_outstanding = (
             policy.max_outstanding_infers or ledger.state.config.max_outstanding_infers
         )
+        # devices whose last batch was deferred, until they are sent one; some may be gone
+        self._deferring: set[DeviceMirror] = set()
         self._next_action_id = 1
 
     def plan_for(self, model: ModelState, now: int) -> None:
@@ -87,8 +89,18 @@ class Planner:
                 return
             if isinstance(plan, Deferred):
                 self._ledger.wake_by(device, max(plan.until_ns, now + 1))
+                self._deferring.add(device)
                 return
+            self._deferring.discard(device)
             self._send_infer(device, plan, now)
+            self._look_at_deferring(self._state.models[plan.queue.model], now)
+
+    def _look_at_deferring(self, model: ModelState, now: int) -> None:
+        """What others had deferred may have changed, now that some of its requests were sent."""
+        if self._deferring and model.num_queued:
+            for other in list(model.holders):
+                if other in self._deferring:
+                    self._plan_infers(other, now)
 
     def plan_loads(self, device: DeviceMirror, now: int) -> None:
         state = self._state

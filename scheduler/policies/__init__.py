@@ -10,8 +10,11 @@ from typing import cast
 
 import msgspec
 
+from scheduler.policies.clipper import Clipper
 from scheduler.policies.clockwork import Clockwork
+from scheduler.policies.edf import Edf
 from scheduler.policies.fifo import Fifo
+from scheduler.policies.nexus import Nexus
 from scheduler.policies.protocols import (
     AdmissionPolicy,
     BatchingPolicy,
@@ -21,6 +24,8 @@ from scheduler.policies.protocols import (
     ScheduleAhead,
 )
 from scheduler.policies.remontoir import Remontoir
+from scheduler.policies.symphony import Symphony
+from scheduler.policies.triton import Triton
 
 __all__ = [
     "POLICIES",
@@ -37,6 +42,11 @@ __all__ = [
 POLICIES: Mapping[str, type[PolicySet]] = {
     "remontoir": Remontoir,
     "clockwork": Clockwork,
+    "clipper": Clipper,
+    "symphony": Symphony,
+    "nexus": Nexus,
+    "triton": Triton,
+    "edf": Edf,
     "fifo": Fifo,
 }
 

@@ -1,12 +1,16 @@
-"""Baseline: Clockwork (OSDI '20), its scheduler INFER5 as published. See docs/policies.md."""
+"""Baseline: Clockwork (OSDI '20), its scheduler INFER5 as published.
+
+Source, model and differences: docs/policies.md.
+"""
 
 import msgspec
 
 from scheduler.policies.admission.internal_deadline import FLOOR_NS, InternalDeadline
+from scheduler.policies.batching import Rows
 from scheduler.policies.batching.infer5 import Infer5
 from scheduler.policies.protocols import Policy
 from scheduler.policies.residency.load_tracker import LoadTracker
-from scheduler.policies.schedule_ahead.fixed import FixedScheduleAhead
+from scheduler.policies.schedule_ahead.fixed import FixedScheduleAhead, Milliseconds
 from scheduler.spec import MILLISECOND_NS
 
 # The horizon of both lanes bounds what is outstanding; nothing else does.
@@ -17,12 +21,12 @@ class Clockwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The flags put back, one by one, what went wrong in the published source."""
 
     # Horizon of the lanes, and the worker's drop window: the source's default.
-    schedule_ahead_ms: float = 10
+    schedule_ahead_ms: Milliseconds = 10
     # Aimed at so long before the client's deadline: the source's buffer.
-    margin_ms: float = 5
-    max_batch: int = 16
+    margin_ms: Milliseconds = 5
+    max_batch: Rows = 16
     # Capacity of the load tracker: the source takes its default SLO.
-    default_slo_ms: float = 100
+    default_slo_ms: Milliseconds = 100
     deadline_floor: bool = False  # deadlines are taken as no earlier than schedule_ahead + 5 ms
     late_refusal: bool = False  # nobody is refused before the internal deadline has passed
     stands_still: bool = False  # with schedule_ahead of 1 ms or less, nothing is ever sent

@@ -1,9 +1,14 @@
 """Which queue, which requests and how many rows are executed next on a device."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import msgspec
 
 from scheduler.model_queue import ModelQueue
 from scheduler.request import Request
+
+# An option of a set.
+Rows = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class BatchPlan(NamedTuple):

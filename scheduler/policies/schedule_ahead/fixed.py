@@ -1,6 +1,14 @@
 """Baseline: the same for every device and for ever."""
 
+from typing import Annotated
+
+import msgspec
+
 from scheduler.device import DeviceMirror
+from scheduler.spec import MILLISECOND_NS
+
+# An option of a set.
+Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class FixedScheduleAhead:
@@ -15,3 +23,8 @@ class FixedScheduleAhead:
     def on_held(self, device: DeviceMirror, late_ns: int, now: int) -> None:
         """Only told."""
         device.note_held(late_ns)
+
+
+def fixed_ms(ahead_ms: Milliseconds | None) -> FixedScheduleAhead:
+    """The same of an option of a set."""
+    return FixedScheduleAhead(None if ahead_ms is None else round(ahead_ms * MILLISECOND_NS))

@@ -1,0 +1,56 @@
+"""Clipper's adaptive batching: a batch grows while it meets the SLO, else shrinks.
+
+Additive increase, multiplicative decrease of the largest batch (NSDI '17, section 4.3.1): one row
+more after a full batch in time, a tenth less after one that was not.
+"""
+
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from scheduler.device import DeviceMirror
+from scheduler.policies.batching import BatchPlan, FinishedBatch
+from scheduler.policies.batching.fifo import first_arrival, first_come
+from scheduler.state import SchedulerState
+
+INCREASE = 1.0
+DECREASE = 0.9
+
+# What is compared with the SLO: the batch's execution (the paper's "latency to process a batch"),
+# or the answer of each of its requests, queueing included.
+Judged = Literal["execution", "answer"]
+
+
+class Aimd:
+    """A limit per model and device, found without a profile. First come, first served."""
+
+    def __init__(self, *, judged: Judged = "execution", max_batch: int | None = None) -> None:
+        self._judged = judged
+        self._max_batch = max_batch
+        self._limits: WeakKeyDictionary[DeviceMirror, dict[str, float]] = WeakKeyDictionary()
+
+    def next_infer(self, state: SchedulerState, device: DeviceMirror, now: int) -> BatchPlan | None:
+        queue = min(device.ready_queues(), key=first_arrival, default=None)
+        if queue is None:
+            return None
+        return first_come(queue, device, now, max_rows=self.limit(device, queue.model))
+
+    def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
+        limits = self._limits.setdefault(device, {})
+        limit = limits.get(batch.model, 1.0)
+        if not self._is_in_time(batch):
+            limits[batch.model] = max(1.0, limit * DECREASE)
+        elif batch.rows >= int(limit):  # smaller ones say nothing of a larger limit
+            most = device.estimates(batch.model).first.max_rows
+            limits[batch.model] = min(limit + INCREASE, self._max_batch or most, most)
+
+    def limit(self, device: DeviceMirror, model: str) -> int:
+        """Rows of the next batch, at most."""
+        return int(self._limits.get(device, {}).get(model, 1.0))
+
+    def _is_in_time(self, batch: FinishedBatch) -> bool:
+        if self._judged == "answer":
+            return batch.num_in_time == len(batch.requests)
+        return all(
+            batch.duration_ns <= request.client_deadline_ns - request.arrival_ns
+            for request in batch.requests
+        )

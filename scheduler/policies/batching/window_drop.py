@@ -1,0 +1,42 @@
+"""Nexus's batching: a fixed target batch per model, window dropping, and the models in turn."""
+
+from scheduler.device import DeviceMirror
+from scheduler.model_queue import ModelQueue
+from scheduler.policies.batching import BatchPlan, FinishedBatch
+from scheduler.policies.batching.window import largest_batch, slide
+from scheduler.state import SchedulerState
+
+# A request that just misses a batch waits for that one and then for its own: two in one SLO.
+BATCHES_IN_SLO = 2
+
+
+class WindowDrop:
+    """The target is the largest batch that fits twice into the SLO of the queue's first.
+
+    The turn is that of the model that was executed longest ago on the device (Nexus: a fixed
+    order within a duty cycle).
+    """
+
+    def next_infer(self, state: SchedulerState, device: DeviceMirror, now: int) -> BatchPlan | None:
+        start_ns = device.start_at(now)
+        margin_ns = state.margin_ns(device)
+        turn_of = {name: turn for turn, name in enumerate(device.weights)}
+        for queue in sorted(device.ready_queues(), key=lambda queue: turn_of[queue.model]):
+            window = slide(
+                queue,
+                device,
+                earliest_end_ns=start_ns + margin_ns,
+                target=_target(queue, device, margin_ns),
+            )
+            if window is not None:
+                return window.plan(start_ns, margin_ns)
+        return None
+
+    def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
+        """Nothing to learn from it: the target is fixed by the profile."""
+
+
+def _target(queue: ModelQueue, device: DeviceMirror, margin_ns: int) -> int:
+    first = queue.first_in_order
+    slo_ns = first.deadline_ns - first.arrival_ns - margin_ns
+    return largest_batch(device.exec_estimate(queue), slo_ns / BATCHES_IN_SLO)

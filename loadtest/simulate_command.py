@@ -55,7 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    print_lines(console, lines)
+    print_lines(console, lines, shows_bound=options.bound)
+    if options.plot:
+        console.print(f"wrote {Path(options.out, 'index.html')}", markup=False, soft_wrap=True)
+    if options.bound and any(line.of_bound is None for line in lines):
+        console.print(
+            "-: no share of the bound, since a closed loop's requests depend on the answers, "
+            "or nothing could have been served"
+        )
 
 
 def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:

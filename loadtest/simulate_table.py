@@ -28,13 +28,12 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[str, ...] = ()
 
 
-def print_lines(console: Console, lines: Sequence[Line]) -> None:
+def print_lines(console: Console, lines: Sequence[Line], *, shows_bound: bool = False) -> None:
     """A row per run: first what it was, then how it went."""
     variables = list(dict.fromkeys(name for line in lines for name in line.case.values))
     table = Table(title=lines[0].case.scenario if lines else None, title_justify="left")
     for heading in (*variables, "policy", "seed"):
         table.add_column(heading, no_wrap=True)
-    shows_bound = any(line.of_bound is not None for line in lines)
     for heading in (*FIGURES, *["of bound"] * shows_bound):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in lines:

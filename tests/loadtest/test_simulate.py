@@ -219,6 +219,11 @@ def test_the_share_of_the_bound_is_a_column_when_it_is_asked_for(
     assert "of bound" not in capsys.readouterr().out
 
 
+def test_no_share_of_the_bound_is_said_to_be_none(capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(EXAMPLE), *ONE, "--duration-s", "1.2", "--bound"])
+    assert "-: no share of the bound, since a closed loop's" in capsys.readouterr().out
+
+
 def test_tables_are_written_and_read_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -353,6 +353,8 @@ def explain(
     """
     if (request_id is None) != list_:
         raise CommandError("give one of REQUEST_ID and --list.", exit_code=2)
+    if not list_ and (refused or late or model is not None):
+        raise CommandError("--refused, --late and --model go with --list.", exit_code=2)
     command = [sys.executable, "-m", "loadtest.explain", str(file)]
     command += [] if request_id is None else ["--", request_id]
     if list_:

@@ -4,12 +4,21 @@ Owns words only. Where a flag has no default here, the setting's own default (ga
 counts, and the help shows that one.
 """
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gateway.config import GatewayConfig
+
+
+class TableFiles(StrEnum):
+    """What loadtest/results can write tables as."""
+
+    PARQUET = "parquet"
+    SQLITE = "sqlite"
+
 
 DEFAULTS = GatewayConfig()
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -251,7 +260,7 @@ OutDir = Annotated[
     typer.Option("--out", metavar="DIR", help="Write every run's tables into a folder there."),
 ]
 TableFormat = Annotated[
-    str | None,
+    TableFiles | None,
     typer.Option(
         "--format", metavar="parquet|sqlite", help="Of the tables.", show_default="parquet"
     ),

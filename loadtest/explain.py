@@ -173,11 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def print_list(args: argparse.Namespace, console: Console) -> None:
     """One line each, for eyes and grep."""
-    console.print(
-        f"{'id':>10}  {'arrived':>14}  {'SLO':>10}  {'took':>10}  model, what came, its name"
-    )
     num_lines = 0
     with opened(args.file, "reading") as recording:
+        console.print(
+            f"{'id':>10}  {'arrived':>14}  {'SLO':>10}  {'took':>10}  model, what came, its name"
+        )
         for line in answered(recording):
             request = line.request
             arrived = Words(line.origin_ns).at(request.arrival_ns)

@@ -112,6 +112,9 @@ def num_requests(event: Event) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
+    if args.policy is None and args.schedule_ahead_ms is not None:
+        print("remontoir replay: --schedule-ahead-ms needs --policy", file=sys.stderr)
+        return 2
     console = Console(highlight=False, soft_wrap=True)
     try:
         if args.policy is not None:

@@ -152,6 +152,8 @@ def test_version(remontoir: Remontoir) -> None:
         ),
         (["worker", "--connect", "tcp://h:1"], 2, "which models? Give --models DIR."),
         (["compile"], 2, "which models? Give --models DIR."),
+        (["explain", "r"], 2, "give one of REQUEST_ID and --list."),
+        (["explain", "r", "1", "--late"], 2, "--refused, --late and --model go with --list."),
         (["infer", "m"], 2, "give the input as one of --file F and --json TEXT."),
         (["infer", "m", "--file", "/no/such"], 2, "/no/such: no such file"),
         (

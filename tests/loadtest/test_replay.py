@@ -332,6 +332,12 @@ def test_the_header_says_how_the_scheduler_was_made(entries: list[Entry], tmp_pa
     assert replay.main([str(written(tmp_path / "r", entries, header))]) == 1
 
 
+def test_schedule_ahead_is_of_another_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay.main(["any.rec", "--schedule-ahead-ms", "5"]) == 2
+    said = capsys.readouterr().err
+    assert said == "remontoir replay: --schedule-ahead-ms needs --policy\n"
+
+
 def test_arrivals_are_counted_one_by_one() -> None:
     one = RequestArrived(1, "a", 0, 1)
     assert [replay.num_requests(e) for e in (one, RequestsArrived((one, one)), Tick())] == [1, 2, 0]

@@ -112,9 +112,10 @@ def _draw_lane(
             linewidth=2.0 if late[index] else 0.5,
         )  # fmt: skip
         digits = str(int(mine["rows"][index]))
-        middle_ms = (begin_ms + end_ms) / 2
-        fits = (end_ms - begin_ms) / ms_per_inch > _INCH_PER_DIGIT * len(digits)
-        if not is_load and fits and window[0] < middle_ms * 1e6 < window[1]:
+        left_ms, right_ms = max(begin_ms, window[0] / 1e6), min(end_ms, window[1] / 1e6)
+        middle_ms = (left_ms + right_ms) / 2  # of what is seen of it
+        fits = (right_ms - left_ms) / ms_per_inch > _INCH_PER_DIGIT * len(digits)
+        if not is_load and fits:
             axis.text(
                 middle_ms, place, digits, ha="center", va="center", fontsize=8, color="white",
                 fontweight="bold", clip_on=True,

@@ -206,13 +206,14 @@ class DeviceMirror(Wakeable):
             estimates = self._estimates[model] = ModelEstimates(self.offered[model])
         return estimates
 
-    def exec_estimate(self, queue: ModelQueue) -> ExecEstimate:
-        estimates = self._estimates.get(queue.model)
+    def exec_estimate(self, work: ModelQueue | Request) -> ExecEstimate:
+        """Of the model and shape class of a request, or of all that wait in a queue."""
+        estimates = self._estimates.get(work.model)
         if estimates is None:
-            estimates = self.estimates(queue.model)
-        estimate = estimates.shapes.get(queue.shape_key)
+            estimates = self.estimates(work.model)
+        estimate = estimates.shapes.get(work.shape_key)
         if estimate is None:
-            estimate = estimates.exec(queue.shape_key, queue.elements)
+            estimate = estimates.exec(work.shape_key, work.elements)
         return estimate
 
     def note_held(self, late_ns: int) -> bool:

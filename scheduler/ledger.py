@@ -131,7 +131,7 @@ class Ledger:
 
     def wake_by(self, device: DeviceMirror, at_ns: int) -> None:
         """Look at the device then, or earlier if somebody else wants that."""
-        if device.wake_at_ns is None or device.wake_at_ns > at_ns:
+        if not device.is_awaited_by(at_ns):
             self.timers.set(device, at_ns)
 
     def watch_deadlines(self, outstanding: Outstanding) -> None:

@@ -27,6 +27,7 @@ class Planner:
         self._state = ledger.state
         self._batching = policy.batching
         self._residency = policy.residency
+        self._is_speculative = policy.residency.is_speculative
         self._schedule_ahead = policy.schedule_ahead
         self._max_outstanding = (
             policy.max_outstanding_infers or ledger.state.config.max_outstanding_infers
@@ -41,17 +42,21 @@ class Planner:
             if len(model.holders) == 1:
                 self._plan_infers(model.holders[0], now)
             else:
-                for device in sorted(model.holders, key=lambda d: d.exec_lane.free_at(now)):
+                by_free = [(d.exec_lane.free_at(now), i, d) for i, d in enumerate(model.holders)]
+                by_free.sort()
+                for free_ns, _, device in by_free:
                     if not model.num_queued:
                         break
-                    self._plan_infers(device, now)
+                    send_at_ns = free_ns - device.schedule_ahead_ns
+                    if send_at_ns <= now or not device.is_awaited_by(send_at_ns):
+                        self._plan_infers(device, now)
         if model.needs_load:
             idle = [device for device in model.offered_by if not device.num_moves]
             for device in sorted(idle, key=lambda d: -d.pages_free):
                 self.plan_loads(device, now)
                 if not model.needs_load:
                     break
-        elif model.num_queued and self._residency.is_speculative and self._state.idle:
+        elif model.num_queued and self._is_speculative and self._state.idle:
             for device in list(self._state.idle.values()):
                 self.plan_loads(device, now)
 
@@ -78,11 +83,12 @@ class Planner:
 
     def _plan_infers(self, device: DeviceMirror, now: int) -> None:
         while device.num_infers < self._max_outstanding and not device.is_stopping:
-            if device.peek_ready() is None:
-                return
             send_at_ns = device.exec_lane.free_at(now) - device.schedule_ahead_ns
             if send_at_ns > now:
-                self._look_again(device, device.exec_lane, send_at_ns, now)
+                if not device.is_awaited_by(send_at_ns) and device.peek_ready() is not None:
+                    self._look_again(device, device.exec_lane, send_at_ns, now)
+                return
+            if device.peek_ready() is None:
                 return
             plan = self._batching.next_infer(self._state, device, now)
             if plan is None:
@@ -104,7 +110,7 @@ class Planner:
 
     def plan_loads(self, device: DeviceMirror, now: int) -> None:
         state = self._state
-        if device.num_moves or device.is_stopping or not self._may_load:
+        if device.num_moves or device.is_stopping or not self._may_load(device):
             return
         send_at_ns = device.load_lane.free_at(now) - device.schedule_ahead_ns
         if send_at_ns > now:
@@ -222,11 +228,10 @@ class Planner:
         self._remember(device, action, 0, [], record.generation)
         self._ledger.out.append(Send(device.worker_id, action))
 
-    @property
-    def _may_load(self) -> bool:
+    def _may_load(self, device: DeviceMirror) -> bool:
         """Whether a look for something to LOAD can find anything."""
         return self._state.may_load or (
-            self._residency.is_speculative and bool(self._state.num_queued)
+            device.num_infers == 0 and self._state.num_queued > 0 and self._is_speculative
         )
 
     def on_executed(
@@ -259,7 +264,7 @@ class Planner:
                     return "what was deferred"
             elif plan is not None and not self._is_awaited(device, device.exec_lane, now):
                 return f"{len(plan.requests)} requests of {plan.queue.model}"
-        if not device.num_moves and self._may_load:
+        if not device.num_moves and self._may_load(device):
             load = self._residency.next_load(state, device, now)
             # What is loaded on speculation is looked for at some events only.
             if (
@@ -275,8 +280,7 @@ class Planner:
         send_at_ns = lane.free_at(now) - device.schedule_ahead_ns
         if send_at_ns <= now:
             return False
-        wake_at_ns = device.wake_at_ns
-        return lane.is_overdue(now) or (wake_at_ns is not None and wake_at_ns <= send_at_ns)
+        return lane.is_overdue(now) or device.is_awaited_by(send_at_ns)
 
     def _look_again(
         self, device: DeviceMirror, lane: WorkTracker, send_at_ns: int, now: int

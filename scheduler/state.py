@@ -155,7 +155,7 @@ class SchedulerState:
         slo_ns = request.deadline_ns - request.arrival_ns
         if model.demand.arrived(request.rows, slo_ns, now) and model.offered_by:
             device = model.reference()
-            estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
+            estimate = device.exec_estimate(request)
             model.demand.measure(estimate, self.margin_ns(device) + device.command_delay_ns)
             self.offered.refresh(model.demand, now, len(self.devices))
         self.slo_classes.touch(slo_ns, slo_ns - model.demand.single_ns, now)

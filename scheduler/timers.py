@@ -16,6 +16,10 @@ class Wakeable:
     def __init__(self) -> None:
         self.wake_at_ns: int | None = None
 
+    def is_awaited_by(self, at_ns: int) -> bool:
+        """Whether it will be woken at the instant or before."""
+        return self.wake_at_ns is not None and self.wake_at_ns <= at_ns
+
 
 class Timers:
     """A heap with lazy deletion: an entry counts only if its object still wants that instant."""

@@ -33,7 +33,9 @@ class BatchingPolicy(Protocol):
 
 class ResidencyPolicy(Protocol):
     is_speculative: bool
-    """Whether it may want a LOAD that no request waits for, so that it is asked on every look."""
+    """Whether it may want a LOAD that no request waits for, so that it is asked on every look at a
+    device that executes nothing.
+    """
 
     def next_load(self, state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
         """The next LOAD for a device whose load lane is about to be free, with what must go."""

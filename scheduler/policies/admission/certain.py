@@ -18,7 +18,7 @@ class CertainlyFeasible(DeadlineFeasible):
         model = state.models[request.model]
         best_ns = 0
         for device in model.holders:
-            estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
+            estimate = device.exec_estimate(request)
             if request.rows <= estimate.max_rows:
                 finish_ns = device.start_at(now) + estimate.plan[request.rows]
                 if finish_ns + state.margin_ns(device) <= request.deadline_ns and (

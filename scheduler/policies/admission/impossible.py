@@ -58,5 +58,5 @@ def _refuse_for_ever(
 
 
 def _best_case_ns(state: SchedulerState, device: DeviceMirror, request: Request) -> int:
-    estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
+    estimate = device.exec_estimate(request)
     return estimate.plan[request.rows] + state.config.reply_margin_ns

@@ -65,8 +65,11 @@ def build(
                 num_passed = max(num_passed, queue.num_due_before(reserve_ns + guard[limit]))
                 head = queue.at(num_passed)
         size = max(head.rows, estimate.efficient[max(1, limit)])
-        requests = take(queue.run_from(head, size), size)
-        rows = sum([request.rows for request in requests])
+        rows = head.rows
+        requests = [head]
+        if size > rows:
+            requests = take(queue.run_from(head, size), size)
+            rows = sum([request.rows for request in requests])
     expected_ns = plan[rows]
     latest_ns = requests[-1].deadline_ns - expected_ns - margin_ns
     return BatchPlan(

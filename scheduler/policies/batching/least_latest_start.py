@@ -53,12 +53,11 @@ class LeastLatestStart:
         capped = False
         unsure: list[tuple[ModelQueue, int | None]] = []
         while len(taken) < MAX_CANDIDATES:
-            queue = device.peek_ready()
-            if queue is None:
-                break
             entry = device.pop_ready()
-            assert entry is not None
-            if any(entry[2] is other[2] for other in taken):
+            if entry is None:
+                break
+            queue = entry[2]
+            if taken and any(queue is other[2] for other in taken):
                 continue
             taken.append(entry)
             estimate = device.exec_estimate(queue)

@@ -112,7 +112,7 @@ class LoadTracker:
         return sum(self._exec_demand_ns(device, request) for request in sent.requests)
 
     def _exec_demand_ns(self, device: DeviceMirror, request: Request) -> float:
-        estimate = device.estimates(request.model).exec(request.shape_key, request.elements)
+        estimate = device.exec_estimate(request)
         time_ns = request.deadline_ns - request.arrival_ns
         return estimate.guard[request.rows] * self._capacity_ns / time_ns
 

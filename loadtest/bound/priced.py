@@ -37,10 +37,10 @@ class Priced:
         self._deadline = _joined([one.deadline_ns for one in classes]) - self._origin_ns
         wanted_ns = int(self._tables[:, 1].min()) if bucket_ns is None else bucket_ns
         self._width = max(wanted_ns, -(-span_ns // MAX_BUCKETS))
-        self._num_buckets = span_ns // self._width + 2
+        self.num_buckets = span_ns // self._width + 2
         self._num_devices = instance.num_devices
         self._columns = np.zeros((self._num_requests, 5), dtype=np.int64)
-        full = np.full(self._num_buckets, float(self._width * instance.num_devices))
+        full = np.full(self.num_buckets, float(self._width * instance.num_devices))
         lanes = self._less_outages(full, instance)
         self._scale, self._capacity = full, lanes
         self._has_weights = instance.weights is not None
@@ -53,7 +53,7 @@ class Priced:
     def uniform(self, share: float) -> Floats:
         """Prices at which a nanosecond of a device costs this share of its best use."""
         prices = np.zeros(len(self._scale))
-        prices[: self._num_buckets] = share * self._most_per_ns * self._scale[: self._num_buckets]
+        prices[: self.num_buckets] = share * self._most_per_ns * self._scale[: self.num_buckets]
         return prices
 
     def value_at(self, prices: Floats) -> tuple[float, Floats, int]:
@@ -76,7 +76,7 @@ class Priced:
         )
         found = 0
         if self._has_weights:
-            pages, copy = self._num_buckets, 2 * self._num_buckets
+            pages, copy = self.num_buckets, 2 * self.num_buckets
             total, _ = weights_kernels.best_residencies(
                 per_unit[:pages],
                 per_unit[pages:copy],
@@ -96,6 +96,16 @@ class Priced:
             found = self._play(num_batches)
         excess = (used - self._capacity) / self._scale
         return total + float(per_unit @ self._capacity), excess, found
+
+    def evened(self, shares: Floats, block: int) -> Floats:
+        """The same with every `block` buckets' shares replaced by their mean."""
+        if block == 1:
+            return shares
+        of_bucket = np.arange(self.num_buckets) // block
+        sizes = np.bincount(of_bucket)
+        parts = shares.reshape(-1, self.num_buckets)
+        means = [np.bincount(of_bucket, weights=part) / sizes for part in parts]
+        return np.concatenate([mean[of_bucket] for mean in means])
 
     def _play(self, num_batches: int) -> int:
         batches = self._columns[:num_batches]

@@ -63,16 +63,21 @@ import numpy as np
 from loadtest.bound.instance import Instance
 from loadtest.bound.priced import Floats, Priced
 
+# Uniform prices to begin with, as shares of what a nanosecond is worth in the best full batch.
+UNIFORM = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Then steps on prices that are equal over an eighth of the time, then over 64 buckets, of so many
+# steps each: what is wrong everywhere is soon put right. The rest is for single buckets.
+COARSE = (8, 64)
+COARSE_STEPS = 10
 # Steps aim this share of the bound below it at first, and so much of that in the end. A wide aim
 # goes fast where all prices are wrong, a narrow one settles.
-FIRST_AIM = 0.1
-LAST_AIM = 0.0005
+FIRST_AIM, LAST_AIM = 0.05, 0.0005
+LAST_COARSE_AIM = 0.003
 # Of the direction of a step, the share that is the last one's: the prices of neighbouring buckets
 # compensate each other, and plain steps go to and fro between them.
 INERTIA = 0.7
-# Uniform prices to begin with, as shares of what a nanosecond is worth in the best full batch.
-STARTS = (0.0, 0.5, 0.9)
-# Stop once the best schedule found is this close to the bound.
+# Stop after so many steps on single buckets without this gain, or this close to a schedule.
+PATIENCE = 20
 CLOSE = 1e-4
 
 
@@ -88,7 +93,7 @@ class Proven(NamedTuple):
 
 
 def upper_bound(
-    instance: Instance, *, iterations: int = 60, bucket_ns: int | None = None
+    instance: Instance, *, iterations: int = 80, bucket_ns: int | None = None
 ) -> Proven:
     """The lowest bound that so many steps find; fewer steps give a higher one, never a wrong one.
 
@@ -97,37 +102,70 @@ def upper_bound(
     """
     if instance.num_requests == 0:
         return Proven(0, 0, 0)
-    return _descend(Priced(instance, bucket_ns), iterations)
+    priced = Priced(instance, bucket_ns)
+    descent = _Descent(priced, iterations)
+    for share in UNIFORM:
+        descent.value_at(priced.uniform(share))
+    eighth = max(1, priced.num_buckets // COARSE[0])
+    descent.step(eighth, COARSE_STEPS, FIRST_AIM, LAST_COARSE_AIM)
+    descent.step(min(COARSE[1], eighth), COARSE_STEPS, FIRST_AIM / 2, LAST_COARSE_AIM)
+    descent.step(1, iterations, FIRST_AIM, LAST_AIM)
+    return Proven(_floor(descent.best), descent.found, descent.done)
 
 
-def _descend(priced: Priced, iterations: int) -> Proven:
+class _Descent:
     """Subgradient steps of Polyak's length towards an aim that comes closer from step to step."""
-    best, best_prices, found = float("inf"), priced.uniform(0.0), 0
-    starts = [priced.uniform(share) for share in STARTS]
-    direction = np.zeros(len(best_prices))
-    narrowing = (LAST_AIM / FIRST_AIM) ** (1.0 / max(1, iterations - len(starts)))
-    prices, aim, done = starts[0], FIRST_AIM, 0
-    for done in range(1, iterations + 1):
-        value, excess, served = priced.value_at(prices)
-        found = max(found, served)
-        if value < best:
-            best, best_prices = value, prices
-        if _floor(best) - found <= CLOSE * best:
-            break
-        if done < len(starts):
-            prices = starts[done]
-            continue
-        if done == len(starts) and value > best:  # begin from the best of the uniform ones
-            prices = best_prices
-            value, excess, served = priced.value_at(prices)
-        excess[(excess < 0.0) & (prices <= 0.0)] = 0.0
-        direction = INERTIA * direction + (1.0 - INERTIA) * excess
-        square = max(_square(direction), (1.0 - INERTIA) * _square(excess))
-        if square == 0.0:
-            break
-        prices = np.maximum(prices + (value - best + aim * best) / square * direction, 0.0)
-        aim *= narrowing
-    return Proven(_floor(best), found, done)
+
+    def __init__(self, priced: Priced, iterations: int) -> None:
+        self._priced = priced
+        self._iterations = iterations
+        self._best_prices = priced.uniform(0.0)
+        self.best = float("inf")
+        self.found = self.done = 0
+
+    @property
+    def is_over(self) -> bool:
+        is_close = self.best < float("inf") and _floor(self.best) - self.found <= CLOSE * self.best
+        return is_close or (self.done > 0 and self.done >= self._iterations)
+
+    def value_at(self, prices: Floats) -> tuple[float, Floats]:
+        """The bound under these prices, and by how much its batches use too much of each."""
+        if self.is_over:
+            return self.best, np.zeros(len(prices))
+        value, excess, served = self._priced.value_at(prices)
+        self.done += 1
+        self.found = max(self.found, served)
+        if value < self.best:
+            self.best, self._best_prices = value, prices
+        return value, excess
+
+    def step(self, block: int, steps: int, first_aim: float, last_aim: float) -> None:
+        """So many steps from the best prices on, or what is left of them; prices change equally
+        over `block` buckets.
+        """
+        steps = min(steps, self._iterations - self.done)
+        if self.is_over or steps < 1:
+            return
+        prices, aim = self._best_prices, first_aim
+        narrowing = (last_aim / first_aim) ** (1.0 / steps)
+        direction = np.zeros(len(prices))
+        gained_at, gained = self.done, self.best
+        value, excess = self.value_at(prices)
+        for _ in range(steps - 1):
+            if self.is_over or (block == 1 and self.done - gained_at > PATIENCE):
+                return
+            excess = self._priced.evened(excess, block)
+            excess[(excess < 0.0) & (prices <= 0.0)] = 0.0
+            direction = INERTIA * direction + (1.0 - INERTIA) * excess
+            square = max(_square(direction), (1.0 - INERTIA) * _square(excess))
+            if square == 0.0:
+                return
+            to_go = min(value - self.best, aim * self.best) + aim * self.best
+            prices = np.maximum(prices + to_go / square * direction, 0.0)
+            value, excess = self.value_at(prices)
+            aim *= narrowing
+            if self.best < gained * (1.0 - CLOSE):
+                gained_at, gained = self.done, self.best
 
 
 def _square(vector: Floats) -> float:

@@ -39,7 +39,7 @@ def cheapest_loads(
         end = index // 2 * width + (index % 2) * (load % width)
         if end >= load:
             cost = load_cost(page, pages_until, copy, copy_until, width, load, pages, end)
-            if cost < best:
+            if cost <= best:  # of equals the latest: copying just in time keeps lanes even
                 best, best_end = cost, end
         least[index], least_end[index] = best, best_end
 
@@ -86,7 +86,7 @@ def cheapest_places(
         enter_cost, load_end = least[index], least_end[index]
         if start >= load:
             cost = load_cost(page, pages_until, copy, copy_until, width, load, pages, start)
-            if cost < enter_cost:
+            if cost <= enter_cost:
                 enter_cost, load_end = cost, start
         enter_cost *= weights_share
         for place in range(4):

@@ -8,7 +8,6 @@ import asyncio
 import gc
 import logging
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from gateway.host_process import ServeError
 from gateway.http_protocol import HttpProtocol
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
 from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile
 from gateway.worker_link import BindError, WorkerLink
@@ -210,7 +210,7 @@ class Assembly:
 
     async def _compile(self) -> list[ModelSpec]:
         file = self._directory / "catalog.json"
-        command = [sys.executable, "-m", "gpuworker", "compile", "--catalog-out", str(file)]
+        command = [*program("gpuworker"), "compile", "--catalog-out", str(file)]
         try:
             specs = await run_compile([*command, *self._common_flags()], file)
         except CompileError as error:
@@ -221,7 +221,7 @@ class Assembly:
         return specs
 
     def _worker_command(self, index: int) -> list[str]:
-        command = [sys.executable, "-m", "gpuworker", "run", "--connect", self._workers_address]
+        command = [*program("gpuworker"), "run", "--connect", self._workers_address]
         command += ["--name", f"local-{index}", "--cache-mb", str(self._config.cache_mb)]
         return [*command, "--die-with-parent", *self._common_flags()]
 

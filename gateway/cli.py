@@ -17,6 +17,7 @@ from rich.console import Console
 
 from gateway import flags
 from gateway.config import MEBIBYTE
+from gateway.programs import program
 
 PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
 
@@ -137,7 +138,7 @@ def worker(
     """
     if models is None and emulate is None:
         raise CommandError("which models? Give --models DIR.", exit_code=2)
-    command = [sys.executable, "-m", "gpuworker", "run", "--connect", connect]
+    command = [*program("gpuworker"), "run", "--connect", connect]
     command += _given_flags(
         models=models,
         name=name,
@@ -169,7 +170,7 @@ def compile_models(
         raise CommandError("which models? Give --models DIR.", exit_code=2)
     with tempfile.TemporaryDirectory(prefix="remontoir-") as directory:
         catalogue = Path(directory) / "catalogue.json"
-        command = [sys.executable, "-m", "gpuworker", "compile", "--catalog-out", str(catalogue)]
+        command = [*program("gpuworker"), "compile", "--catalog-out", str(catalogue)]
         command += _given_flags(models=models, page_mb=page_mb, cache_dir=cache_dir)
         exit_code = subprocess.call(command)
         if exit_code != 0:  # the worker's program has said why
@@ -298,7 +299,7 @@ def simulate(
       remontoir simulate my.yaml --policy remontoir --policy clockwork --seed 1 --seed 2
       remontoir simulate my.yaml --set slo_ms=10,25 --out results --plot --jobs 2
     """
-    command = [sys.executable, "-m", "loadtest.simulate", str(scenario)]
+    command = [*program("loadtest.simulate"), str(scenario)]
     for flag, values in (("--policy", policy), ("--seed", seed), ("--set", set_)):
         command += [text for value in values or () for text in (flag, str(value))]
     command += [*["--full"] * full, *["--plot"] * plot, *["--bound"] * bound]
@@ -330,7 +331,7 @@ def replay(
       remontoir replay day.rec
       remontoir replay day.rec --policy clockwork --schedule-ahead-ms 5 --seed 2
     """
-    command = [sys.executable, "-m", "loadtest.replay", str(file)]
+    command = [*program("loadtest.replay"), str(file)]
     command += _given_flags(policy=policy, seed=seed, schedule_ahead_ms=schedule_ahead_ms)
     os.execv(sys.executable, command)
 
@@ -355,7 +356,7 @@ def explain(
         raise CommandError("give one of REQUEST_ID and --list.", exit_code=2)
     if not list_ and (refused or late or model is not None):
         raise CommandError("--refused, --late and --model go with --list.", exit_code=2)
-    command = [sys.executable, "-m", "loadtest.explain", str(file)]
+    command = [*program("loadtest.explain"), str(file)]
     command += [] if request_id is None else ["--", request_id]
     if list_:
         command += ["--list", *["--refused"] * refused, *["--late"] * late]

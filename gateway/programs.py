@@ -1,0 +1,15 @@
+"""Our own modules as programs of their own: a worker, a compile, a simulation.
+
+Owns how they are started. They run the code that we run: Python would look into the current
+directory first, which may be a checkout beside the installed product, or have a `scheduler` of its
+own.
+"""
+
+import os
+import sys
+
+
+def program(module: str) -> list[str]:
+    """The command that runs a module of ours, without its arguments."""
+    sees_directory = os.getcwd() in sys.path  # as with `python -m gateway` in a checkout
+    return [sys.executable, *([] if sees_directory else ["-P"]), "-m", module]

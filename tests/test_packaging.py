@@ -18,12 +18,22 @@ import hatch_build
 from scheduler import __version__
 from tests.gateway.running import ROOT, doubling_model, environment, running_gateway, write_model
 
-# Files that code reads at run time: without them the wheel would install and then fail.
+# Files that code reads at run time, and what says whose they are: without them the wheel would
+# install and then fail.
 DATA = (
     "gateway/data/demo_models.yaml",
     "gateway/data/magika_standard_v3_3.json",
     "gpuworker/data/clockwork_osdi20_table1_v100.csv",
+    "loadtest/data/SOURCES.md",
+    "loadtest/data/azure2019_1000fn_day_A.csv.gz",
+    "loadtest/data/azure2019_100fn_min480_959.csv.gz",
+    "loadtest/data/azure2019_500fn_min480_959.csv.gz",
+    "loadtest/data/azure_llm2023_code.csv.gz",
+    "loadtest/data/clockwork_osdi20_table1_v100.csv",
+    "loadtest/data/servegen_deepseek_r1_client_windows.csv.gz",
+    "loadtest/data/servegen_mm_image_client_windows.csv.gz",
     "openapi/openapi.yaml",
+    *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("loadtest/scenarios/*.yaml")),
 )
 
 
@@ -51,7 +61,7 @@ def test_the_wheel_holds_the_packages_their_data_and_the_licences(wheel: Path) -
 def test_every_module_of_the_product_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.endswith(".py")}
-    for package in ("gateway", "gpuworker", "openapi", "scheduler"):
+    for package in ("gateway", "gpuworker", "loadtest", "openapi", "scheduler"):
         modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / package).rglob("*.py")}
         assert modules <= packed
 

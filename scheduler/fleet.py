@@ -183,6 +183,7 @@ class Fleet:
             for request in device.requests_of(event.model):
                 request.is_orphan = True
             self._planner.evict_unserved(device, event.model, now)
+            self._planner.plan_loads(device, now)  # its pages may go to others now
 
     def on_pinned(self, event: ModelPinned, now: int) -> None:
         model = self._state.models.get(event.model)

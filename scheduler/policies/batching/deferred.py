@@ -6,9 +6,8 @@ start, the one with the least latest start goes first.
 """
 
 from scheduler.device import DeviceMirror
-from scheduler.model_queue import ModelQueue
 from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
-from scheduler.policies.batching.window import Window, largest_batch, slide
+from scheduler.policies.batching.window import Window, slide
 from scheduler.state import SchedulerState
 
 
@@ -16,7 +15,7 @@ class DeferredBatching:
     """`gpus_per_model` is the n of the target: the largest b with `l(b) * (1 + 1/n) <= SLO`."""
 
     def __init__(self, *, gpus_per_model: float) -> None:
-        self._periods_in_slo = 1 + 1 / gpus_per_model
+        self._batches_in_slo = 1 + 1 / gpus_per_model
 
     def next_infer(
         self, state: SchedulerState, device: DeviceMirror, now: int
@@ -29,8 +28,9 @@ class DeferredBatching:
             window = slide(
                 queue,
                 device,
-                earliest_end_ns=start_ns + margin_ns,
-                target=self._target(queue, device, margin_ns),
+                start_ns=start_ns,
+                margin_ns=margin_ns,
+                batches_in_slo=self._batches_in_slo,
                 max_rows=device.exec_estimate(queue).max_rows,
             )
             if window is None:
@@ -51,11 +51,6 @@ class DeferredBatching:
 
     def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
         """Nothing to learn from it: estimates are the device's."""
-
-    def _target(self, queue: ModelQueue, device: DeviceMirror, margin_ns: int) -> int:
-        first = queue.first_in_order
-        slo_ns = first.deadline_ns - first.arrival_ns - margin_ns
-        return largest_batch(device.exec_estimate(queue), slo_ns / self._periods_in_slo)
 
 
 def _frontrun(window: Window, margin_ns: int) -> int | None:

@@ -22,8 +22,8 @@ class EarliestDeadline:
             window = slide(
                 queue,
                 device,
-                earliest_end_ns=start_ns + margin_ns,
-                target=1,
+                start_ns=start_ns,
+                margin_ns=margin_ns,
                 max_rows=self._limit(queue, device),
             )
             if window is not None and (

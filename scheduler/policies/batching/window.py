@@ -50,21 +50,29 @@ def slide(
     queue: ModelQueue,
     device: DeviceMirror,
     *,
-    earliest_end_ns: int,
-    target: int,
+    start_ns: int,
+    margin_ns: int,
+    batches_in_slo: float | None = None,
     max_rows: int | None = None,
 ) -> Window | None:
-    """The window for a start, of at most `target` rows, then of up to `max_rows` for free.
+    """The window for a start, of at most the target's rows, then of up to `max_rows` for free.
 
-    `earliest_end_ns` is the start with the margin added. The window shrinks where fewer wait than
-    the target. None where nobody can make it, not even alone.
+    The target is the largest batch that fits so many times into the SLO of the window's first;
+    None: one row. The window shrinks where fewer wait. None where nobody can make it, not even
+    alone.
     """
     estimate = device.exec_estimate(queue)
     requests = list(queue)
+    target = 1
+    target_slo_ns: int | None = None
     for index, first in enumerate(requests):
+        slo_ns = first.deadline_ns - first.arrival_ns
+        if batches_in_slo is not None and slo_ns != target_slo_ns:
+            target_slo_ns = slo_ns
+            target = _largest_batch(estimate, (slo_ns - margin_ns) / batches_in_slo)
         batch = take(requests[index : index + target], max(target, first.rows))
         rows = sum(request.rows for request in batch)
-        spare_ns = first.deadline_ns - earliest_end_ns
+        spare_ns = first.deadline_ns - margin_ns - start_ns
         if estimate.guard[rows] <= spare_ns:
             if max_rows is not None and not first.runs_alone:
                 batch = _free_lunch(requests[index:], estimate, spare_ns, len(batch), max_rows)
@@ -90,7 +98,7 @@ def _free_lunch(
     return list(requests[:num_taken])
 
 
-def largest_batch(estimate: ExecEstimate, budget_ns: float) -> int:
+def _largest_batch(estimate: ExecEstimate, budget_ns: float) -> int:
     """The most rows whose execution takes no longer than that; one at least."""
     rows = estimate.max_rows
     while rows > 1 and estimate.guard[rows] > budget_ns:

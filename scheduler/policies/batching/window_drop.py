@@ -1,9 +1,8 @@
 """Nexus's batching: a fixed target batch per model, window dropping, and the models in turn."""
 
 from scheduler.device import DeviceMirror
-from scheduler.model_queue import ModelQueue
 from scheduler.policies.batching import BatchPlan, FinishedBatch
-from scheduler.policies.batching.window import largest_batch, slide
+from scheduler.policies.batching.window import slide
 from scheduler.state import SchedulerState
 
 # A request that just misses a batch waits for that one and then for its own: two in one SLO.
@@ -11,7 +10,7 @@ BATCHES_IN_SLO = 2
 
 
 class WindowDrop:
-    """The target is the largest batch that fits twice into the SLO of the queue's first.
+    """The target is the largest batch that fits twice into the SLO of its first request.
 
     The turn is that of the model that was executed longest ago on the device (Nexus: a fixed
     order within a duty cycle).
@@ -25,8 +24,9 @@ class WindowDrop:
             window = slide(
                 queue,
                 device,
-                earliest_end_ns=start_ns + margin_ns,
-                target=_target(queue, device, margin_ns),
+                start_ns=start_ns,
+                margin_ns=margin_ns,
+                batches_in_slo=BATCHES_IN_SLO,
             )
             if window is not None:
                 return window.plan(start_ns, margin_ns)
@@ -34,9 +34,3 @@ class WindowDrop:
 
     def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
         """Nothing to learn from it: the target is fixed by the profile."""
-
-
-def _target(queue: ModelQueue, device: DeviceMirror, margin_ns: int) -> int:
-    first = queue.first_in_order
-    slo_ns = first.deadline_ns - first.arrival_ns - margin_ns
-    return largest_batch(device.exec_estimate(queue), slo_ns / BATCHES_IN_SLO)

@@ -36,7 +36,10 @@ def test_schedule_ahead_may_be_given_beside_the_text() -> None:
     ("text", "message"),
     [
         ("lifo", "no policy is called 'lifo'; there are remontoir, "),
-        ("fifo:speed=9", "policy fifo has no option 'speed'; it has max_batch, drops, schedule_ahead_ms"),
+        (
+            "fifo:speed=9",
+            "policy fifo has no option 'speed'; it has max_batch, drops, schedule_ahead_ms",
+        ),
         ("fifo:max_batch=many", "policy 'fifo:max_batch=many': Expected `int`, got `str`"),
         ("fifo:max_batch", "Expected `int`, got `str`"),
     ],

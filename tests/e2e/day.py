@@ -22,7 +22,7 @@ def main() -> None:
 
     noted = [simulate(size, virtual_s=VIRTUAL_S, seed=1, observer=note) for size in (*LIGHT, *BUSY)]
     # Timed apart: taking notes keeps everything alive and the caches full.
-    runs = [simulate(size, virtual_s=VIRTUAL_S, seed=1) for size in LIGHT]
+    runs = [simulate(size, virtual_s=VIRTUAL_S, seed=1, warmup_s=VIRTUAL_S / 2) for size in LIGHT]
     print(
         json.dumps(
             {

@@ -21,3 +21,11 @@ def test_busy_devices_run_batches_and_refuse_nobody():
     run = simulate(BUSY[0], virtual_s=0.05, seed=1)
     assert run.mean_batch > 1.2
     assert set(run.outcomes) == {"Served"}
+
+
+def test_what_a_warm_up_costs_is_left_out():
+    all_of_it = simulate(Size(20, 2), virtual_s=0.05, seed=1)
+    warm = simulate(Size(20, 2), virtual_s=0.05, seed=1, warmup_s=0.025)
+    assert 0.3 < warm.num_events / all_of_it.num_events < 0.7
+    assert warm.outcomes == all_of_it.outcomes
+    assert abs(warm.request_us / warm.mean_us - all_of_it.request_us / all_of_it.mean_us) < 0.3

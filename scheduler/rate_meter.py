@@ -57,8 +57,8 @@ class Demand:
 
     `rows` is the largest batch that can form within the usual SLO at this rate: the first of it
     waits for the others, then all are executed, `l(b) + (b - 1) / rate <= SLO` (Symphony's and
-    Nexus's rule, whose GPUs are expressed by their rate). `load` is how many devices that would
-    keep busy; `target_rows` the smallest batch with which the fleet still keeps up.
+    Nexus's rule, whose GPUs are expressed by their rate). `ns_per_row` is what a row takes in such
+    batches, `batch_ns` what one of them does, `load` how many devices they would keep busy.
     """
 
     __slots__ = (
@@ -74,7 +74,6 @@ class Demand:
         "rows",
         "single_ns",
         "slo_ns",
-        "target_rows",
     )
 
     def __init__(self) -> None:
@@ -87,7 +86,7 @@ class Demand:
         self.single_ns = 0
         self.load = 0.0
         self.ns_per_row = 0.0
-        self.rows = self.target_rows = 1
+        self.rows = 1
         self.batch_ns = 0
         self.refreshed_ns = 0
 
@@ -107,8 +106,8 @@ class Demand:
         self._margin_ns = margin_ns
         self.single_ns = estimate.plan[1] + margin_ns
 
-    def refresh(self, now: int, utilisation: float) -> None:
-        """`utilisation` is what all models' load is of the fleet, without this one's change."""
+    def refresh(self, now: int) -> None:
+        """Compute the figures from what came until now."""
         self._num_left = REFRESH_ARRIVALS
         self._due_ns = now + REFRESH_NS
         self.refreshed_ns = now
@@ -116,7 +115,7 @@ class Demand:
         rate = self._meter.per_ns(now)
         if estimate is None or rate * NO_LOAD_NS < 1.0:
             self.load = 0.0
-            self.rows = self.target_rows = 1
+            self.rows = 1
             return
         plan = estimate.plan
         budget_ns = self.slo_ns - self._margin_ns
@@ -141,11 +140,6 @@ class Demand:
         self.batch_ns = plan[size]
         self.ns_per_row = ns_per_row
         self.load = rate * ns_per_row
-        enough_ns = ns_per_row / min(1.0, max(utilisation, 0.01))
-        target = 1
-        while target < size and plan[target] > enough_ns * target:
-            target += 1
-        self.target_rows = target
 
 
 class OfferedLoad:
@@ -157,19 +151,19 @@ class OfferedLoad:
         self.devices = 0.0
         self.models: dict[Demand, None] = {}  # all and only with a load; longest unrefreshed first
 
-    def refresh(self, demand: Demand, now: int, num_devices: int) -> None:
+    def refresh(self, demand: Demand, now: int) -> None:
         """The figures of this one, and of those that fell silent."""
-        self._refresh(demand, now, num_devices)
+        self._refresh(demand, now)
         while True:
             oldest = next(iter(self.models), None)
             if oldest is None or oldest.refreshed_ns > now - STALE_NS:
                 return
-            self._refresh(oldest, now, num_devices)
+            self._refresh(oldest, now)
 
-    def _refresh(self, demand: Demand, now: int, num_devices: int) -> None:
+    def _refresh(self, demand: Demand, now: int) -> None:
         self.models.pop(demand, None)
         self.devices -= demand.load
-        demand.refresh(now, (self.devices + demand.load) / max(1, num_devices))
+        demand.refresh(now)
         if demand.load:
             self.devices += demand.load
             self.models[demand] = None

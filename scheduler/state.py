@@ -157,7 +157,7 @@ class SchedulerState:
             device = model.reference()
             estimate = device.exec_estimate(request)
             model.demand.measure(estimate, self.margin_ns(device) + device.command_delay_ns)
-            self.offered.refresh(model.demand, now, len(self.devices))
+            self.offered.refresh(model.demand, now)
         self.slo_classes.touch(slo_ns, slo_ns - model.demand.single_ns, now)
 
     @property

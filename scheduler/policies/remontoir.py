@@ -2,7 +2,6 @@
 
 import msgspec
 
-from scheduler.policies.admission.certain import CertainlyFeasible
 from scheduler.policies.admission.deadline_feasible import DeadlineFeasible
 from scheduler.policies.batching.least_latest_start import LeastLatestStart
 from scheduler.policies.protocols import Policy
@@ -16,16 +15,14 @@ class Remontoir(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Earliest deadline first per model, least latest start across models, refusals at arrival."""
 
     schedule_ahead_ms: float | None = None  # fixed at that; None: found per device
-
-    certain: bool = True
-    blocking_cap: bool = True
-    overload_key: bool = True
+    blocking_cap: bool = True  # keep devices free of batches longer than the tight SLOs can wait
+    overload_key: bool = True  # in overload whoever would lose most goes first
 
     def build(self) -> Policy:
         ahead_ms = self.schedule_ahead_ms
         return Policy(
             name="remontoir",
-            admission=CertainlyFeasible() if self.certain else DeadlineFeasible(),
+            admission=DeadlineFeasible(),
             batching=LeastLatestStart(
                 blocking_cap=self.blocking_cap, overload_key=self.overload_key
             ),

@@ -1,8 +1,11 @@
 """The best batch of one queue for a given start."""
 
+from bisect import bisect_right
+
 from scheduler.device import DeviceMirror
 from scheduler.model_queue import ModelQueue
 from scheduler.policies.batching import BatchPlan
+from scheduler.profile import ExecEstimate
 from scheduler.request import Request
 
 
@@ -12,22 +15,21 @@ def build(
     start_ns: int,
     margin_ns: int,
     *,
-    target_rows: int = 1,
+    drop_ns: int = 0,
     max_ns: int | None = None,
     cautious: bool = True,
 ) -> BatchPlan | None:
     """The best batch of this queue that starts then: all members meet their deadlines.
 
-    Heads that cannot finish even alone are passed over (they expire by their own timer), and so are
-    those whose deadline would keep the batch below `target_rows` where enough others wait: close to
-    saturation, small batches for urgent heads leave the next heads less time, and so on. The size
-    is the smallest within a few per cent of the best time per row, of those that every member's
-    deadline allows and that take at most half of the head's SLO (or as long as the target does): a
-    batch that fills the SLO makes whoever arrives during it late.
+    The size is the smallest within a few per cent of the best time per row, of those that every
+    member's deadline allows and that take at most `max_ns` (more only for a single request). Heads
+    that cannot finish even alone are passed over (they expire by their own timer), and so are those
+    that keep the batch small, where that saves `drop_ns` of the device for each of them: close to
+    saturation, small batches for urgent heads leave the next heads less time, and so on to batches
+    of one. With 0 nobody is passed over for that.
     """
     estimate = device.exec_estimate(queue)
-    plan = estimate.plan
-    guard = estimate.guard if cautious else plan
+    guard = estimate.guard if cautious else estimate.plan
     head = queue.head
     assert head is not None
     reserve_ns = start_ns + margin_ns
@@ -39,42 +41,62 @@ def build(
         head = queue.at(num_passed)
         if head.deadline_ns < reserve_ns + guard[head.rows]:
             return None
-    if head.runs_alone:
-        rows = head.rows
-        requests = [head]
-    else:
-        # Rows, not requests, would need a running sum; requests of one row are the usual case.
-        limit = waiting = min(queue.num_rows - num_passed, estimate.max_rows)
-        budget_ns = head.deadline_ns - reserve_ns
-        longest_ns = budget_ns if max_ns is None else max_ns
-        while limit > head.rows and (guard[limit] > budget_ns or plan[limit] > longest_ns):
-            limit -= 1
-        if limit < target_rows and limit < waiting:
-            low, high = limit, min(target_rows, waiting)
-            while low < high:
-                middle = (low + high + 1) // 2
-                due_ns = reserve_ns + guard[middle]
-                if (max_ns is None or plan[middle] <= max_ns) and (
-                    len(queue) - queue.num_due_before(due_ns) >= middle
-                ):
-                    low = middle
-                else:
-                    high = middle - 1
-            if low > limit:
-                limit = low
-                num_passed = max(num_passed, queue.num_due_before(reserve_ns + guard[limit]))
-                head = queue.at(num_passed)
-        size = max(head.rows, estimate.efficient[max(1, limit)])
-        rows = head.rows
-        requests = [head]
+    rows = head.rows
+    requests = [head]
+    if not head.runs_alone:
+        waiting = min(queue.num_rows - num_passed, estimate.max_rows)
+        size = min(waiting, bisect_right(guard, head.deadline_ns - reserve_ns) - 1)
+        if max_ns is not None:
+            size = min(size, bisect_right(estimate.plan, max_ns) - 1)
+        size = max(head.rows, size)
+        # The window's arithmetic is that of requests of one row, the usual case.
+        if drop_ns and size < waiting and queue.num_rows == len(queue):
+            num_more, size = _window(
+                queue, estimate, guard, reserve_ns, num_passed, size, waiting, drop_ns, max_ns
+            )
+            if num_more:
+                head = queue.at(num_passed + num_more)
+                requests = [head]
+        size = max(rows, estimate.efficient[size])
         if size > rows:
             requests = take(queue.run_from(head, size), size)
             rows = sum([request.rows for request in requests])
-    expected_ns = plan[rows]
+    expected_ns = estimate.plan[rows]
     latest_ns = requests[-1].deadline_ns - expected_ns - margin_ns
     return BatchPlan(
         queue, requests, rows, estimate.executed[rows], start_ns, expected_ns, latest_ns
     )
+
+
+def _window(
+    queue: ModelQueue,
+    estimate: ExecEstimate,
+    guard: list[int],
+    reserve_ns: int,
+    num_passed: int,
+    size: int,
+    waiting: int,
+    drop_ns: int,
+    max_ns: int | None,
+) -> tuple[int, int]:
+    """How many more heads to pass over, and the size of the batch behind them."""
+    low, high = size, waiting
+    if max_ns is not None:
+        high = max(low, min(high, bisect_right(estimate.plan, max_ns) - 1))
+    num_queued = len(queue)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if num_queued - queue.num_due_before(reserve_ns + guard[middle]) >= middle:
+            low = middle
+        else:
+            high = middle - 1
+    small, large = estimate.efficient[size], estimate.efficient[low]
+    if large > small:
+        num_more = queue.num_due_before(reserve_ns + guard[large]) - num_passed
+        saved_ns = estimate.plan[small] * large // small - estimate.plan[large]
+        if saved_ns >= num_more * drop_ns:
+            return num_more, large
+    return 0, size
 
 
 def take(requests: list[Request], max_rows: int) -> list[Request]:

@@ -18,8 +18,12 @@ from scheduler.state import SchedulerState
 
 # Queues compared for one decision.
 MAX_CANDIDATES: Final = 8
+# Queues passed over for one decision, since the blocking cap keeps them off the device.
+MAX_CAPPED: Final = 32
 # Requests of one queue looked at for how long it can wait.
 MAX_BEHIND: Final = 16
+# Offered load, as a share of the fleet, below which no request is given up for a larger batch.
+WORTHLESS: Final = 0.01
 # Work is short beside other work that takes this much longer.
 SHORTER: Final = 2
 
@@ -48,11 +52,14 @@ class LeastLatestStart:
             cap.refresh(state, now)
         start_ns = device.start_at(now)
         margin_ns = state.margin_ns(device)
+        # What a request is worth in time of devices: what one takes, the more the idler they are.
+        utilisation = state.utilisation
+        scarcity = 1 / min(1.0, utilisation) if utilisation > WORTHLESS else 0.0
         taken: list[tuple[int, int, ModelQueue]] = []
         plans: list[BatchPlan] = []
-        capped = False
+        num_capped = 0
         unsure: list[tuple[ModelQueue, int | None]] = []
-        while len(taken) < MAX_CANDIDATES:
+        while len(taken) - num_capped < MAX_CANDIDATES and num_capped < MAX_CAPPED:
             entry = device.pop_ready()
             if entry is None:
                 break
@@ -72,11 +79,16 @@ class LeastLatestStart:
                     estimate.plan[estimate.max_rows],
                 )
                 if max_ns is not None and estimate.plan[head.rows] > max_ns:
-                    capped = True
+                    num_capped += 1
                     continue
             unsure.append((queue, max_ns))
             plan = build(
-                queue, device, start_ns, margin_ns, target_rows=estimate.max_rows, max_ns=max_ns
+                queue,
+                device,
+                start_ns,
+                margin_ns,
+                drop_ns=int(state.models[queue.model].demand.ns_per_row * scarcity),
+                max_ns=max_ns,
             )
             if plan is not None:
                 plans.append(plan)
@@ -89,7 +101,7 @@ class LeastLatestStart:
             chosen = build(queue, device, start_ns, margin_ns, max_ns=max_ns, cautious=False)
             if chosen is not None:
                 return chosen
-        if capped:
+        if num_capped:
             assert cap is not None
             return Deferred(cap.until_ns)
         return None

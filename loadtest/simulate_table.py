@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from loadtest.results import Summary
 from loadtest.scenario import Case
 
 FIGURES = ("goodput/s", "attained", "late", "refused", "p50 ms", "p99 ms", "batch", "us/req")
+ROOMY_WIDTH = 110  # of a terminal where there is place between columns
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,11 +33,23 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 def print_lines(console: Console, lines: Sequence[Line], *, shows_bound: bool = False) -> None:
     """A row per run: first what it was, then how it went."""
     variables = list(dict.fromkeys(name for line in lines for name in line.case.values))
-    table = Table(title=lines[0].case.scenario if lines else None, title_justify="left")
-    for heading in (*variables, "policy", "seed"):
+    gap = 1 if console.width >= ROOMY_WIDTH else 0
+    table = Table(
+        title=lines[0].case.scenario if lines else None,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, gap, 0, gap),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for heading in variables:
         table.add_column(heading, no_wrap=True)
+    table.add_column("policy", overflow="fold")  # what is cut first: a figure never is
+    table.add_column("seed", no_wrap=True)
     for heading in (*FIGURES, *["of bound"] * shows_bound):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(
+            heading.replace("/", "\n/").replace(" ", "\n"), justify="right", no_wrap=True
+        )
     for line in lines:
         table.add_row(
             *(str(line.case.values.get(name, "")) for name in variables),
@@ -64,7 +78,7 @@ def _figures(line: Line) -> list[str]:
         _or_dash(group.latency_p50_ms),
         _or_dash(group.latency_p99_ms),
         _or_dash(group.mean_batch),
-        f"{line.wall_us:.1f}",
+        f"{line.wall_us:.0f}",
     ]
 
 

@@ -129,7 +129,10 @@ def _check_leavings(
     )
     for is_wanted, what, library in libraries:
         if is_wanted and find(library) is None:
-            raise RuntimeError(f'{what} needs {library}: pip install "remontoir[simulate]"')
+            or_else = ", or --format sqlite" if library == "pyarrow" else ""
+            raise RuntimeError(
+                f'{what} needs {library}: pip install "remontoir[simulate]"{or_else}'
+            )
     if options.out is not None:
         try:
             Path(options.out).mkdir(parents=True, exist_ok=True)

@@ -266,3 +266,90 @@ def test_the_set_of_models_may_change() -> None:
     world.simulation.at(ms(10), ModelPinned("kept", True))
     world.run(until_ms=100)
     assert world.scheduler.devices["w"].is_resident("kept")
+
+
+# ------------------------------------------------------------------ and the policy that has them
+# What a policy could not do wrong in this core is listed in docs/policies.md.
+
+
+def actions_of(world: World, kind: type[Action]) -> list[Action]:
+    return [
+        command.action
+        for _, _, commands in world.log
+        for command in commands
+        if isinstance(command, Send) and isinstance(command.action, kind)
+    ]
+
+
+def one_model(policy: str, *, slo_ms: float, rate_per_s: float) -> World:
+    specs = [model_spec("m")]
+    worker = SimulatedWorker("w", device_spec(), specs, resident=["m"])
+    world = World(specs, [worker], policy=policy)
+    world.run(poisson(rate_per_s, 3, slo_ms=slo_ms))
+    return world
+
+
+def test_with_its_floor_clockwork_executes_what_is_lost() -> None:
+    """An SLO of 15 ms is planned as 20 ms, so that a second one is executed behind a first."""
+    options = "schedule_ahead_ms=15,margin_ms=1"
+    fixed = one_model(f"clockwork:{options}", slo_ms=15, rate_per_s=80)
+    floored = one_model(f"clockwork:{options},deadline_floor", slo_ms=15, rate_per_s=80)
+    assert fixed.late() == []
+    assert len(floored.late()) > 20
+    in_time = [w.share(Served) * len(w.asked) - len(w.late()) for w in (fixed, floored)]
+    assert in_time[0] > 1.2 * in_time[1]
+
+
+def test_with_late_refusal_clockwork_lets_clients_wait_for_their_no() -> None:
+    for policy, least_ms, most_ms in (("", 0, 86), (":late_refusal", 95, 95)):
+        world = one_model(f"clockwork{policy}", slo_ms=100, rate_per_s=400)
+        waited_ms = [
+            (at_ns - world.asked[request_id].arrival_ns) / 1e6
+            for request_id, (at_ns, outcome) in world.simulation.outcomes.items()
+            if isinstance(outcome, Expired)
+        ]
+        assert len(waited_ms) > 100
+        assert least_ms <= min(waited_ms)
+        assert max(waited_ms) <= most_ms
+
+
+def test_standing_still_clockwork_serves_nobody() -> None:
+    for flag, share in (("", 1.0), (",stands_still", 0.0)):
+        world = one_model(f"clockwork:schedule_ahead_ms=1{flag}", slo_ms=200, rate_per_s=5)
+        assert world.share(Served) == share
+
+
+def test_loads_that_never_stop_displace_a_model_that_is_asked_for() -> None:
+    num_loads = []
+    for flag in ("", ":loads_never_stop"):
+        specs = [model_spec("busy"), model_spec("other")]
+        workers = [
+            SimulatedWorker("one", device_spec(pages=4), specs, resident=["busy"]),
+            SimulatedWorker("two", device_spec(pages=4), specs, resident=["other"]),
+        ]
+        world = World(specs, workers, policy=f"clockwork{flag}")
+        world.run(
+            merged(
+                poisson(60, 3, models=["busy"], slo_ms=250),
+                poisson(5, 3, models=["other"], slo_ms=250, seed=2, first_id=10_000),
+            )
+        )
+        num_loads.append(len(actions_of(world, LoadWeights)))
+    assert num_loads[0] == 0
+    assert num_loads[1] > 10
+
+
+def test_demand_that_never_expires_loads_for_who_cannot_be_helped() -> None:
+    """More models are wanted than can be loaded in time: with the slip the oldest demand wins."""
+    served = []
+    for flag in ("", ":load_demand_never_expires"):
+        specs = [model_spec(f"m{i}", exec_ms={1: 3}, load_ms=20) for i in range(40)]
+        names = [spec.name for spec in specs]
+        world = World(
+            specs,
+            [SimulatedWorker("w", device_spec(pages=16), specs)],
+            policy=f"clockwork{flag}",
+        )
+        world.run(poisson(150, 3, models=names, slo_ms=60))
+        served.append(world.share(Served))
+    assert served[0] > 1.05 * served[1]

@@ -32,8 +32,10 @@ class World:
         specs: Sequence[ModelSpec],
         workers: Iterable[SimulatedWorker],
         config: SchedulerConfig | None = None,
+        *,
+        policy: str = "remontoir",
     ) -> None:
-        self.scheduler = Scheduler(config, specs)
+        self.scheduler = Scheduler(config, specs, policy=policy)
         self.log: list[tuple[int, Event, list[Command]]] = []
         self.asked: dict[int, RequestArrived] = {}
         self.simulation = Simulation(self.scheduler, workers, observer=self._observe)

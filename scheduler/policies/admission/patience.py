@@ -10,7 +10,7 @@ from scheduler.spec import SECOND_NS
 from scheduler.state import SchedulerState
 
 # When waiting requests are given up: once they could not be executed in time any more; once their
-# deadline has passed (lazily, as Nexus's authors say of Clipper and TensorFlow Serving); never.
+# deadline has passed (as Clipper's released source does); never.
 Drops = Literal["infeasible", "expired", "never"]
 
 # "Never", for a request: a bound so that nobody waits for ever where no device comes back.

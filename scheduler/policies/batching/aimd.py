@@ -1,6 +1,6 @@
 """Clipper's adaptive batching: a batch grows while it meets the SLO, else shrinks.
 
-Additive increase, multiplicative decrease of the largest batch (NSDI '17, section 4.3.1): one row
+Additive increase, multiplicative decrease of the largest batch (NSDI '17, section 4.3): one row
 more after a full batch in time, a tenth less after one that was not.
 """
 

@@ -1,6 +1,6 @@
 """Window dropping: which heads to give up so that a batch of the target size is in time.
 
-Nexus (SOSP '19, section 6.3, "early drop") slides a window of the target size over the queue and
+Nexus (SOSP '19, "early drop") slides a window of the target size over the queue and
 stops at the first request that can wait for the execution of the whole window; those before it are
 dropped. Symphony adds the free lunch: whoever else fits without making the first one late.
 """

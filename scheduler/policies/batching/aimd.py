@@ -5,7 +5,6 @@ more after a full batch in time, a tenth less after one that was not.
 """
 
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 from scheduler.device import DeviceMirror
 from scheduler.policies.batching import BatchPlan, FinishedBatch
@@ -14,6 +13,8 @@ from scheduler.state import SchedulerState
 
 INCREASE = 1.0
 DECREASE = 0.9
+# Limits kept, one per model and worker; workers come and go, so there is a bound.
+MAX_LIMITS = 65_536
 
 # What is compared with the SLO: the batch's execution (the paper's "latency to process a batch"),
 # or the answer of each of its requests, queueing included.
@@ -23,10 +24,18 @@ Judged = Literal["execution", "answer"]
 class Aimd:
     """A limit per model and device, found without a profile. First come, first served."""
 
-    def __init__(self, *, judged: Judged = "execution", max_batch: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        judged: Judged = "execution",
+        max_batch: int | None = None,
+        max_limits: int = MAX_LIMITS,
+    ) -> None:
         self._judged = judged
         self._max_batch = max_batch
-        self._limits: WeakKeyDictionary[DeviceMirror, dict[str, float]] = WeakKeyDictionary()
+        self._max_limits = max_limits
+        # by (worker id, model); the one that changed longest ago first
+        self._limits: dict[tuple[str, str], float] = {}
 
     def next_infer(self, state: SchedulerState, device: DeviceMirror, now: int) -> BatchPlan | None:
         queue = min(device.ready_queues(), key=first_arrival, default=None)
@@ -35,17 +44,20 @@ class Aimd:
         return first_come(queue, device, now, max_rows=self.limit(device, queue.model))
 
     def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
-        limits = self._limits.setdefault(device, {})
-        limit = limits.get(batch.model, 1.0)
+        key = (device.worker_id, batch.model)
+        limit = self._limits.pop(key, 1.0)
         if not self._is_in_time(batch):
-            limits[batch.model] = max(1.0, limit * DECREASE)
+            limit = max(1.0, limit * DECREASE)
         elif batch.rows >= int(limit):  # smaller ones say nothing of a larger limit
             most = device.estimates(batch.model).first.max_rows
-            limits[batch.model] = min(limit + INCREASE, self._max_batch or most, most)
+            limit = min(limit + INCREASE, self._max_batch or most, most)
+        self._limits[key] = limit
+        if len(self._limits) > self._max_limits:
+            del self._limits[next(iter(self._limits))]
 
     def limit(self, device: DeviceMirror, model: str) -> int:
         """Rows of the next batch, at most."""
-        return int(self._limits.get(device, {}).get(model, 1.0))
+        return int(self._limits.get((device.worker_id, model), 1.0))
 
     def _is_in_time(self, batch: FinishedBatch) -> bool:
         if self._judged == "answer":

@@ -3,10 +3,11 @@
 import pytest
 
 from scheduler.events import Expired
+from scheduler.policies import parse
 from scheduler.policies.batching.aimd import Aimd
 from tests.scheduler.closed_loop import RESNET_PER_S, ClosedLoop
 from tests.scheduler.conftest import MakeStory
-from tests.scheduler.story import Story
+from tests.scheduler.story import Story, model_spec
 
 
 def limit(story: Story) -> int:
@@ -73,6 +74,16 @@ def test_queueing_counts_where_answers_are_judged(
     story.arrive(1, slo_ms=12)
     story.finish(story.infers[0], at_ms=15, took_ms=10)
     assert limit(story) == expected
+
+
+def test_the_limits_kept_are_bounded(make_scheduler: MakeStory) -> None:
+    policy = parse("clipper")._replace(batching=Aimd(max_limits=1))
+    story = make_scheduler(model_spec("m"), model_spec("n"), policy=policy)
+    story.join(resident=["m", "n"])
+    for request_id, model in enumerate("mn"):
+        story.arrive(request_id, model)
+        story.finish(story.infers[0])
+    assert limit(story) == 1  # forgotten, and learnt anew
 
 
 def test_max_batch_bounds_it(make_scheduler: MakeStory) -> None:

@@ -308,6 +308,37 @@ def simulate(
 
 
 @app.command()
+def bound(
+    scenario: flags.Scenario,
+    seed: flags.Seeds = None,
+    set_: flags.Variables = None,
+    duration_s: flags.DurationS = None,
+    full: flags.Full = False,
+    window: flags.Window = None,
+    from_s: flags.FromS = None,
+    iterations: flags.Iterations = None,
+) -> None:
+    """Compute the most that any scheduler could serve of a scenario, even one that knew the future.
+
+    It is a bound, no schedule: that nobody gets there does not mean that one
+    should. `remontoir simulate --bound` says what share of it a run has reached.
+
+    \b
+    Examples:
+      remontoir bound my.yaml
+      remontoir bound my.yaml --set slo_ms=25 --seed 1 --window 5000 --from-s 10
+    """
+    command = [*program("loadtest.bound"), str(scenario)]
+    for flag, values in (("--seed", seed), ("--set", set_)):
+        command += [text for value in values or () for text in (flag, str(value))]
+    command += ["--full"] * full
+    command += _given_flags(
+        duration_s=duration_s, window=window, from_s=from_s, iterations=iterations
+    )
+    os.execv(sys.executable, command)
+
+
+@app.command()
 def replay(
     file: flags.Recording,
     policy: flags.OtherPolicy = None,
@@ -327,8 +358,7 @@ def replay(
 
     \b
     Examples:
-      remontoir serve --models demo-models --record day.rec
-      remontoir replay day.rec
+      remontoir replay day.rec            # made by `remontoir serve --record day.rec`
       remontoir replay day.rec --policy clockwork --schedule-ahead-ms 5 --seed 2
     """
     command = [*program("loadtest.replay"), str(file)]

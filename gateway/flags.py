@@ -275,6 +275,30 @@ OfBound = Annotated[
         help="Also what share this is of what a scheduler could serve that knew the future.",
     ),
 ]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        metavar="REQUESTS",
+        help="For so many of them at the most; minutes pass for more.",
+        show_default="20000",
+    ),
+]
+FromS = Annotated[
+    float | None,
+    typer.Option(
+        "--from-s",
+        metavar="S",
+        help="Virtual second from which on requests are counted.",
+        show_default="the scenario's warmup_s",
+    ),
+]
+Iterations = Annotated[
+    int | None,
+    typer.Option(
+        "--iterations", metavar="N", help="More of them make it lower.", show_default="80"
+    ),
+]
 DecisionLogFile = Annotated[
     Path | None,
     typer.Option(

@@ -30,6 +30,9 @@ COMMANDS = [
     "fetch",
     "policies",
     "simulate",
+    "bound",
+    "replay",
+    "explain",
     "version",
 ]
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there

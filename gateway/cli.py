@@ -358,7 +358,7 @@ def replay(
 
     \b
     Examples:
-      remontoir replay day.rec            # made by `remontoir serve --record day.rec`
+      remontoir replay day.rec
       remontoir replay day.rec --policy clockwork --schedule-ahead-ms 5 --seed 2
     """
     command = [*program("loadtest.replay"), str(file)]

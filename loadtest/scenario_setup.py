@@ -161,7 +161,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     faults: tuple[Crash | Stall, ...] = ()
     warmup_s: float = 0.0
     full_duration_s: float | None = None
-    scheduler: dict[str, int | float | bool | str] = {}
+    scheduler: dict[str, int | float | bool | str | dict[str, float]] = {}
     client_delay_ms: float = 0.0
     sample_ms: float = 100.0
 

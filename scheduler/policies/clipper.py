@@ -29,7 +29,11 @@ class Clipper(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return Policy(
             name="clipper",
             admission=patience_of(self.drops),
-            batching=Aimd(judged=self.judged, max_batch=self.max_batch),
+            batching=Aimd(
+                judged=self.judged,
+                max_batch=self.max_batch,
+                passes_over=self.drops == "infeasible",
+            ),
             residency=LruResidency(),
             schedule_ahead=fixed_ms(self.schedule_ahead_ms),
             queue_order="arrival",

@@ -26,7 +26,7 @@ class Fifo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return Policy(
             name="fifo",
             admission=patience_of(self.drops),
-            batching=FifoBatching(self.max_batch),
+            batching=FifoBatching(self.max_batch, passes_over=self.drops == "infeasible"),
             residency=LruResidency(),
             schedule_ahead=fixed_ms(self.schedule_ahead_ms),
             queue_order="arrival",

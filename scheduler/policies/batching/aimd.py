@@ -8,7 +8,7 @@ from typing import Literal
 
 from scheduler.device import DeviceMirror
 from scheduler.policies.batching import BatchPlan, FinishedBatch
-from scheduler.policies.batching.fifo import first_arrival, first_come
+from scheduler.policies.batching.fifo import first_of_all
 from scheduler.state import SchedulerState
 
 INCREASE = 1.0
@@ -22,26 +22,28 @@ Judged = Literal["execution", "answer"]
 
 
 class Aimd:
-    """A limit per model and device, found without a profile. First come, first served."""
+    """A limit per model and device, found without a profile. First come, first served.
+
+    `passes_over`: see fifo.first_of_all.
+    """
 
     def __init__(
         self,
         *,
         judged: Judged = "execution",
         max_batch: int | None = None,
+        passes_over: bool = False,
         max_limits: int = MAX_LIMITS,
     ) -> None:
         self._judged = judged
         self._max_batch = max_batch
+        self._passes_over = passes_over
         self._max_limits = max_limits
         # by (worker id, model); the one that changed longest ago first
         self._limits: dict[tuple[str, str], float] = {}
 
     def next_infer(self, state: SchedulerState, device: DeviceMirror, now: int) -> BatchPlan | None:
-        queue = min(device.ready_queues(), key=first_arrival, default=None)
-        if queue is None:
-            return None
-        return first_come(queue, device, now, max_rows=self.limit(device, queue.model))
+        return first_of_all(state, device, now, self.limit, passes_over=self._passes_over)
 
     def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
         key = (device.worker_id, batch.model)

@@ -101,6 +101,19 @@ def test_waiting_requests_are_given_up_once_they_have_expired(make_scheduler: Ma
     assert isinstance(story.outcomes[100], Expired)
 
 
+def test_who_could_not_make_it_is_passed_over_where_that_is_wanted(
+    make_scheduler: MakeStory,
+) -> None:
+    for drops, second in (("expired", (2,)), ("infeasible", (3,))):
+        story = make_scheduler(policy=f"clipper:drops={drops}")
+        story.join(resident=["m"])
+        story.arrive(1, slo_ms=500)
+        story.arrive(2, slo_ms=20)
+        story.arrive(3, slo_ms=500)
+        story.advance(8.2)
+        assert [infer.request_ids for infer in story.infers] == [(1,), second]
+
+
 def test_each_model_is_served_in_order_of_arrival(make_scheduler: MakeStory) -> None:
     story = make_scheduler(policy="clipper")
     story.join(resident=["m"])

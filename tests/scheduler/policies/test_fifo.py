@@ -44,6 +44,20 @@ def test_who_waits_is_given_up_as_the_option_says(
     assert story.answered_at_ms[3] == 50
 
 
+def test_who_could_not_make_it_any_more_is_passed_over(make_scheduler: MakeStory) -> None:
+    story = make_scheduler(model_spec("a"), model_spec("b"), policy="fifo")
+    story.join(resident=["a", "b"])
+    story.arrive(1, "a", slo_ms=500)
+    story.arrive(2, "b", slo_ms=20)
+    story.arrive(3, "a", slo_ms=20)
+    story.arrive(4, "a", slo_ms=500)
+    story.advance(8.2)
+    assert [infer.request_ids for infer in story.infers] == [(1,), (4,)]
+    story.advance(10)
+    assert isinstance(story.outcomes[2], Expired)
+    assert isinstance(story.outcomes[3], Expired)
+
+
 def test_even_never_ends_where_no_device_comes_back(make_scheduler: MakeStory) -> None:
     story = make_scheduler(policy="fifo:drops=never")
     story.join()

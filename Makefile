@@ -19,10 +19,10 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench lock e2e-wheel clean distclean
+.PHONY: help install serve test check format bench experiments lock e2e-wheel clean distclean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(RUNTIME) ## make the environment in .venv, from hash-locked requirements
 
@@ -53,6 +53,9 @@ format: $(DEV) ## let ruff format the code and fix what it can
 
 bench: $(DEV) ## measure: overload, gateway cost, paging, scheduler (ARGS=--help lists them)
 	@$(BIN)/python -m loadtest $(ARGS)
+
+experiments: $(DEV) ## play the papers' experiments in virtual time, write docs/measurements/scheduler.md
+	@$(BIN)/python -m loadtest.experiments $(ARGS)
 
 e2e-wheel: ## build, install and test both wheels, compiled and pure (minutes, network)
 	@$(PYTHON) tests/e2e/wheel.py

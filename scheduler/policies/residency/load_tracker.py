@@ -87,19 +87,19 @@ class LoadTracker:
         they could serve more.
         """
         weights = [1 / outstanding_ns[device] for device in model.holders]
-        total = sum(weights)
-        return 1 - self._capacity_ns * sum(weight * weight / total for weight in weights)
+        total = sum(weights, 0.0)
+        return 1 - self._capacity_ns * sum([weight * weight / total for weight in weights], 0.0)
 
     def _outstanding_ns(self, state: SchedulerState) -> dict[DeviceMirror, float]:
         """What each device has to do: what is in flight there, and its part of what is queued."""
         outstanding_ns = {
             device: LEAST_OUTSTANDING_NS
-            + sum(self._in_flight_ns(device, sent) for sent in device.outstanding.values())
+            + sum([self._in_flight_ns(device, sent) for sent in device.outstanding.values()], 0.0)
             for device in state.devices.values()
         }
         for model in state.waiting.values():
             # A model's work is divided among its holders, less for those who have more already.
-            total = sum(1 / outstanding_ns[device] for device in model.holders)
+            total = sum([1 / outstanding_ns[device] for device in model.holders], 0.0)
             for device in model.holders:
                 share = 1 / outstanding_ns[device] / total
                 for queue in model.queues.values():
@@ -109,7 +109,7 @@ class LoadTracker:
         return outstanding_ns
 
     def _in_flight_ns(self, device: DeviceMirror, sent: Outstanding) -> float:
-        return sum(self._exec_demand_ns(device, request) for request in sent.requests)
+        return sum([self._exec_demand_ns(device, request) for request in sent.requests], 0.0)
 
     def _exec_demand_ns(self, device: DeviceMirror, request: Request) -> float:
         estimate = device.exec_estimate(request)

@@ -9,6 +9,7 @@ one hiccup does not inflate sixteen batches (Clockwork's p99 of ten samples is i
 
 from bisect import bisect_left, insort
 from collections import deque
+from functools import lru_cache
 from typing import Final
 
 from scheduler.spec import ModelProfile, ModelSpec, ShapeProfile
@@ -22,15 +23,16 @@ WORTHWHILE_GAIN: Final = 0.05
 REFRESH_CHANGE: Final = 0.01
 # Shape classes kept per model and device; clients choose sequence lengths, so there is a bound.
 MAX_SHAPES: Final = 64
+# Curves kept for who asks for the same one again: each model has one on every device.
+MAX_CURVES: Final = 1024
 
 
 class RatioWindow:
     """The last measurements of something, as ratios to its expected value; 1.0 before the first."""
 
-    __slots__ = ("_recent", "_sorted", "guard", "is_sampled", "plan")
+    __slots__ = ("_recent", "_sorted", "guard", "plan")
 
     def __init__(self) -> None:
-        self.is_sampled = False
         self.plan = 1.0  # the median
         self.guard = 1.0  # the worst but for one in a full window; the worst before that
         self._recent: deque[float] = deque()
@@ -52,7 +54,6 @@ class RatioWindow:
             num += 1
         self._recent.append(ratio)
         insort(ordered, ratio)
-        self.is_sampled = True
         self.plan = ordered[num // 2]
         self.guard = ordered[-2] if num == WINDOW_SAMPLES else ordered[-1]
         return is_outlier
@@ -69,8 +70,7 @@ class ExecEstimate:
 
     __slots__ = (
         "_applied",
-        "_base",
-        "_bucket_of",
+        "_curve",
         "_windows",
         "batched",
         "efficient",
@@ -81,30 +81,25 @@ class ExecEstimate:
     )
 
     def __init__(self, spec: ModelSpec, profile: ShapeProfile, scale: float) -> None:
-        sizes = spec.batch_sizes
-        self.max_rows = sizes[-1]
-        rows = range(1, self.max_rows + 1)
-        self._bucket_of = [0] + [bisect_left(sizes, n) for n in rows]
-        self.executed = [0] + [
-            n if spec.runs_exact_batch else sizes[self._bucket_of[n]] for n in rows
-        ]
-        known = sorted(profile.exec_ns.items())
-        self._base = [0.0] + [max(1.0, scale * _interpolate(known, self.executed[n])) for n in rows]
-        self._windows = [RatioWindow() for _ in sizes]
-        self._applied: list[tuple[float, float]] = []  # (plan, guard) ratios behind the figures
-        self.plan = [0] * (self.max_rows + 1)
-        self.guard = [0] * (self.max_rows + 1)
-        self.efficient = [0] * (self.max_rows + 1)
-        self.batched = [0] * (self.max_rows + 1)
-        self._refresh()
+        known = tuple(sorted(profile.exec_ns.items()))
+        curve = curve_of(spec.batch_sizes, spec.runs_exact_batch, known, scale)
+        self._curve = curve
+        self.max_rows = spec.batch_sizes[-1]
+        self.executed = curve.executed
+        # by compiled size; None until the first measurement
+        self._windows: list[RatioWindow | None] = [None] * len(spec.batch_sizes)
+        self._applied = curve.ratios  # (plan, guard) ratios behind the figures
+        self.plan, self.guard, self.efficient, self.batched = curve.figures
 
     def observe(self, rows: int, duration_ns: int) -> bool:
         """A batch of this many rows kept the lane for so long; whether that was an outlier."""
         if not 1 <= rows <= self.max_rows:
             return False
-        bucket = self._bucket_of[rows]
+        bucket = self._curve.bucket_of[rows]
         window = self._windows[bucket]
-        is_outlier = window.add(duration_ns / self._base[rows])
+        if window is None:
+            window = self._windows[bucket] = RatioWindow()
+        is_outlier = window.add(duration_ns / self._curve.base[rows])
         plan, guard = self._applied[bucket]
         if (
             abs(window.plan - plan) > REFRESH_CHANGE * plan
@@ -115,7 +110,7 @@ class ExecEstimate:
 
     @property
     def num_samples(self) -> int:
-        return sum(len(window) for window in self._windows)
+        return sum(len(window) for window in self._windows if window is not None)
 
     def time_for(self, rows: int) -> int:
         """Planned time to execute so many rows, in batches of the efficient size."""
@@ -126,13 +121,44 @@ class ExecEstimate:
     def _refresh(self) -> None:
         ratios = [_nearest_sampled(self._windows, bucket) for bucket in range(len(self._windows))]
         self._applied = ratios
+        self.plan, self.guard, self.efficient, self.batched = self._curve.figures_at(ratios)
+
+
+class ExecCurve:
+    """What a profile says of one shape class, before anything was measured. Shared; never changed.
+
+    `base[n]` nanoseconds for n rows, which a batch of `executed[n]` takes, the `bucket_of[n]`-th of
+    the compiled sizes.
+    """
+
+    __slots__ = ("base", "bucket_of", "executed", "figures", "ratios")
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        runs_exact_batch: bool,
+        known: tuple[tuple[int, int], ...],
+        scale: float,
+    ) -> None:
+        rows = range(1, sizes[-1] + 1)
+        self.bucket_of = [0] + [bisect_left(sizes, n) for n in rows]
+        self.executed = [0] + [n if runs_exact_batch else sizes[self.bucket_of[n]] for n in rows]
+        self.base = [0.0] + [max(1.0, scale * _interpolate(known, self.executed[n])) for n in rows]
+        self.ratios = [(1.0, 1.0)] * len(sizes)
+        self.figures = self.figures_at(self.ratios)
+
+    def figures_at(
+        self, ratios: list[tuple[float, float]]
+    ) -> tuple[list[int], list[int], list[int], list[int]]:
+        """ExecEstimate's plan, guard, efficient and batched at these (plan, guard) ratios."""
+        base, bucket_of = self.base, self.bucket_of
+        num = len(base)
+        plan, guard, efficient, batched = [0] * num, [0] * num, [0] * num, [0] * num
         best_per_row = float("inf")
-        plan, guard, efficient, batched = self.plan, self.guard, self.efficient, self.batched
-        base, bucket_of = self._base, self._bucket_of
         plan_ns = guard_ns = 0
         smallest = 1
         # Comparisons, not max() and min(): this runs for many a measurement, and is mostly calls.
-        for n in range(1, self.max_rows + 1):
+        for n in range(1, num):
             ratio_plan, ratio_guard = ratios[bucket_of[n]]
             # More rows never take less time: a noisy window must not invert the order.
             own_plan_ns, own_guard_ns = int(base[n] * ratio_plan), int(base[n] * ratio_guard)
@@ -149,21 +175,33 @@ class ExecEstimate:
             size = n if plan_ns * (1 + WORTHWHILE_GAIN) < in_two_ns else smallest
             efficient[n] = size
             batched[n] = plan[size] + batched[n - size]
+        return plan, guard, efficient, batched
 
 
-def _nearest_sampled(windows: list[RatioWindow], bucket: int) -> tuple[float, float]:
+@lru_cache(maxsize=MAX_CURVES)
+def curve_of(
+    sizes: tuple[int, ...],
+    runs_exact_batch: bool,
+    known: tuple[tuple[int, int], ...],
+    scale: float,
+) -> ExecCurve:
+    """`known`: measured (rows, nanoseconds), ascending; `scale`: to a shape of another size."""
+    return ExecCurve(sizes, runs_exact_batch, known, scale)
+
+
+def _nearest_sampled(windows: list[RatioWindow | None], bucket: int) -> tuple[float, float]:
     """(plan, guard) ratios of the bucket, or of the nearest one that has samples."""
     num = len(windows)
     for distance in range(num):
         for index in (bucket - distance, bucket + distance):
             if 0 <= index < num:
                 window = windows[index]
-                if window.is_sampled:
+                if window is not None:
                     return window.plan, window.guard
     return 1.0, 1.0
 
 
-def _interpolate(known: list[tuple[int, int]], rows: int) -> float:
+def _interpolate(known: tuple[tuple[int, int], ...], rows: int) -> float:
     """Piecewise linear through the measured sizes; proportional beyond the last."""
     index = bisect_left(known, (rows, 0))
     if index == len(known):

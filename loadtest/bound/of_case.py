@@ -28,10 +28,10 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
     Of `num_requests` open-loop requests that arrive in [from_s, until_s), no more than `most` can
     be served in time, and a schedule exists that serves `found`; `gap` is their distance as a share
-    of `most`, None where no schedule was looked for because weights have to be loaded. `attainment`
-    is most / num_requests, None without such requests. `is_whole` says that these are all of the
-    measured window. Closed loops ask as they are answered: they can have no more than
-    `closed_per_s` in the long run. `goodput_per_s` is both together.
+    of `most`, None where no schedule was looked for: if weights have to be loaded, or with faults.
+    `attainment` is most / num_requests, None without such requests. `is_whole` says that these are
+    all of the measured window. Closed loops ask as they are answered: they can have no more than
+    `closed_per_s` in the long run, if nobody else asked. `goodput_per_s` is both together.
     """
 
     goodput_per_s: float
@@ -77,16 +77,22 @@ def bound_of(
             instance_of_asks(case.setup, asks, asked_for, counts_loads=True), **options
         )
         most, steps = min(most, loading.most), steps + loading.iterations
-    closed_per_s = _closed_per_s(case.setup, specs)
-    open_per_s = most / (until_s - begin_s) if until_s > begin_s else 0.0
+    closed = _loops(case.setup, specs)
+    closed_per_s = _ceiling(case.setup, closed)
+    goodput_per_s = most / (until_s - begin_s) if until_s > begin_s else 0.0
+    if closed:  # in all no more than what the devices can do for whoever asks
+        goodput_per_s = min(
+            goodput_per_s + closed_per_s,
+            _ceiling(case.setup, closed + _unlimited(case.setup, asks, asked_for)),
+        )
     return Bound(
-        goodput_per_s=open_per_s + closed_per_s,
+        goodput_per_s=goodput_per_s,
         attainment=most / len(asks) if asks else None,
         num_requests=len(asks),
         most=most,
         found=proven.found,
         iterations=steps,
-        gap=None if counts_loads or not most else (most - proven.found) / most,
+        gap=None if counts_loads or case.setup.faults or not most else (most - proven.found) / most,
         from_s=begin_s,
         until_s=until_s,
         is_whole=is_whole,
@@ -174,10 +180,12 @@ def _outages(setup: Setup) -> list[Outage]:
     ]
 
 
-def _closed_per_s(setup: Setup, models: Sequence[ModelSpec]) -> float:
-    """The ceiling of the closed loops, as if nobody else asked."""
-    away_ns = _ms(min(devices.delay_ms for devices in setup.devices))
-    client_ns = _ms(setup.client_delay_ms)
+def _ceiling(setup: Setup, loops: Sequence[Loop]) -> float:
+    return ceiling(loops, num_devices=sum(devices.count for devices in setup.devices))
+
+
+def _loops(setup: Setup, models: Sequence[ModelSpec]) -> list[Loop]:
+    """The closed loops' clients, per entry and model."""
     of_name = {spec.name: spec for spec in models}
     closed = [entry for entry in setup.workload if isinstance(entry, Closed)]
     pairs = [
@@ -187,20 +195,45 @@ def _closed_per_s(setup: Setup, models: Sequence[ModelSpec]) -> float:
     for entry, spec in pairs:
         clients_of[spec.name] += entry.clients
     is_shared = len(closed) < len(setup.workload)  # open loops may ask the same models
-    return ceiling(
-        [
-            Loop(
-                table=batch_times(spec),
-                slo_ns=_ms(_longest_slo_ms(entry)),
-                clients=entry.clients,
-                before_ns=away_ns,
-                after_ns=away_ns + client_ns,
-                think_ns=_ms(entry.think_ms) + client_ns,  # and the way to the gateway
-                max_rows=None if is_shared else clients_of[spec.name],
-            )
-            for entry, spec in pairs
-        ],
-        num_devices=sum(devices.count for devices in setup.devices),
+    return [
+        _loop(
+            setup,
+            spec,
+            _longest_slo_ms(entry),
+            clients=entry.clients,
+            think_ms=entry.think_ms,
+            max_rows=None if is_shared else clients_of[spec.name],
+        )
+        for entry, spec in pairs
+    ]
+
+
+def _unlimited(setup: Setup, asks: Iterable[Ask], models: Sequence[ModelSpec]) -> list[Loop]:
+    """Who asks for these as often as one likes."""
+    of_name = {spec.name: spec for spec in models}
+    kinds = sorted({(ask.model, ask.slo_ns) for ask in asks})
+    return [_loop(setup, of_name[name], slo_ns / MILLISECOND_NS) for name, slo_ns in kinds]
+
+
+def _loop(
+    setup: Setup,
+    spec: ModelSpec,
+    slo_ms: float,
+    *,
+    clients: int | None = None,
+    think_ms: float = 0.0,
+    max_rows: int | None = None,
+) -> Loop:
+    away_ns = _ms(min(devices.delay_ms for devices in setup.devices))
+    client_ns = _ms(setup.client_delay_ms)
+    return Loop(
+        table=batch_times(spec),
+        slo_ns=_ms(slo_ms),
+        clients=clients,
+        before_ns=away_ns,
+        after_ns=away_ns + client_ns,
+        think_ns=_ms(think_ms) + client_ns,  # and the way to the gateway
+        max_rows=max_rows,
     )
 
 

@@ -7,7 +7,7 @@ choose prices: shortest_path.py does, and says why any will do.
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.bound import kernels, weights_kernels
+from loadtest.bound import greedy, kernels, weights_kernels
 from loadtest.bound.instance import Instance, RequestClass
 
 Ints = NDArray[np.int64]
@@ -35,13 +35,16 @@ class Priced:
         self._class_begin = np.concatenate([[0], np.cumsum(sizes)])
         self._release = _joined([one.release_ns for one in classes]) - self._origin_ns
         self._deadline = _joined([one.deadline_ns for one in classes]) - self._origin_ns
-        wanted_ns = int(self._tables[:, 1].min()) if bucket_ns is None else bucket_ns
-        self._width = max(wanted_ns, -(-span_ns // MAX_BUCKETS))
+        if bucket_ns is None:
+            shortest_window_ns = int((self._deadline - self._release).min())
+            bucket_ns = max(int(self._tables[:, 1].min()), shortest_window_ns // 16)
+        self._width = max(bucket_ns, -(-span_ns // MAX_BUCKETS))
         self.num_buckets = span_ns // self._width + 2
         self._num_devices = instance.num_devices
         self._columns = np.zeros((self._num_requests, 5), dtype=np.int64)
         full = np.full(self.num_buckets, float(self._width * instance.num_devices))
-        lanes = self._less_outages(full, instance)
+        lanes = self._within(full, span_ns, instance)
+        self._has_outages = bool(instance.outages)
         self._scale, self._capacity = full, lanes
         self._has_weights = instance.weights is not None
         if instance.weights is not None:
@@ -58,7 +61,7 @@ class Priced:
 
     def value_at(self, prices: Floats) -> tuple[float, Floats, int]:
         """(bound under these prices, what its batches use in excess of the capacities, as shares;
-        requests they would really serve, 0 with weights).
+        requests they would really serve, 0 where no schedule is looked for).
         """
         used = np.zeros(len(self._scale))
         per_unit = prices / self._scale
@@ -107,7 +110,27 @@ class Priced:
         means = [np.bincount(of_bucket, weights=part) / sizes for part in parts]
         return np.concatenate([mean[of_bucket] for mean in means])
 
+    def found_greedily(self) -> int:
+        """Requests that one of two simple rules serves, as far as schedules are looked for."""
+        if self._has_weights or self._has_outages:
+            return 0
+        return max(
+            greedy.served_greedily(
+                self._release,
+                self._deadline,
+                self._class_begin,
+                self._table_of,
+                self._max_rows_of,
+                self._tables,
+                self._num_devices,
+                prefers_dense,
+            )
+            for prefers_dense in (False, True)
+        )
+
     def _play(self, num_batches: int) -> int:
+        if self._has_outages:
+            return 0
         batches = self._columns[:num_batches]
         order = np.argsort(batches[:, kernels.START], kind="stable")
         return kernels.play(
@@ -144,12 +167,14 @@ class Priced:
         of_model = np.bincount(self._table_of, weights=sizes)
         self._weights_shares = sizes / of_model[self._table_of]
 
-    def _less_outages(self, full: Floats, instance: Instance) -> Floats:
+    def _within(self, full: Floats, span_ns: int, instance: Instance) -> Floats:
+        """What there is of the devices until the last deadline, less outages."""
         lanes = full.copy()
         end_ns = len(full) * self._width
+        kernels.add_use(lanes, self._width, span_ns, end_ns, -float(instance.num_devices))
         for outage in instance.outages:
-            begins = min(max(outage.from_ns - self._origin_ns, 0), end_ns)
-            ends = min(max(outage.until_ns - self._origin_ns, 0), end_ns)
+            begins = min(max(outage.from_ns - self._origin_ns, 0), span_ns)
+            ends = min(max(outage.until_ns - self._origin_ns, 0), span_ns)
             if begins < ends:
                 kernels.add_use(lanes, self._width, begins, ends, -1.0)
         return np.maximum(lanes, 0.0)

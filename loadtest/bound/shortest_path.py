@@ -77,14 +77,14 @@ LAST_COARSE_AIM = 0.003
 # compensate each other, and plain steps go to and fro between them.
 INERTIA = 0.7
 # Stop after so many steps on single buckets without this gain, or this close to a schedule.
-PATIENCE = 20
+PATIENCE = 35
 CLOSE = 1e-4
 
 
 class Proven(NamedTuple):
     """`most` requests at the most can be served in time; a schedule that serves `found` exists.
 
-    `found` is 0 where weights have to be loaded: no schedule is looked for then.
+    `found` is 0 where weights have to be loaded or devices are away: no schedule is looked for.
     """
 
     most: int
@@ -97,8 +97,9 @@ def upper_bound(
 ) -> Proven:
     """The lowest bound that so many steps find; fewer steps give a higher one, never a wrong one.
 
-    `bucket_ns` defaults to the shortest batch: the wider, the more may overlap within a bucket;
-    half as wide is 1 % lower at most where measured, and takes twice the time.
+    `bucket_ns` defaults to the shortest batch, or to a sixteenth of the shortest window where that
+    is more. The wider, the more may overlap within a bucket: half as wide is 1 % lower at most
+    where measured, and takes twice the time.
     """
     if instance.num_requests == 0:
         return Proven(0, 0, 0)
@@ -121,7 +122,8 @@ class _Descent:
         self._iterations = iterations
         self._best_prices = priced.uniform(0.0)
         self.best = float("inf")
-        self.found = self.done = 0
+        self.found = priced.found_greedily()
+        self.done = 0
 
     @property
     def is_over(self) -> bool:

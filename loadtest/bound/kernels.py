@@ -72,25 +72,25 @@ def best_batches(
                     continue
                 floor = -1.0  # the least price of this batch wherever request i may be in it
                 for begins in (True, False):
+                    if is_mixed and not begins:
+                        break  # where the rest of the batch is makes no difference there
                     for rows in range(1, min(executed - 1, n - i) + 1):
-                        if not is_mixed or floor < 0.0:
+                        if rows + value[i + rows] <= best:
+                            continue
+                        if not is_mixed:  # a look at two neighbours, cheaper than a price
                             first, part_last = part_window(
                                 release, deadline, class_begin, family_begin, family_end,
                                 c, i, rows, executed, length, begins, may_overlap,
                             )  # fmt: skip
                             if first > part_last:
-                                if is_mixed:
-                                    continue  # a longer part needs fewer partners
                                 break  # a longer part has a narrower window
-                        if rows + value[i + rows] <= best:
-                            continue
                         if floor < 0.0:
                             floor, start = cheapest_start(
                                 prices, cumulative, width, release[offset + i], last, length
                             )
                         if rows * (1.0 - floor / executed) + value[i + rows] <= best:
                             continue
-                        if is_mixed:  # looking for partners is dearer than the price above
+                        if is_mixed:  # looking for partners is dearer than a price
                             first, part_last = part_window(
                                 release, deadline, class_begin, family_begin, family_end,
                                 c, i, rows, executed, length, begins, may_overlap,

@@ -59,9 +59,12 @@ class Priced:
         prices[: self.num_buckets] = share * self._most_per_ns * self._scale[: self.num_buckets]
         return prices
 
-    def value_at(self, prices: Floats) -> tuple[float, Floats, int]:
+    def value_at(self, prices: Floats, *, is_draft: bool = False) -> tuple[float, Floats, int]:
         """(bound under these prices, what its batches use in excess of the capacities, as shares;
         requests they would really serve, 0 where no schedule is looked for).
+
+        A draft leaves out batches that are split around others, which only several devices can
+        have: it is no bound, nearly one, and several times faster.
         """
         used = np.zeros(len(self._scale))
         per_unit = prices / self._scale
@@ -75,7 +78,7 @@ class Priced:
             self._table_of,
             self._max_rows_of,
             self._tables,
-            self._num_devices > 1,
+            self._num_devices > 1 and not is_draft,
         )
         found = 0
         if self._has_weights:

@@ -111,16 +111,20 @@ def upper_bound(
     descent.step(eighth, COARSE_STEPS, FIRST_AIM, LAST_COARSE_AIM)
     descent.step(min(COARSE[1], eighth), COARSE_STEPS, FIRST_AIM / 2, LAST_COARSE_AIM)
     descent.step(1, iterations, FIRST_AIM, LAST_AIM)
-    return Proven(_floor(descent.best), descent.found, descent.done)
+    proven = min(priced.value_at(prices)[0] for prices in (priced.uniform(0.0), descent.prices))
+    return Proven(_floor(proven), descent.found, descent.done)
 
 
 class _Descent:
-    """Subgradient steps of Polyak's length towards an aim that comes closer from step to step."""
+    """Subgradient steps of Polyak's length towards an aim that comes closer from step to step.
+
+    On drafts of the bound: where prices make a good draft, they make a good bound.
+    """
 
     def __init__(self, priced: Priced, iterations: int) -> None:
         self._priced = priced
         self._iterations = iterations
-        self._best_prices = priced.uniform(0.0)
+        self.prices = priced.uniform(0.0)
         self.best = float("inf")
         self.found = priced.found_greedily()
         self.done = 0
@@ -131,14 +135,14 @@ class _Descent:
         return is_close or (self.done > 0 and self.done >= self._iterations)
 
     def value_at(self, prices: Floats) -> tuple[float, Floats]:
-        """The bound under these prices, and by how much its batches use too much of each."""
+        """The draft under these prices, and by how much its batches use too much of each."""
         if self.is_over:
             return self.best, np.zeros(len(prices))
-        value, excess, served = self._priced.value_at(prices)
+        value, excess, served = self._priced.value_at(prices, is_draft=True)
         self.done += 1
         self.found = max(self.found, served)
         if value < self.best:
-            self.best, self._best_prices = value, prices
+            self.best, self.prices = value, prices
         return value, excess
 
     def step(self, block: int, steps: int, first_aim: float, last_aim: float) -> None:
@@ -148,7 +152,7 @@ class _Descent:
         steps = min(steps, self._iterations - self.done)
         if self.is_over or steps < 1:
             return
-        prices, aim = self._best_prices, first_aim
+        prices, aim = self.prices, first_aim
         narrowing = (last_aim / first_aim) ** (1.0 / steps)
         direction = np.zeros(len(prices))
         gained_at, gained = self.done, self.best

@@ -186,9 +186,12 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         self.scheduler_config()
 
     def scheduler_config(self) -> SchedulerConfig:
-        """`scheduler` as the core wants it: fields that are `_ns` there may be `_ms` here."""
+        """`scheduler` as the core wants it: fields that are `_ns` there may be `_ms` here.
+
+        The margin for what a gateway cannot see, an answer's way to its client, is just that way.
+        """
         fields = SchedulerConfig.__struct_fields__
-        given: dict[str, object] = {}
+        given: dict[str, object] = {"reply_margin_ns": round(self.client_delay_ms * MILLISECOND_NS)}
         for key, value in self.scheduler.items():
             in_ns = key.removesuffix("_ms") + "_ns"
             if key in fields:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from loadtest.scenario import ScenarioError, load
@@ -145,6 +146,8 @@ sample_ms: 50
     assert [type(fault).__name__ for fault in setup.faults] == ["Crash", "Stall"]
     config = setup.scheduler_config()
     assert (config.reply_margin_ns, config.max_queued_requests) == (250_000, 7)
+    without = msgspec.structs.replace(setup, scheduler={}).scheduler_config()
+    assert without.reply_margin_ns == 300_000  # the way to the client is known here
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ class RequestArrived(msgspec.Struct, frozen=True, gc=False):
     `batch_key` names the requests it may share a batch with (equal non-batch shapes and equal
     unbatched inputs), `shape_key` and `elements` its shape class for estimates (spec.ShapeProfile).
     `rows` is how many rows of a batch it takes. Time counts from `arrival_ns`, when the gateway
-    first saw the request; `deadline_ns` is arrival + SLO.
+    first saw the request; `deadline_ns` is arrival + SLO. `tenant` is who pays for it, where
+    tenants have floors (SchedulerConfig.tenant_weights).
     """
 
     request_id: int
@@ -30,6 +31,7 @@ class RequestArrived(msgspec.Struct, frozen=True, gc=False):
     shape_key: str = ""
     elements: int = 0
     do_not_queue: bool = False
+    tenant: str = ""
 
 
 class RequestsArrived(msgspec.Struct, frozen=True, gc=False):

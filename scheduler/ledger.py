@@ -33,6 +33,7 @@ class Ledger:
                 request.shape_key,
                 request.elements,
                 keeps_arrival_order=self.state.keeps_arrival_order,
+                keeps_tenants=self.state.tenants is not None,
             )
             model.queues[request.batch_key] = queue
         self.state.count_queued(model, 1)

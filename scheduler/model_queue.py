@@ -18,11 +18,12 @@ class ModelQueue(Wakeable):
     equal, is O(1); elsewhere it is a bisection and a memmove. `latest_start_ns` is the sort key
     under which the queue was last announced to the devices; None when empty. With
     `keeps_arrival_order`, `in_order` gives the requests as they were pushed, for policies that are
-    first come, first served.
+    first come, first served; with `keeps_tenants`, `of_tenant` gives one tenant's.
     """
 
     __slots__ = (
         "_arrived",
+        "_by_tenant",
         "_entries",
         "_first",
         "_sequence",
@@ -42,6 +43,7 @@ class ModelQueue(Wakeable):
         elements: int,
         *,
         keeps_arrival_order: bool = False,
+        keeps_tenants: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -53,6 +55,8 @@ class ModelQueue(Wakeable):
         self._sequence = 0
         # request id → request, in the order pushed; None where nobody asks for that order
         self._arrived: dict[int, Request] | None = {} if keeps_arrival_order else None
+        # tenant → request id → request; None where all are one tenant's
+        self._by_tenant: dict[str, dict[int, Request]] | None = {} if keeps_tenants else None
         self.num_rows = 0
         self.latest_start_ns: int | None = None
 
@@ -81,6 +85,8 @@ class ModelQueue(Wakeable):
         self.num_rows += request.rows
         if self._arrived is not None:
             self._arrived[request.request_id] = request
+        if self._by_tenant is not None:
+            self._by_tenant.setdefault(request.tenant, {})[request.request_id] = request
         if len(entries) == self._first or entries[-1][0] <= request.deadline_ns:
             entries.append(entry)
             return len(entries) - self._first == 1
@@ -93,6 +99,8 @@ class ModelQueue(Wakeable):
         self.num_rows -= request.rows
         if self._arrived is not None:
             del self._arrived[request.request_id]
+        if self._by_tenant is not None:
+            self._forget_tenant(self._by_tenant, request)
         if self._first >= _COMPACT_AT:
             del self._entries[: self._first]
             self._first = 0
@@ -104,6 +112,21 @@ class ModelQueue(Wakeable):
         self.num_rows -= request.rows
         if self._arrived is not None:
             del self._arrived[request.request_id]
+        if self._by_tenant is not None:
+            self._forget_tenant(self._by_tenant, request)
+
+    def of_tenant(self, tenant: str) -> Iterable[Request]:
+        """One tenant's requests as they were pushed; none where tenants are not kept apart."""
+        return self._by_tenant.get(tenant, {}).values() if self._by_tenant else ()
+
+    def num_of_tenant(self, tenant: str) -> int:
+        return len(self._by_tenant.get(tenant, ())) if self._by_tenant else 0
+
+    def _forget_tenant(self, by_tenant: dict[str, dict[int, Request]], request: Request) -> None:
+        own = by_tenant[request.tenant]
+        del own[request.request_id]
+        if not own:
+            del by_tenant[request.tenant]
 
     def in_order(self) -> Iterable[Request]:
         """The requests in the order of the policy: as pushed, or by deadline."""

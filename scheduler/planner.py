@@ -240,6 +240,9 @@ class Planner:
         """Let the policy learn from it. `late_ns` is how long after the execution before it had
         ended the order reached the worker, of an order that was held back; else None.
         """
+        state = self._state
+        if state.tenants is not None:
+            state.tenants.charge(batch.requests, batch.duration_ns, len(state.devices), now)
         self._batching.on_finished(device, batch, now)
         if late_ns is not None:
             self._schedule_ahead.on_held(device, late_ns, now)
@@ -259,8 +262,8 @@ class Planner:
         if device.num_infers < self._max_outstanding:
             plan = self._batching.next_infer(state, device, now)
             if isinstance(plan, Deferred):
-                until_ns = max(plan.until_ns, now + 1)
-                if device.wake_at_ns is None or device.wake_at_ns > until_ns:
+                is_awaited = device.is_awaited_by(max(plan.until_ns, now + 1))
+                if not is_awaited and not self._is_awaited(device, device.exec_lane, now):
                     return "what was deferred"
             elif plan is not None and not self._is_awaited(device, device.exec_lane, now):
                 return f"{len(plan.requests)} requests of {plan.queue.model}"

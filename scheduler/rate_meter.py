@@ -15,6 +15,8 @@ from scheduler.spec import MILLISECOND_NS, SECOND_NS
 FADE_NS: Final = SECOND_NS
 # A rate is not made of less time than that, however suddenly the first arrivals came.
 MIN_AGE_NS: Final = 100 * MILLISECOND_NS
+# Rows of which so little is left count as none.
+FORGOTTEN: Final = 0.01
 # A model's figures are computed anew after so many arrivals, or so long after the last time.
 REFRESH_ARRIVALS: Final = 16
 REFRESH_NS: Final = 100 * MILLISECOND_NS
@@ -22,30 +24,38 @@ REFRESH_NS: Final = 100 * MILLISECOND_NS
 SLO_WEIGHT: Final = 1 / 16
 # Silent models are looked at again after that, so that what they asked for once is forgotten.
 STALE_NS: Final = SECOND_NS
-# Less than one row in so long is no load.
-NO_LOAD_NS: Final = 60 * SECOND_NS
+# Fewer rows per nanosecond than one a minute are no load.
+NO_LOAD: Final = 1 / (60 * SECOND_NS)
 
 
 class RateMeter:
     """Rows per nanosecond, from counts that fade."""
 
-    __slots__ = ("_as_of_ns", "_count", "_since_ns")
+    __slots__ = ("_as_of_ns", "_before", "_count", "_since_ns")
 
     def __init__(self) -> None:
+        self._before = 0.0  # what was counted when the last arrival came
         self._count = 0.0
         self._as_of_ns = 0
         self._since_ns = 0  # the first arrival of all that still count
 
     def add(self, rows: int, now: int) -> None:
-        self._count *= math.exp((self._as_of_ns - now) / FADE_NS)
-        if self._count < 0.01:
-            self._count = 0.0
+        before = self._count * math.exp((self._as_of_ns - now) / FADE_NS)
+        if before < FORGOTTEN:
+            before = 0.0
             self._since_ns = now
-        self._count += rows
+        self._before = before
+        self._count = before + rows
         self._as_of_ns = now
 
     def per_ns(self, now: int) -> float:
-        faded = self._count * math.exp((self._as_of_ns - now) / FADE_NS)
+        """At the instant of an arrival without it: whoever looks only then would otherwise see one
+        too many each time, which is most of what a rare model asks for.
+        """
+        if now == self._as_of_ns:
+            faded = self._before
+        else:
+            faded = self._count * math.exp((self._as_of_ns - now) / FADE_NS)
         age_ns = now - self._since_ns
         if age_ns < MIN_AGE_NS:
             age_ns = MIN_AGE_NS
@@ -55,10 +65,11 @@ class RateMeter:
 class Demand:
     """What is asked of one model lately.
 
-    `rows` is the largest batch that can form within the usual SLO at this rate: the first of it
-    waits for the others, then all are executed, `l(b) + (b - 1) / rate <= SLO` (Symphony's and
-    Nexus's rule, whose GPUs are expressed by their rate). `ns_per_row` is what a row takes in such
-    batches, `batch_ns` what one of them does, `load` how many devices they would keep busy.
+    Its batches are taken to be the largest that can form within the usual SLO at this rate: the
+    first waits for the others, then all are executed, `l(b) + (b - 1) / rate <= SLO` (Symphony's
+    and Nexus's rule, their number of GPUs expressed by the rate). `batch_ns` is how long one takes,
+    `ns_per_row` what that is for each row, `load` how many devices all of them would keep busy,
+    `single_ns` the execution of one row, with what the ways to and from the worker take.
     """
 
     __slots__ = (
@@ -71,7 +82,6 @@ class Demand:
         "load",
         "ns_per_row",
         "refreshed_ns",
-        "rows",
         "single_ns",
         "slo_ns",
     )
@@ -86,7 +96,6 @@ class Demand:
         self.single_ns = 0
         self.load = 0.0
         self.ns_per_row = 0.0
-        self.rows = 1
         self.batch_ns = 0
         self.refreshed_ns = 0
 
@@ -105,6 +114,8 @@ class Demand:
         self._estimate = estimate
         self._margin_ns = margin_ns
         self.single_ns = estimate.plan[1] + margin_ns
+        if not self.ns_per_row:
+            self.ns_per_row = float(estimate.plan[1])
 
     def refresh(self, now: int) -> None:
         """Compute the figures from what came until now."""
@@ -113,9 +124,8 @@ class Demand:
         self.refreshed_ns = now
         estimate = self._estimate
         rate = self._meter.per_ns(now)
-        if estimate is None or rate * NO_LOAD_NS < 1.0:
+        if estimate is None or rate < NO_LOAD:
             self.load = 0.0
-            self.rows = 1
             return
         plan = estimate.plan
         budget_ns = self.slo_ns - self._margin_ns
@@ -136,7 +146,6 @@ class Demand:
             if more > 0:
                 between_ns = plan[low] + more * (plan[low + 1] - plan[low])
                 ns_per_row = min(ns_per_row, between_ns / (low + more))
-        self.rows = size
         self.batch_ns = plan[size]
         self.ns_per_row = ns_per_row
         self.load = rate * ns_per_row
@@ -161,8 +170,9 @@ class OfferedLoad:
             self._refresh(oldest, now)
 
     def _refresh(self, demand: Demand, now: int) -> None:
-        self.models.pop(demand, None)
-        self.devices -= demand.load
+        if demand in self.models:
+            del self.models[demand]
+            self.devices -= demand.load
         demand.refresh(now)
         if demand.load:
             self.devices += demand.load

@@ -88,6 +88,7 @@ class Request:
         "runs_alone",
         "shape_key",
         "state",
+        "tenant",
     )
 
     def __init__(self, arrived: RequestArrived) -> None:
@@ -102,6 +103,7 @@ class Request:
         self.shape_key = arrived.shape_key
         self.elements = arrived.elements
         self.do_not_queue = arrived.do_not_queue
+        self.tenant = arrived.tenant
         self.state = RequestState.QUEUED
         self.num_failures = 0
         self.runs_alone = False

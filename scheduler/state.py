@@ -13,6 +13,7 @@ from scheduler.rate_meter import Demand, OfferedLoad
 from scheduler.request import Request
 from scheduler.slo_classes import SloClasses
 from scheduler.spec import ModelSpec, SchedulerConfig
+from scheduler.tenants import TenantAccounts
 
 # Waiting LOADs looked at per prediction.
 MAX_PENDING_LOADS: Final = 16
@@ -129,6 +130,8 @@ class SchedulerState:
         self.num_queued = 0
         self.offered = OfferedLoad()
         self.slo_classes = SloClasses()
+        weights = config.tenant_weights
+        self.tenants = TenantAccounts(weights) if weights else None
         self.waiting: dict[str, ModelState] = {}  # all and only models with queued requests
         # all and only devices without an Infer in flight, by worker id; the idle longest first
         self.idle: dict[str, DeviceMirror] = {}

@@ -36,7 +36,7 @@ SCHEDULER_ORDER = (
     ("actions",),
     ("events", "wire"),
     ("request", "profile", "work_tracker", "lane_shares", "timers", "simulated_worker"),
-    ("model_queue", "rate_meter", "slo_classes"),
+    ("model_queue", "rate_meter", "slo_classes", "tenants"),
     ("device",),
     ("state",),
     ("ledger",),

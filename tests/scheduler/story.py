@@ -176,6 +176,7 @@ class Story:
         shape_key: str = "",
         elements: int = 4,
         do_not_queue: bool = False,
+        tenant: str = "",
     ) -> list[Command]:
         commands = [] if at_ms is None else self.advance(at_ms, inclusive=False)
         arrived = self.arrival(
@@ -187,6 +188,7 @@ class Story:
             shape_key=shape_key,
             elements=elements,
             do_not_queue=do_not_queue,
+            tenant=tenant,
         )
         return commands + self.handle(arrived)
 
@@ -201,6 +203,7 @@ class Story:
         shape_key: str = "",
         elements: int = 4,
         do_not_queue: bool = False,
+        tenant: str = "",
     ) -> RequestArrived:
         """The event, not handled yet."""
         return RequestArrived(
@@ -213,6 +216,7 @@ class Story:
             shape_key,
             elements,
             do_not_queue,
+            tenant,
         )
 
     def cancel(self, request_id: int, *, at_ms: float | None = None) -> list[Command]:

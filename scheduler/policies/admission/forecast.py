@@ -42,8 +42,12 @@ def finish_on(
     queue = model.queues.get(request.batch_key)
     if queue is not None:
         # Rows, not requests, would need a running sum; requests of one row are the usual case.
-        num_ahead = queue.num_due_by(request.deadline_ns)
-        rows += num_ahead if queue.num_rows == len(queue) else queue.num_rows
+        tenants = state.tenants
+        if tenants is not None and tenants.is_owed(request.tenant, len(state.devices), now):
+            rows += queue.num_of_tenant(request.tenant)  # batching passes the others over
+        else:
+            num_ahead = queue.num_due_by(request.deadline_ns)
+            rows += num_ahead if queue.num_rows == len(queue) else queue.num_rows
         if rows_elsewhere:
             rows = max(request.rows, rows - rows_elsewhere)
     # As batching does: the best size that the SLO allows, and the rest.

@@ -14,10 +14,13 @@ from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
 from scheduler.policies.batching.blocking_cap import BlockingCap
 from scheduler.policies.batching.building import build
 from scheduler.policies.batching.overload_key import OVERLOADED, least_loss
+from scheduler.policies.batching.tenant_floors import build_owed
 from scheduler.state import SchedulerState
 
 # Queues compared for one decision.
 MAX_CANDIDATES: Final = 8
+# The same where some tenant is owed time: its queue may be none of the most urgent.
+MAX_OWED: Final = 32
 # Queues passed over for one decision, since the blocking cap keeps them off the device.
 MAX_CAPPED: Final = 32
 # Requests of one queue looked at for how long it can wait.
@@ -55,11 +58,16 @@ class LeastLatestStart:
         # What a request is worth in time of devices: what one takes, the more the idler they are.
         utilisation = state.utilisation
         scarcity = 1 / min(1.0, utilisation) if utilisation > WORTHLESS else 0.0
+        owed: list[str] = []
+        if state.tenants is not None and utilisation > OVERLOADED:
+            owed = state.tenants.owed(len(state.devices), now)
+        owed_plans: list[BatchPlan] = []
         taken: list[tuple[int, int, ModelQueue]] = []
         plans: list[BatchPlan] = []
         num_capped = 0
         unsure: list[tuple[ModelQueue, int | None]] = []
-        while len(taken) - num_capped < MAX_CANDIDATES and num_capped < MAX_CAPPED:
+        max_candidates = MAX_OWED if owed else MAX_CANDIDATES
+        while len(taken) - num_capped < max_candidates and num_capped < MAX_CAPPED:
             entry = device.pop_ready()
             if entry is None:
                 break
@@ -82,6 +90,11 @@ class LeastLatestStart:
                     num_capped += 1
                     continue
             unsure.append((queue, max_ns))
+            if owed:
+                plan = build_owed(queue, device, start_ns, margin_ns, owed=owed, max_ns=max_ns)
+                if plan is not None:
+                    owed_plans.append(plan)
+                    continue
             plan = build(
                 queue,
                 device,
@@ -94,6 +107,8 @@ class LeastLatestStart:
                 plans.append(plan)
         for entry in taken:
             heappush(device.ready, entry)
+        if owed_plans:
+            return _least_latest_start(owed_plans, device, margin_ns)
         if plans:
             return self._choose(state, plans, device, margin_ns)
         # Nothing is sure to make it, and the lane would idle: try what probably does.
@@ -115,11 +130,7 @@ class LeastLatestStart:
         if self._has_overload_key and state.utilisation > OVERLOADED:
             chosen = least_loss(plans, device, len(state.devices), margin_ns)
         else:
-            least_ns = _latest_start(chosen, device, margin_ns)
-            for plan in plans:
-                latest_ns = _latest_start(plan, device, margin_ns)
-                if latest_ns < least_ns:
-                    chosen, least_ns = plan, latest_ns
+            chosen = _least_latest_start(plans, device, margin_ns)
         for plan in plans:
             if plan.queue is not chosen.queue:
                 chosen = _first_of(chosen, plan, margin_ns, device)
@@ -127,6 +138,16 @@ class LeastLatestStart:
 
     def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
         """Nothing to learn from it: estimates are the device's."""
+
+
+def _least_latest_start(plans: list[BatchPlan], device: DeviceMirror, margin_ns: int) -> BatchPlan:
+    chosen = plans[0]
+    least_ns = _latest_start(chosen, device, margin_ns)
+    for plan in plans:
+        latest_ns = _latest_start(plan, device, margin_ns)
+        if latest_ns < least_ns:
+            chosen, least_ns = plan, latest_ns
+    return chosen
 
 
 def _first_of(

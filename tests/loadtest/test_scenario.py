@@ -45,7 +45,7 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
         16,
         "none",
     )
-    assert case.setup.scheduler_config() == SchedulerConfig()
+    assert case.setup.scheduler_config() == SchedulerConfig(reply_margin_ns=0)
     assert case.name == "policy=remontoir,seed=1"
 
 

@@ -28,7 +28,7 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
     Of `num_requests` open-loop requests that arrive in [from_s, until_s), no more than `most` can
     be served in time, and a schedule exists that serves `found`; `gap` is their distance as a share
-    of `most`, None where no schedule was looked for: if weights have to be loaded, or with faults.
+    of `most`, None where no schedule was looked for: if weights have to be loaded, or with crashes.
     `attainment` is most / num_requests, None without such requests. `is_whole` says that these are
     all of the measured window. Closed loops ask as they are answered: they can have no more than
     `closed_per_s` in the long run, if nobody else asked. `goodput_per_s` is both together.
@@ -92,7 +92,9 @@ def bound_of(
         most=most,
         found=proven.found,
         iterations=steps,
-        gap=None if counts_loads or case.setup.faults or not most else (most - proven.found) / most,
+        gap=None
+        if counts_loads or _outages(case.setup) or not most
+        else (most - proven.found) / most,
         from_s=begin_s,
         until_s=until_s,
         is_whole=is_whole,

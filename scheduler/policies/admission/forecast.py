@@ -71,9 +71,8 @@ def finish_on(
         last = size
         own_ns = full * plan[size]
     wait_ns = start_ns + own_ns - plan[last] - now
-    if wait_ns > 0:
-        share = device.exec_shares.share_of_shorter(plan[1], now)
-        wait_ns = int(wait_ns / (1 - share))
+    share = device.exec_shares.share_of_shorter(plan[1], now)
+    wait_ns = int(wait_ns / (1 - share))
     finish_ns = now + wait_ns + plan[last]
     # What may go wrong with each batch before it adds up as independent errors do.
     guard_ns = int((estimate.guard[last] - plan[last]) * math.sqrt(full + 1))

@@ -116,6 +116,27 @@ def test_who_cannot_make_it_does_not_hold_up_who_can(make_scheduler: MakeStory) 
     assert isinstance(story.outcomes[1], Expired)
 
 
+def test_behind_who_cannot_make_it_one_of_many_rows_may_not_either(
+    make_scheduler: MakeStory,
+) -> None:
+    """From 60 ms on: 1 is late even alone, and 2, of eight rows, takes 50 of its 45 ms."""
+    story = blocked(make_scheduler, model_spec("m"))
+    story.arrive(1, slo_ms=70.5)
+    story.arrive(2, slo_ms=105, rows=8)
+    story.finish(story.infers[0], at_ms=60)
+    assert story.infers == []
+
+
+def test_in_overload_a_head_is_given_up_for_a_larger_batch(make_scheduler: MakeStory) -> None:
+    """From 20 ms on: with 1, due at 40, one row of 10 ms; without it eight in 50."""
+    for num_waiting, taken in ((10, (1, 2)), (40, tuple(range(2, 10)))):
+        story = blocked(make_scheduler, model_spec("m"))
+        story.arrive(1, slo_ms=40)
+        for request_id in range(2, num_waiting):
+            story.arrive(request_id, slo_ms=400)
+        assert next_batch(story).request_ids == taken
+
+
 def test_what_probably_makes_it_is_tried_rather_than_idling(make_scheduler: MakeStory) -> None:
     """Plan 10 ms, guard 30 (one hiccup): 15 ms are left, and nothing else is to do."""
     story = blocked(make_scheduler, model_spec("m", exec_ms={1: 10}))

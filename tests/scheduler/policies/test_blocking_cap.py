@@ -122,6 +122,34 @@ def test_what_waits_is_looked_at_again_with_new_figures(make_scheduler: MakeStor
     assert workers_of(story) == ["a", "b"]
 
 
+def test_a_look_at_what_was_deferred_that_is_lost_would_be_noticed(
+    make_scheduler: MakeStory,
+) -> None:
+    story = with_devices(make_scheduler, "ab")
+    ask_fast(story, 1, at_ms=0)
+    story.arrive(2, "slow", slo_ms=400)
+    story.arrive(3, "slow", slo_ms=400)
+    waiting = story.scheduler.devices["b"]
+    at_ns, waiting.wake_at_ns = waiting.wake_at_ns, None
+    assert story.scheduler.overlooked() == {"b": "what was deferred"}
+    waiting.wake_at_ns = at_ns
+    assert story.scheduler.overlooked() == {}
+
+
+def test_a_class_is_capped_before_it_is_in_the_figures(make_scheduler: MakeStory) -> None:
+    """15 and 60 ms were asked for when they were taken; 400 is twice as lax as both."""
+    story = with_devices(make_scheduler, "ab")
+    story.arrive(1, "fast", slo_ms=15)
+    ask_fast(story, 2, at_ms=1, slo_ms=60)
+    ask_fast(story, 3, at_ms=500, slo_ms=60)
+    story.finish(story.infers[0])
+    story.arrive(4, "fast", slo_ms=60)
+    story.finish(story.infers[0])
+    story.arrive(5, "slow", slo_ms=400)
+    story.arrive(6, "slow", slo_ms=400)
+    assert workers_of(story) == ["a"]
+
+
 def test_the_first_that_hold_the_weights_may_run_long_batches(make_scheduler: MakeStory) -> None:
     """ "slow" is on "b" only: nobody before it in the order could run it instead."""
     story = make_scheduler(SLOW, FAST)

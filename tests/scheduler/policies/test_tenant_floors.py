@@ -95,8 +95,8 @@ def owing(make_scheduler: MakeStory, *, exec_ms: dict[int, float] | None = None)
     return story
 
 
-def next_batch(story: Story) -> Infer:
-    story.finish(story.infers[0], at_ms=20)
+def next_batch(story: Story, *, at_ms: float = 20) -> Infer:
+    story.finish(story.infers[0], at_ms=at_ms)
     [infer] = story.infers
     return infer
 
@@ -120,3 +120,47 @@ def test_who_is_owed_but_late_does_not_take_part(make_scheduler: MakeStory, slo_
     story = owing(make_scheduler)
     story.arrive(100, "m", slo_ms=slo_ms, tenant="victim")
     assert 100 not in next_batch(story).request_ids
+
+
+def test_one_of_several_rows_may_be_late_where_one_of_a_single_row_is_not(
+    make_scheduler: MakeStory,
+) -> None:
+    """The device is late: at 25 ms, the four rows of 100 are not done by 38, one would be."""
+    story = owing(make_scheduler)
+    story.arrive(100, "m", slo_ms=38, rows=4, tenant="victim")
+    story.arrive(101, "m", slo_ms=43, tenant="victim")
+    infer = next_batch(story, at_ms=25)
+    assert infer.request_ids[0] == 101
+    assert 100 not in infer.request_ids
+
+
+def test_whoever_is_to_run_alone_does(make_scheduler: MakeStory) -> None:
+    story = owing(make_scheduler)
+    for request_id in (100, 101):
+        story.arrive(request_id, "m", slo_ms=400, tenant="victim")
+    [suspect, other] = story.scheduler.state.models["m"].queues[""].of_tenant("victim")
+    suspect.runs_alone = True
+    assert next_batch(story).request_ids == (100,)
+    assert other.state.value == "queued"
+
+
+def test_the_blocking_cap_holds_for_whoever_is_owed(make_scheduler: MakeStory) -> None:
+    """ "b" is kept free of batches longer than 27 ms; one row of "m" takes 10, eight take 50."""
+    fast = model_spec("fast", exec_ms={1: 2}, pages=1)
+    config = SchedulerConfig(tenant_weights={"flood": 1, "victim": 1}, max_outstanding_infers=1)
+    story = make_scheduler(fast, model_spec("m", pages=1), config=config)
+    for worker in "ab":
+        story.join(worker, pages=100, resident=["fast", "m"])
+    story.arrive(1, "fast", slo_ms=30)
+    story.finish(story.infers[0], at_ms=3)
+    for request_id in range(2, 80):
+        story.arrive(request_id, "m", slo_ms=400, at_ms=200, tenant="flood")
+    for request_id in range(100, 116):
+        story.arrive(request_id, "m", slo_ms=400, tenant="victim")
+    on_b = next(infer for infer in story.infers if story.worker_of(infer) == "b")
+    accounts, device = story.scheduler.state.tenants, story.scheduler.devices["b"]
+    assert accounts is not None
+    accounts.charge(device.outstanding[on_b.action_id].requests, ms(1_000), 2, story.now_ns)
+    story.finish(on_b, at_ms=215)
+    on_b = next(infer for infer in story.infers if story.worker_of(infer) == "b")
+    assert on_b.request_ids == (100, 101, 102)

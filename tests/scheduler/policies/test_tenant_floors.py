@@ -125,11 +125,11 @@ def test_who_is_owed_but_late_does_not_take_part(make_scheduler: MakeStory, slo_
 def test_one_of_several_rows_may_be_late_where_one_of_a_single_row_is_not(
     make_scheduler: MakeStory,
 ) -> None:
-    """The device is late: at 25 ms, the four rows of 100 are not done by 38, one would be."""
+    """The device is late: at 21.5 ms, the four rows of 100 are not done by 38, one would be."""
     story = owing(make_scheduler)
     story.arrive(100, "m", slo_ms=38, rows=4, tenant="victim")
     story.arrive(101, "m", slo_ms=43, tenant="victim")
-    infer = next_batch(story, at_ms=25)
+    infer = next_batch(story, at_ms=21.5)
     assert infer.request_ids[0] == 101
     assert 100 not in infer.request_ids
 

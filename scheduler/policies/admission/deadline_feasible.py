@@ -27,7 +27,9 @@ class DeadlineFeasible:
         if refused is not None:
             return refused
         model = state.models[request.model]
-        warm = _best(state, model, request, now)
+        warm = _soonest(state, model, request, now)
+        if warm is not None and warm[1] > request.deadline_ns and len(model.holders) > 1:
+            warm = _best(state, model, request, now)
         if warm is not None and warm[1] > request.deadline_ns and len(model.holders) > 1:
             warm = _best_shared(state, model, request, now)
         if warm is not None and warm[1] <= request.deadline_ns:
@@ -42,19 +44,33 @@ class DeadlineFeasible:
                 f"{request.model} is not loaded, and no device can make room for it now",
                 retry_after_ns=SECOND_NS,
             )
-        return _refusal(request, model, now, min(options, key=lambda option: option[1]), warm)
+        return _refusal(request, model, now, min(options, key=_guarded), warm)
 
 
-def _best(
+def _soonest(
     state: SchedulerState, model: ModelState, request: Request, now: int
 ) -> tuple[int, int] | None:
-    """(planned finish, finish with guard and margin) on the best device that holds the weights."""
-    best: tuple[int, int] | None = None
+    """(planned finish, finish with guard and margin) on the device with the weights that is free
+    first: the best one where devices are alike, and asked for every request.
+    """
+    first: DeviceMirror | None = None
+    start_ns = 0
     for device in model.holders:
-        option = finish_on(state, model, request, device, now=now, start_ns=device.start_at(now))
-        if best is None or option[1] < best[1]:
-            best = option
-    return best
+        device_start_ns = device.start_at(now)
+        if first is None or device_start_ns < start_ns:
+            first, start_ns = device, device_start_ns
+    if first is None:
+        return None
+    return finish_on(state, model, request, first, now=now, start_ns=start_ns)
+
+
+def _best(state: SchedulerState, model: ModelState, request: Request, now: int) -> tuple[int, int]:
+    """The same on the best device that holds the weights."""
+    options = [
+        finish_on(state, model, request, device, now=now, start_ns=device.start_at(now))
+        for device in model.holders
+    ]
+    return min(options, key=_guarded)
 
 
 def _best_shared(
@@ -76,7 +92,11 @@ def _best_shared(
         )
         for device, rows in zip(model.holders, rows_of, strict=True)
     ]
-    return min(options, key=lambda option: option[1])
+    return min(options, key=_guarded)
+
+
+def _guarded(option: tuple[int, int]) -> int:
+    return option[1]
 
 
 def _best_cold(

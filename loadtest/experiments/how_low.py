@@ -58,7 +58,8 @@ def write(records: Records, section: Section) -> None:
     table = records.where(TABLE)
     for num_models in table.numbers_of("num_models"):
         section.head(
-            f"{num_models:g} models of the paper's table, 2,400 r/s, batches padded to powers of two"
+            f"{num_models:g} models of the paper's table, 2,400 r/s, batches padded to powers "
+            "of two"
         )
         over(section, table.at(num_models=num_models), "slo_ms", first="attained, %, at, ms")
     _judge(section, line)
@@ -89,8 +90,8 @@ def _judge(section: Section, line: Records) -> None:
         f"{theirs.text(1, scale=100, unit=' %')} here (a prototype's model of them: about "
         f"{THEIRS_ABOUT * 100:.0f} %)."
         + (
-            f" What is missing to the target is {(TARGET - ours.mean) * 100:.1f} points; a scheduler "
-            f"that knows all arrivals beforehand could have {most * 100:.1f} %."
+            f" What is missing to the target is {(TARGET - ours.mean) * 100:.1f} points; a "
+            f"scheduler that knows all arrivals beforehand could have {most * 100:.1f} %."
             if most is not None and ours.mean < TARGET
             else ""
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
+from loadtest.bound.of_case import MAX_REQUESTS
 from loadtest.results import Group
 from loadtest.scenario import Case, Value, load
 from loadtest.scenario_setup import Setup
@@ -30,7 +31,7 @@ Kind = Literal["run", "bound", "cost"]
 
 
 class Length(Enum):
-    """How long the runs are: only to see that all works, as the scenarios say, as the papers did."""
+    """How long the runs are: just to see that all works, as the scenarios say, as the papers."""
 
     QUICK = "quick"
     DEFAULT = "default"
@@ -44,11 +45,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     case: Case
     kind: Kind = "run"
     is_bounded: bool = False
-    window_s: tuple[float, float] | None = None  # of a bound: not the run's first requests
+    # of a bound: where its window begins (None: at the end of the warm-up), and the most it holds
+    from_s: float | None = None
+    max_requests: int = MAX_REQUESTS
 
     @property
     def name(self) -> str:
-        where = "" if self.window_s is None else f" from {self.window_s[0]:g} s"
+        where = "" if self.from_s is None else f" from {self.from_s:g} s"
         return f"{self.kind} {self.case.scenario} {self.case.name}{where}"
 
     @property
@@ -80,6 +83,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
     core: str
     wall_s: float
+    cpu_s: float
     num_requests: int = 0
     num_events: int = 0
     handle_ns: int = 0
@@ -152,17 +156,29 @@ def runs(
     ]
 
 
-def bounds(experiment: str, played: Iterable[Case], *, seeds: int = 1) -> list[Job]:
-    """One bound for each setting of these runs, whatever their policies, for the first seeds."""
-    found: dict[bytes, Job] = {}
-    first_seeds: dict[bytes, list[int]] = {}
+def bounds(
+    experiment: str,
+    played: Iterable[Case],
+    *,
+    without: Sequence[str] = (),
+    from_s: Sequence[float | None] = (None,),
+    max_requests: int = MAX_REQUESTS,
+) -> list[Job]:
+    """A bound for each setting of these runs and each window, of the first seed that each has.
+
+    Policies do not matter to a bound, nor do the variables in `without`.
+    """
+    found: dict[tuple[object, ...], Job] = {}
     for case in played:
-        setting = msgspec.json.encode((case.scenario, case.setup, case.duration_s))
-        chosen = first_seeds.setdefault(setting, [])
-        if case.seed in chosen or len(chosen) < seeds:
-            if case.seed not in chosen:
-                chosen.append(case.seed)
-            bare = msgspec.structs.replace(case, policy="remontoir")
-            job = Job(experiment=experiment, case=bare, kind="bound")
-            found.setdefault(setting + str(case.seed).encode(), job)
+        values = {name: value for name, value in case.values.items() if name not in without}
+        bare = msgspec.structs.replace(case, policy="", values=values)
+        for at_s in from_s:
+            job = Job(
+                experiment=experiment,
+                case=bare,
+                kind="bound",
+                from_s=at_s,
+                max_requests=max_requests,
+            )
+            found.setdefault((case.scenario, *values.items(), at_s), job)
     return list(found.values())

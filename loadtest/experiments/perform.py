@@ -18,9 +18,11 @@ def perform(job: Job, pictures_dir: str) -> Record:
     """Raises ValueError for a case that cannot be played, as `run` does."""
     from loadtest.experiments.registry import find  # the experiments import what is here
 
-    begin_s = time.perf_counter()
+    begin_s = time.perf_counter(), time.process_time()
     if job.kind == "bound":
-        return _record(job, Measured(figures=bound_figures(job.case, job.window_s)), begin_s)
+        return _record(
+            job, Measured(figures=bound_figures(job.case, job.from_s, job.max_requests)), begin_s
+        )
     played = run(job.case, collects=job.kind == "run")
     measured = _measured(job, played, find(job.experiment))
     names = tuple(f"{job.stem}-{name}.png" for name in measured.pictures)
@@ -50,7 +52,7 @@ def _measured(job: Job, played: Run, experiment: Experiment) -> Measured:
     return measured
 
 
-def _record(job: Job, measured: Measured, begin_s: float) -> Record:
+def _record(job: Job, measured: Measured, begin_s: tuple[float, float]) -> Record:
     case = job.case
     return Record(
         experiment=job.experiment,
@@ -62,7 +64,8 @@ def _record(job: Job, measured: Measured, begin_s: float) -> Record:
         warmup_s=case.setup.warmup_s,
         duration_s=case.duration_s,
         core=build.describe(),
-        wall_s=time.perf_counter() - begin_s,
+        wall_s=time.perf_counter() - begin_s[0],
+        cpu_s=time.process_time() - begin_s[1],
         figures=measured.figures,
         series=measured.series,
         words=measured.words,

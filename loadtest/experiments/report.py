@@ -47,9 +47,10 @@ def write_report(
     verdicts = [verdict for section in sections for verdict in section.verdicts]
     blocks = [
         "# The scheduler in virtual time: the papers' experiments",
-        "Written by the command below; no figure here was typed by hand. Every run is the scheduler "
-        "that serves, in the simulator; what a figure is, is said in loadtest/results/summary.py. "
-        "± is half of a 95 % interval (Student's t) over the seeds.",
+        "Written by the command below; no figure here was typed by hand. Every run is the "
+        "scheduler that serves, in the simulator; what a figure is, is said in "
+        "loadtest/results/summary.py. ± is half of a 95 % interval (Student's t) over the "
+        "seeds.",
         _facts(records, length, command, took_s),
         _verdicts_text(verdicts),
         *(section.text for section in sections),
@@ -61,7 +62,7 @@ def write_report(
 def _facts(records: Sequence[Record], length: Length, command: str, took_s: float) -> str:
     found = machine.describe()
     cores = sorted({record.core for record in records if record.kind == "run"})
-    wall_s = sum(record.wall_s for record in records)
+    cpu_s = sum(record.cpu_s for record in records)
     commit = found.commit if found.commit != "unknown" else _commit_here()
     rows = [
         ("date", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
@@ -80,7 +81,10 @@ def _facts(records: Sequence[Record], length: Length, command: str, took_s: floa
             f"{sum(r.num_requests for r in records):,} requests, "
             f"{sum(r.kind == 'bound' for r in records):,} bounds",
         ),
-        ("time", f"{took_s / 60:.0f} minutes here, {wall_s / 60:.0f} of all processes"),
+        (
+            "time",
+            f"{took_s / 60:.0f} minutes; {cpu_s / 60:.0f} minutes of CPU for all runs and bounds",
+        ),
     ]
     return table_text(("", ""), rows, words=2)
 

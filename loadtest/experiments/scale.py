@@ -13,7 +13,7 @@ PER_DEVICE, RATE_PER_DEVICE = 60, 1000
 # Models grow at one number of devices and one rate.
 MODELS_AT, NUM_MODELS = 50, (300, 1000, 3000, 9000)
 FLAT = 1.5
-# Clockwork's controller: published, on 10s of cores; and in a re-run of others (seed 000's cluster).
+# Clockwork's controller: as published, and in the re-run of seed 000's authors on 30 cores.
 PUBLISHED_PER_S, RERUN_PER_S = 103_000, 68_171
 
 
@@ -34,10 +34,11 @@ def jobs(length: Length) -> list[Job]:
 
 def write(records: Records, section: Section) -> None:
     section.say(
-        f"Emulated GPUs, each asked {RATE_PER_DEVICE:,} times a second (a batch of 1 takes 1.2 ms, "
-        f"each further row 0.35 ms), {PER_DEVICE} models for each. Measured is the time inside the "
-        "scheduler's `handle` on one core: decisions, without network and clients. A controller that "
-        "also talks to them does less (docs/measurements has the gateway's own figures)."
+        f"Emulated GPUs, each asked {RATE_PER_DEVICE:,} times a second (a batch of 1 takes 1.2 "
+        f"ms, each further row 0.35 ms), {PER_DEVICE} models for each. Measured is the time "
+        "inside the scheduler's `handle` on one core: decisions, without network and clients. "
+        "A controller that also talks to them does less (docs/measurements has the gateway's "
+        "own figures)."
     )
     cores = list(dict.fromkeys(record.core for record in records))
     grown = Records(r for r in records if r.values.get("num_models") == _devices(r) * PER_DEVICE)
@@ -71,9 +72,10 @@ def write(records: Records, section: Section) -> None:
         section.say(
             f"The best here is {best:,.0f} requests decided per second of one core, "
             f"{best / RERUN_PER_S * 100:.0f} % of the {RERUN_PER_S:,} r/s that a re-run of "
-            f"Clockwork's C++ controller answered on 30 cores, and {best / PUBLISHED_PER_S * 100:.0f} "
-            f"% of the {PUBLISHED_PER_S:,} published. Those are whole controllers with their "
-            "network; these are decisions alone, in virtual time."
+            "Clockwork's C++ controller answered on 30 cores, and "
+            f"{best / PUBLISHED_PER_S * 100:.0f} % of the {PUBLISHED_PER_S:,} published. Those "
+            "are whole controllers with their network; these are decisions alone, in virtual "
+            "time."
         )
     if len(cores) == 1:
         section.say(f"Only one build of the core was importable: {code(cores[0])}.")

@@ -19,8 +19,8 @@ from scheduler.state import SchedulerState
 
 # Queues compared for one decision.
 MAX_CANDIDATES: Final = 8
-# The same where some tenant is owed time: its queue may be none of the most urgent.
-MAX_OWED: Final = 32
+# The same in overload: whoever loses most, or is owed time, may be none of the most urgent.
+MAX_IN_OVERLOAD: Final = 32
 # Queues passed over for one decision, since the blocking cap keeps them off the device.
 MAX_CAPPED: Final = 32
 # Requests of one queue looked at for how long it can wait.
@@ -59,21 +59,25 @@ class LeastLatestStart:
         utilisation = state.utilisation
         scarcity = 1 / min(1.0, utilisation) if utilisation > WORTHLESS else 0.0
         owed: list[str] = []
-        if state.tenants is not None and utilisation > OVERLOADED:
-            owed = state.tenants.owed(len(state.devices), now)
+        max_candidates = MAX_CANDIDATES
+        if utilisation > OVERLOADED:
+            max_candidates = MAX_IN_OVERLOAD
+            if state.tenants is not None:
+                owed = state.tenants.owed(len(state.devices), now)
         owed_plans: list[BatchPlan] = []
         taken: list[tuple[int, int, ModelQueue]] = []
+        seen: set[ModelQueue] = set()
         plans: list[BatchPlan] = []
         num_capped = 0
         unsure: list[tuple[ModelQueue, int | None]] = []
-        max_candidates = MAX_OWED if owed else MAX_CANDIDATES
         while len(taken) - num_capped < max_candidates and num_capped < MAX_CAPPED:
             entry = device.pop_ready()
             if entry is None:
                 break
             queue = entry[2]
-            if taken and any(queue is other[2] for other in taken):
+            if queue in seen:
                 continue
+            seen.add(queue)
             taken.append(entry)
             estimate = device.exec_estimate(queue)
             max_ns: int | None = None

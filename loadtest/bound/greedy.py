@@ -11,6 +11,8 @@ from loadtest.bound.compiled import compiled
 
 Ints = NDArray[np.int64]
 
+NEVER = 1 << 62
+
 
 @compiled
 def served_greedily(
@@ -25,45 +27,76 @@ def served_greedily(
 ) -> int:
     """Requests served in time when a free device at once takes a batch of what is there.
 
-    With `prefers_dense` the batch with most rows per nanosecond, dropping requests at the front
-    that it would come too late for; else the one that must start first, without dropping any.
+    With `prefers_dense` the batch with most rows per nanosecond, dropping requests that it would
+    come too late for; else the one that must start first, without dropping any. Classes of a model
+    share batches, the requests due first before others.
     """
     num_classes = len(table_of)
-    head = class_begin[:-1].copy()  # all before are served or too late
+    head = class_begin[:-1].copy()  # per class: all before it are served or too late
+    tail = class_begin[:-1].copy()  # all before it have been released
     free = np.zeros(num_devices, dtype=np.int64)
     served = 0
     while True:
         device = np.argmin(free)
         now = free[device]
-        best_key, best_class, best_first, best_rows = -np.inf, -1, 0, 0
-        next_release = np.int64(1 << 62)
-        for c in range(num_classes):
-            end = class_begin[c + 1]
-            table = tables[table_of[c]]
-            while head[c] < end and deadline[head[c]] < max(now, release[head[c]]) + table[1]:
-                head[c] += 1
-            if head[c] == end:
-                continue
-            if release[head[c]] > now:
-                next_release = min(next_release, release[head[c]])
-                continue
-            first = last = head[c]
-            most = 4 * max_rows_of[table_of[c]]  # enough to choose from
-            while last < end and last - first < most and release[last] <= now:
-                last += 1
-            for rows in range(1, min(last - first, max_rows_of[table_of[c]]) + 1):
-                while first < last and deadline[first] < now + table[rows]:
-                    first += 1
-                if last - first < rows or (first > head[c] and not prefers_dense):
-                    break
-                key = rows / table[rows] if prefers_dense else float(table[rows] - deadline[first])
-                if key > best_key or (best_class == c and not prefers_dense):
-                    best_key, best_class, best_first, best_rows = key, c, first, rows
+        best_key, best_class, best_rows, next_release = -np.inf, -1, 0, NEVER
+        begin = 0
+        while begin < num_classes:  # the classes begin ... end - 1 are a model's
+            end = begin + 1
+            while end < num_classes and table_of[end] == table_of[begin]:
+                end += 1
+            table = tables[table_of[begin]]
+            waiting, first_due = 0, NEVER
+            for c in range(begin, end):
+                while tail[c] < class_begin[c + 1] and release[tail[c]] <= now:
+                    tail[c] += 1
+                while head[c] < tail[c] and deadline[head[c]] < now + table[1]:
+                    head[c] += 1
+                if head[c] < tail[c]:
+                    waiting += tail[c] - head[c]
+                    first_due = min(first_due, deadline[head[c]])
+                if tail[c] < class_begin[c + 1]:
+                    next_release = min(next_release, release[tail[c]])
+            for rows in range(1, min(waiting, max_rows_of[table_of[begin]]) + 1):
+                if prefers_dense:
+                    in_time = 0
+                    for c in range(begin, end):
+                        in_time += tail[c] - _first_due_from(
+                            deadline, head[c], tail[c], now, table[rows]
+                        )
+                    if in_time < rows:
+                        break
+                    key = rows / table[rows]
+                else:
+                    if now + table[rows] > first_due:
+                        break
+                    key = float(table[rows] - first_due)
+                if key > best_key or (best_class == begin and not prefers_dense):
+                    best_key, best_class, best_rows = key, begin, rows
+            begin = end
         if best_class >= 0:
-            free[device] = now + tables[table_of[best_class], best_rows]
-            head[best_class] = best_first + best_rows
+            length = tables[table_of[best_class], best_rows]
+            end = best_class
+            while end < num_classes and table_of[end] == table_of[best_class]:
+                head[end] = _first_due_from(deadline, head[end], tail[end], now, length)
+                end += 1
+            for _ in range(best_rows):
+                chosen = -1
+                for c in range(best_class, end):
+                    if head[c] < tail[c] and (
+                        chosen < 0 or deadline[head[c]] < deadline[head[chosen]]
+                    ):
+                        chosen = c
+                head[chosen] += 1
+            free[device] = now + length
             served += best_rows
-        elif next_release < np.int64(1 << 62):
+        elif next_release < NEVER:
             free[device] = next_release
         else:
             return served
+
+
+@compiled
+def _first_due_from(deadline: Ints, head: int, tail: int, now: int, length: int) -> int:
+    """The first of head ... tail - 1 that a batch of this length is in time for, else tail."""
+    return int(head + np.searchsorted(deadline[head:tail], now + length))

@@ -48,17 +48,17 @@ class Results:
             self._ledger.anomalies["result_of_unknown_action"] += 1
             return
         self._ledger.timers.clear(outstanding)
-        match outstanding.action, result:
-            case Infer(), InferResult():
-                self._on_inferred(device, outstanding, outstanding.action, result, now)
-            case LoadWeights(), LoadResult():
-                self._on_loaded(device, outstanding, outstanding.action, result, now)
-            case EvictWeights(), EvictResult():
-                self._on_evicted(device, outstanding.action, result)
-            case _:
-                # Treated as a failure of the action, so that nothing it holds is lost.
-                self._ledger.anomalies["result_of_another_kind"] += 1
-                self._on_wrong_kind(device, outstanding, now)
+        action = outstanding.action
+        if isinstance(action, Infer) and isinstance(result, InferResult):
+            self._on_inferred(device, outstanding, action, result, now)
+        elif isinstance(action, LoadWeights) and isinstance(result, LoadResult):
+            self._on_loaded(device, outstanding, action, result, now)
+        elif isinstance(action, EvictWeights) and isinstance(result, EvictResult):
+            self._on_evicted(device, action, result)
+        else:
+            # Treated as a failure of the action, so that nothing it holds is lost.
+            self._ledger.anomalies["result_of_another_kind"] += 1
+            self._on_wrong_kind(device, outstanding, now)
         self._planner.plan(device, now)
 
     def _on_inferred(

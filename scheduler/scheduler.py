@@ -195,7 +195,7 @@ class Scheduler:
         for event in events:
             request = self._admit(event, now)
             if request is not None:
-                model = touched[event.model] = self.state.models[event.model]
+                model = touched[request.model] = self.state.models[request.model]
                 if request.do_not_queue:
                     impatient.append((model, request))
         for model in touched.values():

@@ -1,8 +1,9 @@
 """How the bound's inner loops become machine code.
 
-Owns the decorator `compiled` and the place where its results are kept: the user's cache folder,
-never beside the source, which may be an installed package that is not ours to write into. Must
-never be imported before a bound is asked for: numba takes a second to import.
+Owns the decorator `compiled` and the place where its results are kept: the user's cache folder, not
+an installed package's (only where there is no such folder, numba tries beside the source, as Python
+does, and then goes without). Must never be imported before a bound is asked for: numba takes a
+second to import.
 """
 
 import os

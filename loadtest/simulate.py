@@ -173,7 +173,14 @@ class _Play:
             self.collector.arrived(request_id, (at_ns, model, slo_ns, stream, tenant))
         shape_key, elements = self._shapes[model]
         return at_ns, RequestArrived(
-            request_id, model, at_ns, at_ns + slo_ns, 1, shape_key, shape_key, elements
+            request_id,
+            model,
+            at_ns,
+            at_ns + slo_ns,
+            batch_key=shape_key,
+            shape_key=shape_key,
+            elements=elements,
+            tenant=tenant,
         )
 
     def _answered(self, request_id: int, _outcome: Outcome, now: int) -> None:

@@ -22,8 +22,8 @@ WITHIN_POINTS = 1.0
 QUICK_SWEEP: dict[str, list[Value]] = {"schedule_ahead_ms": [3, 10], "slo_ms": [10, 50, 250]}
 QUICK_ADAPTIVE: dict[str, list[Value]] = {
     "delay_ms": [0.1, 3],
-    "rate_per_s": [600],
-    "schedule_ahead_ms": [0.5, 2, 4],
+    "rate_per_s": [500],
+    "schedule_ahead_ms": [0.5, 2, 6],
 }
 
 

@@ -38,6 +38,8 @@ VARIANTS = (
         320,
     ),
 )
+# Beside ours in the second variant.
+BESIDE = ("clockwork:schedule_ahead_ms=10", "symphony")
 HOUR = 60  # minutes of the trace
 FIRST_MINUTES = 10
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
@@ -54,7 +56,11 @@ def jobs(length: Length) -> list[Job]:
                 seeds=[bare.seed],
                 variables={**values, "scale": [scale_of(bare)]},
             )
-            found += [case if case.policy == OURS else _first_part(case) for case in played]
+            for case in played:
+                if case.policy == OURS:
+                    found.append(case)
+                elif trace == VARIANTS[0][1] or case.policy in BESIDE:
+                    found.append(_first_part(case))
     ours = [case for case in found if case.policy == OURS]
     one_each = {str(case.values["trace"]): case for case in reversed(ours)}
     return runs(NUMBER, found, is_bounded=True) + bounds(NUMBER, one_each.values())

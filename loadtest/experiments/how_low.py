@@ -11,6 +11,7 @@ from loadtest.experiments.records import (
 )
 from loadtest.experiments.tables import all_runs, bound_line, by_policy, over
 from loadtest.plots import goodput as draw
+from loadtest.scenario import Case
 
 NUMBER = "6.3"
 OURS, THEIRS = "remontoir", "clockwork:schedule_ahead_ms=5"
@@ -19,6 +20,8 @@ TARGET = 0.92
 TARGET_AT = {"num_models": 12, "rate_per_s": 2400, "slo_ms": 6.525}
 # What the published rules gave in a prototype's model of this experiment.
 THEIRS_ABOUT = 0.05
+BUSY_PER_S = 2400
+FEW = (OURS, THEIRS, "clockwork:schedule_ahead_ms=2,margin_ms=1", "symphony")
 QUICK_SLOS = (6.525, 9.788, 22.022)
 BOUND_MOST_MS = 40  # from there on everything can be served, and the bound says nothing
 
@@ -27,7 +30,7 @@ def jobs(length: Length) -> list[Job]:
     found = []
     for scenario in (LINE, TABLE):
         slos = {"slo_ms": QUICK_SLOS} if length is Length.QUICK else None
-        played = cases(scenario, length, variables=slos)
+        played = [case for case in cases(scenario, length, variables=slos) if _matters(case)]
         found += runs(NUMBER, played, is_bounded=True)
         tight = [case for case in played if _number(case.values["slo_ms"]) < BOUND_MOST_MS]
         found += bounds(NUMBER, tight)
@@ -114,6 +117,11 @@ def _judge(section: Section, line: Records) -> None:
             f"The tightest SLO of which {percent:g} % are attained, 12 models, 2,400 r/s: "
             f"{', '.join(words)}."
         )
+
+
+def _matters(case: Case) -> bool:
+    """At the lower rates nearly everything is attained by all: a few policies show it."""
+    return case.values.get("rate_per_s", BUSY_PER_S) == BUSY_PER_S or case.policy in FEW
 
 
 def _number(value: object) -> float:

@@ -159,7 +159,7 @@ def _bursts(records: Records, section: Section) -> None:
 def _overload(records: Records, section: Section) -> None:
     section.head("Overload")
     section.say(
-        "4 GPUs (b + 5.2 ms), SLO 50 ms, 0.9 to 3 times what they do in batches of 16. "
+        "4 GPUs (b + 5.2 ms), SLO 50 ms, 1.2 to 3 times what they do in batches of 16. "
         "Attained, in percent; the bound knows all arrivals beforehand, and no scheduler that "
         "does not reaches it here."
     )

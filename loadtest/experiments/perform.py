@@ -13,17 +13,21 @@ from loadtest.experiments.jobs import Experiment, Job, Measured, Record
 from loadtest.simulate import Run, run
 from scheduler import build
 
+Instants = tuple[float, float]  # of the clock on the wall, of this process' CPU time
+
 
 def perform(job: Job, pictures_dir: str) -> Record:
     """Raises ValueError for a case that cannot be played, as `run` does."""
     from loadtest.experiments.registry import find  # the experiments import what is here
 
     begin_s = time.perf_counter(), time.process_time()
+    if job.kind == "cost":
+        return _cost(job, begin_s)
     if job.kind == "bound":
         return _record(
             job, Measured(figures=bound_figures(job.case, job.from_s, job.max_requests)), begin_s
         )
-    played = run(job.case, collects=job.kind == "run")
+    played = run(job.case)
     measured = _measured(job, played, find(job.experiment))
     names = tuple(f"{job.stem}-{name}.png" for name in measured.pictures)
     for name, content in zip(names, measured.pictures.values(), strict=True):
@@ -42,6 +46,26 @@ def perform(job: Job, pictures_dir: str) -> Record:
     )
 
 
+def _cost(job: Job, begin_s: Instants) -> Record:
+    """What the measured part cost: the whole run less one that ends with the warm-up.
+
+    The joining of devices, whose weights are entered one by one, is in both.
+    """
+    case = job.case
+    warmup_s = case.setup.warmup_s
+    prefix = msgspec.structs.replace(case.setup, warmup_s=0.0, duration_s=warmup_s)
+    prefix = msgspec.structs.replace(prefix, full_duration_s=None)
+    before = run(msgspec.structs.replace(case, setup=prefix, duration_s=warmup_s), collects=False)
+    whole = run(case, collects=False)
+    return msgspec.structs.replace(
+        _record(job, Measured(), begin_s),
+        num_requests=whole.num_requests - before.num_requests,
+        num_events=whole.num_events - before.num_events,
+        handle_ns=whole.handle_wall_ns - before.handle_wall_ns,
+        anomalies=whole.anomalies,
+    )
+
+
 def _measured(job: Job, played: Run, experiment: Experiment) -> Measured:
     measured = Measured()
     if experiment.measure is not None and played.tables is not None:
@@ -52,7 +76,7 @@ def _measured(job: Job, played: Run, experiment: Experiment) -> Measured:
     return measured
 
 
-def _record(job: Job, measured: Measured, begin_s: tuple[float, float]) -> Record:
+def _record(job: Job, measured: Measured, begin_s: Instants) -> Record:
     case = job.case
     return Record(
         experiment=job.experiment,

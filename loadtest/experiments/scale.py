@@ -11,7 +11,10 @@ SCENARIO = "66-scale"
 NUM_DEVICES = (10, 30, 50, 80, 100, 150)
 PER_DEVICE, RATE_PER_DEVICE = 60, 1000
 # Models grow at one number of devices and one rate.
-MODELS_AT, NUM_MODELS = 50, (300, 1000, 3000, 9000)
+MODELS_AT, NUM_MODELS = 50, (500, 1000, 3000, 9000)
+# Pages of a model, and a device's beyond those of its own models; or a full device, on which
+# the models that are asked for most have a copy, as on every other.
+MODEL_PAGES, SPARE_PAGES, FULL_PAGES = 6, 12, 1376
 FLAT = 1.5
 # Clockwork's controller: as published, and in the re-run of seed 000's authors on 30 cores.
 PUBLISHED_PER_S, RERUN_PER_S = 103_000, 68_171
@@ -19,13 +22,16 @@ PUBLISHED_PER_S, RERUN_PER_S = 103_000, 68_171
 
 def jobs(length: Length) -> list[Job]:
     chosen = NUM_DEVICES[:2] + NUM_DEVICES[-1:] if length is Length.QUICK else NUM_DEVICES
-    settings = [(n, n * PER_DEVICE) for n in chosen]
-    settings += [(MODELS_AT, models) for models in NUM_MODELS]
+    settings = [(n, n * PER_DEVICE, False) for n in chosen]
+    settings += [(MODELS_AT, models, False) for models in NUM_MODELS]
+    settings += [(n, n * PER_DEVICE, True) for n in chosen[:3]]
     found = []
-    for num_devices, num_models in settings:
+    for num_devices, num_models, is_full in settings:
+        own_pages = MODEL_PAGES * num_models // num_devices + SPARE_PAGES
         values = {
             "num_devices": [num_devices],
             "num_models": [num_models],
+            "pages": [FULL_PAGES if is_full else own_pages],
             "rate_per_s": [num_devices * RATE_PER_DEVICE],
         }
         found += runs(NUMBER, cases(SCENARIO, length, variables=values), kind="cost")
@@ -41,6 +47,8 @@ def write(records: Records, section: Section) -> None:
         "own figures)."
     )
     cores = list(dict.fromkeys(record.core for record in records))
+    full = records.at(pages=FULL_PAGES)
+    records = Records(r for r in records if r.values.get("pages") != FULL_PAGES)
     grown = Records(r for r in records if r.values.get("num_models") == _devices(r) * PER_DEVICE)
     rows = [_row(core, part) for core, part in _parts(grown, cores)]
     columns = (
@@ -50,6 +58,12 @@ def write(records: Records, section: Section) -> None:
     models = Records(r for r in records if _devices(r) == MODELS_AT)
     section.say(f"More models, {MODELS_AT} GPUs:")
     section.table(columns, [_row(core, part) for core, part in _parts(models, cores)])
+    section.say(
+        "Above each model's weights are on one device at the start. Here all pages are full, "
+        "so that the models that are asked for most have a copy on every device, and each of "
+        "their requests has as many devices to choose from:"
+    )
+    section.table(columns, [_row(core, part) for core, part in _parts(full, cores)])
     series = {
         core: {
             _devices(r): [x for s in part if s.core == core and (x := per_second(s)) is not None]

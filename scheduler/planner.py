@@ -230,9 +230,7 @@ class Planner:
 
     def _may_load(self, device: DeviceMirror) -> bool:
         """Whether a look for something to LOAD can find anything."""
-        return self._state.may_load or (
-            device.num_infers == 0 and self._state.num_queued > 0 and self._is_speculative
-        )
+        return self._state.may_load or (self._state.num_queued > 0 and self._is_speculative)
 
     def on_executed(
         self, device: DeviceMirror, batch: FinishedBatch, late_ns: int | None, now: int

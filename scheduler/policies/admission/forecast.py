@@ -70,9 +70,11 @@ def finish_on(
     else:
         last = size
         own_ns = full * plan[size]
-    wait_ns = start_ns + own_ns - plan[last] - now
+    own_wait_ns = own_ns - plan[last]
+    lane_ns = device.start_at(now) - now + own_wait_ns
     share = device.exec_shares.share_of_shorter(plan[1], now)
-    wait_ns = int(wait_ns / (1 - share))
+    # A LOAD that is waited for meanwhile is not stretched by what the exec lane does.
+    wait_ns = max(int(lane_ns / (1 - share)), start_ns - now + own_wait_ns)
     finish_ns = now + wait_ns + plan[last]
     # What may go wrong with each batch before it adds up as independent errors do.
     guard_ns = int((estimate.guard[last] - plan[last]) * math.sqrt(full + 1))

@@ -400,3 +400,18 @@ def test_admit_all_queues_what_cannot_make_it_and_lets_it_expire(
     late = [outcome for outcome in story.outcomes.values() if isinstance(outcome, Expired)]
     assert len(late) > 20
     assert {outcome.reason for outcome in late} == {Reason.DEADLINE_EXCEEDED_QUEUED}
+
+
+def test_a_load_is_not_stretched_by_shorter_work(make_scheduler: MakeStory) -> None:
+    """Short work has taken half of the lane: a wait for the lane is stretched, a LOAD is not."""
+    quick, slow = model_spec("quick", exec_ms={1: 2}), model_spec("slow", exec_ms={1: 30})
+    cold = model_spec("cold", exec_ms={1: 30})
+    story = make_scheduler(quick, slow, cold)
+    story.join(resident=["quick", "slow"])
+    story.arrive(0, "slow", slo_ms=500)
+    story.finish(story.infers[0], at_ms=30.2)
+    for number in range(1, 1_500):
+        story.arrive(number, "quick", slo_ms=500, at_ms=40 + 4 * number)
+        story.finish(story.infers[0], at_ms=40 + 4 * number + 2.3)
+    story.arrive(2_000, "cold", slo_ms=60)
+    assert [load.model for load in story.loads] == ["cold"]  # 20 to load, 30 to execute

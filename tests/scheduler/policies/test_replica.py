@@ -51,18 +51,68 @@ def test_one_copy_at_a_time(make_scheduler: MakeStory) -> None:
     assert copies(story) == [("m", "two")]
 
 
+def busy_elsewhere(make_scheduler: MakeStory, *, slo_ms: float, own_slo_ms: float = 500) -> Story:
+    """Seven of "m" wait since 0 ms on "one"; "two" has been at work, and has more, at 50 ms."""
+    long, mid = model_spec("long", exec_ms={1: 50}), model_spec("mid", exec_ms={1: 30})
+    quick = model_spec("quick", exec_ms={1: 1})
+    story = make_scheduler(SINGLE, long, mid, quick)
+    story.join("one", resident=["m"])
+    story.join("two", resident=["long", "mid", "quick"])
+    story.arrive(100, "long", slo_ms=500)
+    for request_id in range(7):
+        story.arrive(request_id, slo_ms=slo_ms)
+    story.arrive(101, "mid", slo_ms=60, at_ms=40)
+    story.arrive(102, "quick", slo_ms=own_slo_ms, at_ms=49)
+    [first] = [infer for infer in story.infers if 100 in infer.request_ids]
+    story.finish(first, at_ms=50.2)
+    return story
+
+
+def test_a_device_at_work_takes_what_is_in_trouble_elsewhere(make_scheduler: MakeStory) -> None:
+    """At 50 ms, of the 89 until it must start, the first of "m" has waited more than half."""
+    assert copies(busy_elsewhere(make_scheduler, slo_ms=100)) == [("m", "two")]
+
+
+def test_who_has_time_is_not_in_trouble(make_scheduler: MakeStory) -> None:
+    assert copies(busy_elsewhere(make_scheduler, slo_ms=400)) == []
+
+
+def test_more_urgent_work_of_its_own_goes_first(make_scheduler: MakeStory) -> None:
+    """ "quick" must start by 93 ms, the first of "m" by 99."""
+    assert copies(busy_elsewhere(make_scheduler, slo_ms=110)) == [("m", "two")]
+    assert copies(busy_elsewhere(make_scheduler, slo_ms=110, own_slo_ms=46)) == []
+
+
+def test_who_could_not_be_saved_is_not_loaded_for(make_scheduler: MakeStory) -> None:
+    assert copies(busy_elsewhere(make_scheduler, slo_ms=75)) == []
+
+
 def test_a_busy_device_takes_none(make_scheduler: MakeStory) -> None:
     story = make_scheduler(SINGLE, *OTHERS)
     story.join("one", resident=["m"])
     story.join("two", resident=["y"])
     story.arrive(100, "y", slo_ms=2_000)
-    for request_id in range(8):
+    for request_id in range(7):
         story.arrive(request_id, slo_ms=2_000)
     assert copies(story) == []
 
 
-def test_pages_of_an_only_copy_are_not_taken_for_it(make_scheduler: MakeStory) -> None:
-    assert copies(queue_up(make_scheduler, 6, pages=4, resident=("x",))) == []
+def test_pages_of_an_only_copy_in_use_are_not_taken_for_it(make_scheduler: MakeStory) -> None:
+    story = make_scheduler(SINGLE, *OTHERS)
+    story.join("one", resident=["m"])
+    story.join("two", pages=4, resident=["x"])
+    for number in range(2):
+        story.arrive(100 + number, "x", slo_ms=500, at_ms=12 * number)
+        story.finish(story.infers[0], at_ms=12 * number + 11)
+    for request_id in range(6):
+        story.arrive(request_id, slo_ms=2_000)
+    assert copies(story) == []
+
+
+def test_pages_of_what_nobody_asks_for_are(make_scheduler: MakeStory) -> None:
+    story = queue_up(make_scheduler, 6, pages=4, resident=("x",))
+    assert [evict.model for evict in story.evicts] == ["x"]
+    assert copies(story) == [("m", "two")]
 
 
 def test_pages_of_one_of_two_copies_are(make_scheduler: MakeStory) -> None:

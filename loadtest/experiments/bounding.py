@@ -11,7 +11,7 @@ from loadtest.results import Tables
 from loadtest.results.tables import Mask
 from loadtest.scenario import Case
 from loadtest.scenario_setup import Setup
-from loadtest.simulate import window_of
+from loadtest.simulate import Run, window_of
 from loadtest.workloads import Closed
 from scheduler.spec import MILLISECOND_NS, SECOND_NS
 
@@ -63,6 +63,20 @@ def in_window(
     for stream in _closed_streams(case.setup):
         inside &= requests["stream"] != stream
     return inside
+
+
+def good_in_windows(run: Run, starts: Sequence[float], max_requests: int) -> dict[str, float]:
+    """Good requests by stream in each of these windows; records.good_at reads them."""
+    assert run.tables is not None
+    requests = run.tables.requests
+    figures = {}
+    for from_s in starts:
+        inside = in_window(run.case, run.tables, from_s, max_requests)
+        for stream in range(len(run.case.setup.workload)):
+            good = requests["is_good"] & (requests["stream"] == stream)
+            count = 0 if inside is None else int((inside & good).sum())
+            figures[f"good_{stream}_from_{from_s:.3f}"] = float(count)
+    return figures
 
 
 def starts_of(case: Case, shares: Sequence[float]) -> list[float]:

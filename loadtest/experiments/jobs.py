@@ -138,7 +138,12 @@ def cases(
 
 
 def shortened(case: Case) -> Case:
-    """The same run with a fraction of its measured time, and no longer a warm-up than that."""
+    """The same run with a fraction of its measured time, and no longer a warm-up than that.
+
+    One with faults stays as it is: they happen at instants of their own.
+    """
+    if case.setup.faults:
+        return case
     measured_s = case.duration_s - case.setup.warmup_s
     measured_s = max(QUICK_SHARE * measured_s, min(QUICK_LEAST_S, measured_s))
     warmup_s = min(case.setup.warmup_s, measured_s)

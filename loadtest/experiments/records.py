@@ -126,6 +126,11 @@ def attainment(record: Record) -> float | None:
     return None if record.group is None else record.group.attainment
 
 
+def good_at(record: Record, from_s: float, stream: int) -> float:
+    """Good requests of a stream in the window from there, as bounding.good_in_windows counted."""
+    return record.figures.get(f"good_{stream}_from_{from_s:.3f}", 0.0)
+
+
 def stream_attainment(stream: int) -> Key:
     def of(record: Record) -> float | None:
         group = record.streams.get(stream)
@@ -147,10 +152,14 @@ def figure(name: str) -> Key:
 
 
 def share_of_bound(records: Records) -> Key:
-    """Good requests over the most that could be, of the bound's window."""
+    """Good requests over the most that could be, of the bound's window; goodput over the ceiling
+    where all requests are those of closed loops.
+    """
 
     def of(record: Record) -> float | None:
         bound = records.bound_for(record)
+        if bound is not None and not bound.figures.get("asked") and record.group is not None:
+            return record.group.goodput_per_s / bound.figures["closed_per_s"]
         good = record.figures.get("window_good")
         if bound is None or good is None or not bound.figures.get("most"):
             return None

@@ -32,6 +32,7 @@ FIGURES = (
     "GPU ms per good",
     "µs/request",
 )
+OURS = "remontoir"
 Rows = list[tuple[str, ...]]
 
 
@@ -112,6 +113,10 @@ def over(
         if any(share is not None for share in most):
             shown = ["-" if share is None else f"{share * 100:.{digits}f}" for share in most]
             rows.append(("upper bound", *shown))
+            ours = records.where(kind="run", policy=OURS)
+            shares = [ours.at(**{variable: x}).spread(share_of_bound(records)) for x in xs]
+            cells = [text_of(share, digits, scale=scale) for share in shares]
+            rows.append((f"{code(OURS)}, of the bound", *cells))
     if rows:
         section.table((f"{first}{unit}", *(f"{x:g}" for x in xs)), rows)
 

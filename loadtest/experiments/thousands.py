@@ -7,11 +7,11 @@ execute what is asked; beyond the cache LOADs limit what can be served as well.
 
 import numpy as np
 
-from loadtest.experiments.bounding import in_window, starts_of
+from loadtest.experiments.bounding import good_in_windows, starts_of
 from loadtest.experiments.jobs import Experiment, Job, Length, Measured, bounds, cases, runs
 from loadtest.experiments.page import Section
 from loadtest.experiments.pictures import lines
-from loadtest.experiments.records import Records, stream_attainment, text_of
+from loadtest.experiments.records import Records, good_at, stream_attainment, text_of
 from loadtest.experiments.tables import all_runs, code
 from loadtest.results.tables import LOAD, Numbers
 from loadtest.simulate import Run, window_of
@@ -53,7 +53,9 @@ def measure(run: Run) -> Measured:
         series[f"{name}_attained"] = (good / np.maximum(asked, 1)).tolist()
     loads = actions.has("kind", LOAD) & (actions["end_ns"] >= 0)
     series["loads"] = (_counts(actions["end_ns"][loads], edges) / seconds).tolist()
-    return Measured(figures=_good_in_windows(run), series=series)
+    return Measured(
+        figures=good_in_windows(run, starts_of(run.case, WINDOWS), WINDOW_REQUESTS), series=series
+    )
 
 
 def write(records: Records, section: Section) -> None:
@@ -119,13 +121,12 @@ def _windows(section: Section, records: Records) -> None:
     policies = played.policies()
     rows, shares = [], []
     for bound in records.where(SCENARIO, kind="bound"):
-        at = f"{bound.figures['from_s']:.3f}"
+        at_s = bound.figures["from_s"]
         most = bound.figures["most"]
         cells = []
         for policy in policies:
             for run in played.where(policy=policy, seed=bound.seed):
-                minor = run.figures.get(f"minor_good_{at}", 0.0)
-                major = run.figures.get(f"major_good_{at}", 0.0)
+                major, minor = good_at(run, at_s, MAJOR), good_at(run, at_s, MINOR)
                 # what the minor workload was served is not there for the major one
                 share = major / (most - minor) if most > minor else None
                 cells.append("-" if share is None else f"{major:,.0f} ({share * 100:.1f} %)")
@@ -133,8 +134,8 @@ def _windows(section: Section, records: Records) -> None:
                     shares.append(share)
         rows.append(
             (
-                f"{bound.figures['from_s']:.0f}",
-                f"{1 + int(bound.figures['from_s'] / _step_of(bound)):,}",
+                f"{at_s:.0f}",
+                f"{1 + int(at_s / _step_of(bound)):,}",
                 f"{bound.figures['asked']:,.0f}",
                 f"{most:,.0f}",
                 "executions and LOADs" if bound.figures["counts_loads"] else "executions",
@@ -153,19 +154,6 @@ def _windows(section: Section, records: Records) -> None:
         min(shares) >= TARGET_MAJOR if shares else None,
         f"{min(shares) * 100:.1f} to {max(shares) * 100:.1f} %" if shares else "",
     )
-
-
-def _good_in_windows(run: Run) -> dict[str, float]:
-    assert run.tables is not None
-    requests = run.tables.requests
-    figures = {}
-    for from_s in starts_of(run.case, WINDOWS):
-        inside = in_window(run.case, run.tables, from_s, WINDOW_REQUESTS)
-        for name, stream in (("major", MAJOR), ("minor", MINOR)):
-            good = requests["is_good"] & (requests["stream"] == stream)
-            count = 0 if inside is None else int((inside & good).sum())
-            figures[f"{name}_good_{from_s:.3f}"] = float(count)
-    return figures
 
 
 def _counts(instants: Numbers, edges: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from loadtest.experiments import azure, compared
+from loadtest.experiments import azure, azure_load, compared
 from loadtest.experiments.jobs import Job, Length, Record, bounds, cases, runs, shortened
 from loadtest.experiments.pace import Pace
 from loadtest.experiments.page import Section, table_text
@@ -276,7 +276,7 @@ def test_a_number_that_no_experiment_has_is_refused():
 
 def test_the_scale_makes_sixty_percent_of_execution_at_batch_8():
     [bare] = cases("65-azure", Length.DEFAULT, policies=["remontoir"], seeds=[1])
-    scale = azure.scale_of(bare)
+    scale = azure_load.scale_of(bare)
     [case] = cases(
         "65-azure",
         Length.DEFAULT,

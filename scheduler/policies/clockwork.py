@@ -13,7 +13,7 @@ from scheduler.policies.residency.load_tracker import LoadTracker
 from scheduler.policies.schedule_ahead.fixed import FixedScheduleAhead, Milliseconds
 from scheduler.spec import MILLISECOND_NS
 
-# The horizon of both lanes bounds what is outstanding; nothing else does.
+# schedule_ahead of both lanes bounds what is outstanding; nothing else does.
 NO_LIMIT = 1_000
 
 

@@ -6,8 +6,9 @@ then seed by seed, so that a run that is broken off has something of everything.
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +60,7 @@ class _Task(NamedTuple):
 
 
 PURE = "pure Python core"
+MAX_BROKEN = 3  # times in a row that a process is killed before any job of it is done
 
 
 class Runner:
@@ -97,26 +99,40 @@ class Runner:
                 self._pace.heard(task.job, known.wall_s)
         waiting_jobs = list(waiting)
         for is_pure in (False, True):
-            part = [(number, task) for number, task in todo if task.is_pure == is_pure]
-            left = {number: task.job for number, task in part}
-            bar.plan(self._pace, [*left.values(), *waiting_jobs], num_jobs)
-            with self._pool(num_jobs, is_pure) as pool:
-                running: dict[Future[Record], tuple[int, _Task]] = {
-                    pool.submit(perform, task.job, str(self._store.pictures)): (number, task)
-                    for number, task in part
-                }
+            left = {number: task for number, task in todo if task.is_pure == is_pure}
+            num_broken = 0
+            while left:
+                num_before = len(left)
+                bar.plan(self._pace, [*_jobs_of(left), *waiting_jobs], num_jobs)
                 try:
-                    for done in as_completed(running):
-                        number, task = running[done]
-                        found[number] = record = done.result()
+                    for number, record in self._in_processes(left, num_jobs, is_pure):
+                        found[number] = record
+                        task = left.pop(number)
                         self._store.write(task.job, record)
                         self._pace.heard(task.job, record.wall_s)
-                        del left[number]
-                        bar.done(self._pace, task.job, [*left.values(), *waiting_jobs], num_jobs)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+                        bar.done(self._pace, task.job, [*_jobs_of(left), *waiting_jobs], num_jobs)
+                except BrokenProcessPool:  # somebody killed a process, or memory ran out
+                    num_broken = 1 if len(left) < num_before else num_broken + 1
+                    if num_broken == MAX_BROKEN:
+                        raise
+                    bar.say("a process was killed; what it was at is done again")
         return [found[number] for number in range(len(tasks))]
+
+    def _in_processes(
+        self, tasks: Mapping[int, _Task], num_jobs: int, is_pure: bool
+    ) -> Iterator[tuple[int, Record]]:
+        """(number, record) as they are done. Raises BrokenProcessPool if a process was killed."""
+        with self._pool(num_jobs, is_pure) as pool:
+            running: dict[Future[Record], int] = {
+                pool.submit(perform, task.job, str(self._store.pictures)): number
+                for number, task in tasks.items()
+            }
+            try:
+                for done in as_completed(running):
+                    yield running[done], done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _pool(self, num_jobs: int, is_pure: bool) -> ProcessPoolExecutor:
         # spawn: a fork would take the bar's thread half along, and the compiled core
@@ -168,6 +184,9 @@ class _Bar:
                 soft_wrap=True,
             )
 
+    def say(self, text: str) -> None:
+        self._console.print(text, style="yellow", markup=False)
+
     def _show(self, pace: Pace, left: Sequence[Job], num_jobs: int, name: str) -> None:
         self._progress.update(
             self._task,
@@ -176,6 +195,10 @@ class _Bar:
             job=name[:60],
             left=pace.left_text(left, num_jobs),
         )
+
+
+def _jobs_of(tasks: Mapping[int, _Task]) -> list[Job]:
+    return [task.job for task in tasks.values()]
 
 
 def _tasks(jobs: Sequence[Job]) -> list[_Task]:

@@ -6,6 +6,7 @@ then seed by seed, so that a run that is broken off has something of everything.
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -60,6 +61,7 @@ class _Task(NamedTuple):
 
 
 PURE = "pure Python core"
+LINE_EVERY_S = 10.0
 MAX_BROKEN = 3  # times in a row that a process is killed before any job of it is done
 
 
@@ -160,6 +162,7 @@ class _Bar:
         )
         self._console = console
         self._num_done = 0
+        self._spoke_s = time.monotonic()
         self._task = self._progress.add_task("", total=1, job="starting", left="")
 
     def __enter__(self) -> "_Bar":
@@ -175,7 +178,8 @@ class _Bar:
     def done(self, pace: Pace, job: Job, left: Sequence[Job], num_jobs: int) -> None:
         self._num_done += 1
         self._show(pace, left, num_jobs, job.name)
-        if not self._console.is_terminal:
+        is_last = not left
+        if not self._console.is_terminal and (is_last or self._may_speak()):
             text = pace.left_text(left, num_jobs)
             self._console.print(
                 f"{self._num_done} of {self._num_done + len(left)}, {text}: {job.name}",
@@ -183,6 +187,14 @@ class _Bar:
                 highlight=False,
                 soft_wrap=True,
             )
+
+    def _may_speak(self) -> bool:
+        """Where there is no terminal, a line is enough for so many seconds."""
+        now_s = time.monotonic()
+        if now_s < self._spoke_s + LINE_EVERY_S:
+            return False
+        self._spoke_s = now_s
+        return True
 
     def say(self, text: str) -> None:
         self._console.print(text, style="yellow", markup=False)

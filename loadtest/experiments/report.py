@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from loadtest import machine
+from loadtest.experiments.beaten import beaten_text
 from loadtest.experiments.jobs import Experiment, Length, Record
 from loadtest.experiments.page import Section, Verdict, table_text
 from loadtest.experiments.records import Records
@@ -53,6 +54,7 @@ def write_report(
         "seeds.",
         _facts(records, length, command, took_s),
         _verdicts_text(verdicts),
+        *filter(None, [beaten_text(records)]),
         *(section.text for section in sections),
     ]
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")

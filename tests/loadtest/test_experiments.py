@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from loadtest.experiments import azure, azure_load, compared
+from loadtest.experiments.beaten import beaten_text
 from loadtest.experiments.jobs import Job, Length, Record, bounds, cases, runs, shortened
 from loadtest.experiments.pace import Pace
 from loadtest.experiments.page import Section, table_text
@@ -264,6 +265,26 @@ def test_a_job_done_and_written_up(tmp_path):  # type: ignore[no-untyped-def]
     assert "| upper bound |" in text
     for picture in re.findall(r"\((page/[\w.-]+\.png)\)", text):
         assert (tmp_path / picture).stat().st_size > 1000
+
+
+def test_settings_where_another_policy_had_more_are_listed_beyond_the_intervals():
+    def three(policy: str, goods: tuple[int, int, int], slo_ms: int) -> list[Record]:
+        return [
+            a_record(policy=policy, seed=seed, good=good, slo_ms=slo_ms)
+            for seed, good in enumerate(goods, 1)
+        ]
+
+    records = [
+        *three("remontoir", (50, 51, 52), 10),
+        *three("fifo", (60, 61, 62), 10),
+        *three("remontoir", (50, 51, 52), 25),
+        *three("fifo", (51, 52, 53), 25),
+    ]
+    text = beaten_text(records)
+    assert "In 1 of 2 settings" in text
+    assert "| 63-how-low | slo_ms 10 | `fifo` | 61.0 ± 2.5 | 51.0 ± 2.5 | +19.6 % |" in text
+    assert "In none of 1 settings" in beaten_text(records[6:])
+    assert beaten_text([]) == ""
 
 
 def test_a_number_that_no_experiment_has_is_refused():

@@ -156,6 +156,7 @@ class DeviceMirror(Wakeable):
         self.previous_done_ns = 0
         self.retry_until_ns = 0  # some model's LOAD failed and is not tried again before then
         self.is_stopping = False  # the worker shuts down: it gets no more work
+        self.speculates_at_ns = 0  # no look for a LOAD that nobody waits for before then
         # how long before a lane is predicted free its next action is sent; its policy's to set
         self.schedule_ahead_ns = schedule_ahead_ns
         # of the orders held back until then, lately, the share that reached a lane run dry

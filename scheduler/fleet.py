@@ -46,6 +46,7 @@ class Fleet:
             schedule_ahead_ns=self._planner.first_schedule_ahead_ns(),
         )
         self._state.devices[event.worker_id] = self._state.idle[event.worker_id] = device
+        self._state.num_serving += 1
         for spec in offered.values():
             model = self._state.models.get(spec.name)
             if model is not None and not self._offer(model, device):
@@ -64,6 +65,7 @@ class Fleet:
             self._results.weights_arrived(device, name, now)
             self._planner.evict_unserved(device, name, now)
         self._planner.plan(device, now)
+        self._planner.on_fleet_changed(now)
 
     def _offer(self, model: ModelState, device: DeviceMirror) -> bool:
         """Let the device serve the model, if what it has under that name is the same."""
@@ -82,6 +84,8 @@ class Fleet:
         if device is None:
             self._ledger.anomalies["unknown_worker_lost"] += 1
             return
+        if not device.is_stopping:
+            self._state.num_serving -= 1
         self._ledger.timers.clear(device)
         stranded: list[Request] = []
         for outstanding in device.outstanding.values():
@@ -97,6 +101,7 @@ class Fleet:
         device = self._state.devices.get(worker_id)
         if device is not None and not device.is_stopping:
             device.is_stopping = True
+            self._state.num_serving -= 1
             self._withdraw(device, [], "shuts down", now)
 
     def _withdraw(self, device: DeviceMirror, stranded: list[Request], why: str, now: int) -> None:
@@ -120,6 +125,7 @@ class Fleet:
                 self._planner.plan_for(model, now)
         for name in self._state.pinned_and_absent():
             self._planner.plan_for(self._state.models[name], now)
+        self._planner.on_fleet_changed(now, gone=device)
 
     def _readmit(self, request: Request, why: str, now: int) -> None:
         """503 at once where no device can make it any more: the client may try elsewhere."""

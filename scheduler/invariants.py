@@ -17,6 +17,10 @@ def validate(scheduler: Scheduler) -> None:
     for device in scheduler.state.devices.values():
         _validate_device(scheduler, device)
     _validate_models(scheduler)
+    serving = sum(not device.is_stopping for device in scheduler.devices.values())
+    _check(
+        scheduler.state.num_serving == serving, f"{scheduler.state.num_serving} ≠ {serving} serve"
+    )
     wakeup = scheduler.next_wakeup()
     _check(wakeup is None or wakeup > scheduler.now, f"wakeup {wakeup} is not after now")
     overlooked = scheduler.overlooked()

@@ -4,6 +4,7 @@ Everything an action needs is reserved before it is sent and released on its res
 (scheduler/results.py), on the failure path too.
 """
 
+from itertools import islice
 from typing import Final
 
 from scheduler.actions import Action, EvictWeights, Infer, LoadWeights
@@ -13,10 +14,15 @@ from scheduler.ledger import Ledger
 from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
 from scheduler.policies.protocols import Policy
 from scheduler.request import Request, RequestState
+from scheduler.spec import MILLISECOND_NS
 from scheduler.state import ModelState
 from scheduler.work_tracker import WorkTracker
 
 FOREVER_NS: Final = 2**62
+# A device at work looks so often for a LOAD that nobody waits for; of those that have none, so many
+# look when a request has to wait.
+SPECULATE_EVERY_NS: Final = 2 * MILLISECOND_NS
+MAX_IDLE: Final = 4
 
 
 class Planner:
@@ -32,8 +38,8 @@ class Planner:
         self._max_outstanding = (
             policy.max_outstanding_infers or ledger.state.config.max_outstanding_infers
         )
-        # devices whose last batch was deferred, until they are sent one; some may be gone
-        self._deferring: set[DeviceMirror] = set()
+        # all and only devices whose last batch was deferred, until they are sent one, by worker id
+        self._deferring: dict[str, DeviceMirror] = {}
         self._next_action_id = 1
 
     def plan_for(self, model: ModelState, now: int) -> None:
@@ -57,7 +63,7 @@ class Planner:
                 if not model.needs_load:
                     break
         elif model.num_queued and self._is_speculative and self._state.idle:
-            for device in list(self._state.idle.values()):
+            for device in list(islice(self._state.idle.values(), MAX_IDLE)):
                 self.plan_loads(device, now)
 
     def plan_refused_cold(self, model: ModelState, now: int) -> None:
@@ -95,9 +101,9 @@ class Planner:
                 return
             if isinstance(plan, Deferred):
                 self._ledger.wake_by(device, max(plan.until_ns, now + 1))
-                self._deferring.add(device)
+                self._deferring[device.worker_id] = device
                 return
-            self._deferring.discard(device)
+            self._deferring.pop(device.worker_id, None)
             self._send_infer(device, plan, now)
             self._look_at_deferring(self._state.models[plan.queue.model], now)
 
@@ -105,13 +111,26 @@ class Planner:
         """What others had deferred may have changed, now that some of its requests were sent."""
         if self._deferring and model.num_queued:
             for other in list(model.holders):
-                if other in self._deferring:
+                if other.worker_id in self._deferring:
                     self._plan_infers(other, now)
+
+    def on_fleet_changed(self, now: int, *, gone: DeviceMirror | None = None) -> None:
+        """A device has joined, or takes no more work: what others deferred for it may be due."""
+        self._state.fleet_version += 1
+        if gone is not None:
+            self._deferring.pop(gone.worker_id, None)
+        for device in list(self._deferring.values()):
+            self._plan_infers(device, now)
 
     def plan_loads(self, device: DeviceMirror, now: int) -> None:
         state = self._state
         if device.num_moves or device.is_stopping or not self._may_load(device):
             return
+        if not state.may_load:
+            # Nobody waits for it: a look now and then is enough.
+            if device.num_infers and now < device.speculates_at_ns:
+                return
+            device.speculates_at_ns = now + SPECULATE_EVERY_NS
         send_at_ns = device.load_lane.free_at(now) - device.schedule_ahead_ns
         if send_at_ns > now:
             self._look_again(device, device.load_lane, send_at_ns, now)

@@ -9,6 +9,7 @@ anomaly and never raises; in-flight work is not cancelled; the same events give 
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from typing import Final
 
 from scheduler.actions import Code, Infer
 from scheduler.device import DeviceMirror, Outstanding
@@ -38,6 +39,15 @@ from scheduler.request import Request, RequestState
 from scheduler.results import Results
 from scheduler.spec import ModelSpec, SchedulerConfig
 from scheduler.state import ModelState, SchedulerState
+
+# Refusals of what no fleet state of today would serve: such requests are no load.
+NEVER_SERVABLE: Final = (
+    Reason.NO_WORKER,
+    Reason.MODEL_UNAVAILABLE,
+    Reason.INVALID_INPUT,
+    Reason.LARGER_THAN_CACHE,
+    Reason.SLO_INFEASIBLE_EVER,
+)
 
 
 class Scheduler:
@@ -111,17 +121,20 @@ class Scheduler:
         """What admission would refuse the request with if it arrived now; None if it would not.
 
         Lets a shell say no before the request's payload has arrived. Queues and sends nothing; as
-        on arrival, a refusal lets old estimates be doubted. What is cold is left to the arrival,
-        which may have it loaded for the next one.
+        on arrival, a refusal counts as load and lets old estimates be doubted. What is cold is left
+        to the arrival, which may have it loaded for the next one.
         """
         model = self.state.models.get(event.model)
         if model is None or model.spec.unavailable_reason is not None:
             return None
-        verdict = self._admission.decide(self.state, Request(event), now)
+        request = Request(event)
+        verdict = self._admission.decide(self.state, request, now)
         if not isinstance(verdict, Rejected) or verdict.reason is Reason.COLD_MODEL:
             return None
         if verdict.predicted_ns is not None:
             model.doubt_estimates(now)
+        if verdict.reason not in NEVER_SERVABLE:
+            self.state.note_arrival(model, request, now)
         return verdict
 
     def next_wakeup(self) -> int | None:
@@ -216,8 +229,9 @@ class Scheduler:
             self._ledger.reply(event.request_id, Rejected(Reason.MODEL_UNAVAILABLE, detail))
             return None
         request = Request(event)
-        self.state.note_arrival(model, request, now)
         verdict = self._admission.decide(self.state, request, now)
+        if not isinstance(verdict, Rejected) or verdict.reason not in NEVER_SERVABLE:
+            self.state.note_arrival(model, request, now)
         if isinstance(verdict, Rejected):
             self._ledger.reply(event.request_id, verdict)
             if verdict.predicted_ns is not None:

@@ -14,11 +14,13 @@ FOREVER_NS: Final = 2**62
 
 
 class _Class:
-    __slots__ = ("before_ns", "current_ns", "seen_ns", "since_ns")
+    __slots__ = ("before_ns", "current_ns", "num", "num_before", "seen_ns", "since_ns")
 
     def __init__(self, slack_ns: int, now: int) -> None:
         self.current_ns = self.before_ns = slack_ns  # least slack of this period, of the one before
         self.since_ns = self.seen_ns = now
+        self.num = 1  # requests of this period, and of the one before
+        self.num_before = 0
 
 
 class SloClasses:
@@ -39,8 +41,10 @@ class SloClasses:
         known.seen_ns = now
         if now - known.since_ns > MEMORY_NS:
             known.before_ns, known.current_ns, known.since_ns = known.current_ns, slack_ns, now
+            known.num_before, known.num = known.num, 0
         elif slack_ns < known.current_ns:
             known.current_ns = slack_ns
+        known.num += 1
 
     def slacks(self, now: int) -> list[tuple[int, int]]:
         """(class, least slack of this and all tighter ones), the tightest first."""
@@ -54,6 +58,17 @@ class SloClasses:
             else:
                 del self._classes[key]
         return found
+
+    def rate_below(self, key: int, now: int) -> float:
+        """Requests per nanosecond of the classes tighter than this one."""
+        rate = 0.0
+        for other, known in self._classes.items():
+            if other < key and now - known.seen_ns <= MEMORY_NS:
+                period_ns = max(now - known.since_ns, SECOND_NS)
+                if known.num_before:
+                    period_ns += MEMORY_NS
+                rate += (known.num + known.num_before) / period_ns
+        return rate
 
 
 def class_of(slo_ns: int) -> int:

@@ -100,9 +100,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Every knob of the core, once, with the reason for its default."""
 
     # How long before a lane is predicted free its next action is sent, by policies that do not find
-    # it themselves. Must hide the way to the
-    # worker (0.1-0.5 ms on one host, plus a millisecond of timer granularity), and no more: what
-    # is committed cannot be joined or overtaken (Clockwork's 10 ms cost it the 10 ms SLO).
+    # it themselves. Must hide the way to the worker (0.1-0.5 ms on one host, plus a millisecond of
+    # timer granularity), and no more: what is committed cannot be joined or overtaken (Clockwork's
+    # 10 ms cost it the 10 ms SLO).
     schedule_ahead_ns: int = 2 * MILLISECOND_NS
     # Infers sent to one device and not yet answered. schedule_ahead is what commits late; this only
     # bounds what a device that has fallen silent holds. Executions of 0.1 ms over a network of

@@ -126,6 +126,8 @@ class SchedulerState:
         self.keeps_arrival_order = keeps_arrival_order
         self.waits_to_the_end = waits_to_the_end
         self.models: dict[str, ModelState] = {}
+        self.num_serving = 0  # devices that are not about to stop
+        self.fleet_version = 0  # counts joins and losses, for what is figured out per fleet
         self.devices: dict[str, DeviceMirror] = {}  # by worker id, in order of joining
         self.num_queued = 0
         self.offered = OfferedLoad()
@@ -166,7 +168,7 @@ class SchedulerState:
     @property
     def utilisation(self) -> float:
         """The offered load as a share of the fleet: above 1 it cannot be served."""
-        return self.offered.devices / max(1, len(self.devices))
+        return self.offered.devices / max(1, self.num_serving)
 
     def pinned_and_absent(self) -> list[str]:
         return [name for name in self.pinned if self.models[name].is_cold]

@@ -76,5 +76,5 @@ def parse(text: str, *, schedule_ahead_ms: float | None = None) -> Policy:
             raise PolicyError(f"policy {name} has no option {key!r}; it has {', '.join(known)}")
     try:
         return msgspec.convert(options, type=kind, strict=False).build()
-    except msgspec.ValidationError as error:
+    except (ValueError, OverflowError) as error:  # msgspec's, and what is not a number
         raise PolicyError(f"policy {text!r}: {error}") from error

@@ -20,7 +20,7 @@ NO_LIMIT = 1_000
 class Clockwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The flags put back, one by one, what went wrong in the published source."""
 
-    # Horizon of the lanes, and the worker's drop window: the source's default.
+    # Of both lanes, and the worker's drop window: the source's default.
     schedule_ahead_ms: Milliseconds = 10
     # Aimed at so long before the client's deadline: the source's buffer.
     margin_ms: Milliseconds = 5

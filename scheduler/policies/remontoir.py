@@ -6,7 +6,7 @@ from scheduler.policies.admission.deadline_feasible import DeadlineFeasible
 from scheduler.policies.batching.least_latest_start import LeastLatestStart
 from scheduler.policies.protocols import Policy
 from scheduler.policies.residency.demand import DemandResidency
-from scheduler.policies.schedule_ahead.fixed import FixedScheduleAhead
+from scheduler.policies.schedule_ahead.fixed import FixedScheduleAhead, Milliseconds
 from scheduler.policies.schedule_ahead.gap_tracker import GapTracker
 from scheduler.spec import MILLISECOND_NS
 
@@ -14,7 +14,7 @@ from scheduler.spec import MILLISECOND_NS
 class Remontoir(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Earliest deadline first per model, least latest start across models, refusals at arrival."""
 
-    schedule_ahead_ms: float | None = None  # fixed at that; None: found per device
+    schedule_ahead_ms: Milliseconds | None = None  # fixed at that; None: found per device
     blocking_cap: bool = True  # keep devices free of batches longer than the tight SLOs can wait
     overload_key: bool = True  # in overload whoever would lose most goes first
 

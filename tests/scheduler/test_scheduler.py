@@ -349,3 +349,40 @@ def test_who_is_turned_away_does_not_keep_weights_in_place(make_scheduler: MakeS
     story.handle(RequestsArrived(together))
     assert isinstance(story.outcomes[1], Rejected)
     assert [load.model for load in story.loads] == ["b"]
+
+
+# ---------------------------------------------------------------------- what counts as load
+
+
+def test_what_could_never_be_served_is_no_load(scheduler: Story) -> None:
+    scheduler.join(resident=["m"])
+    for request_id in range(200):
+        scheduler.arrive(request_id, slo_ms=0.5, at_ms=request_id)
+    assert scheduler.scheduler.state.utilisation == 0
+    for request_id in range(200, 400):
+        scheduler.arrive(request_id, slo_ms=50, at_ms=request_id)
+    assert scheduler.scheduler.state.utilisation > 1
+
+
+def test_a_refusal_before_the_payload_has_come_is_load(scheduler: Story) -> None:
+    scheduler.join(resident=["m"])
+    for request_id in range(40):
+        scheduler.arrive(request_id, slo_ms=200)
+    before = scheduler.scheduler.state.models["m"].demand
+    core = scheduler.scheduler
+    refused = [core.foresee(scheduler.arrival(99, slo_ms=12), scheduler.now_ns) for _ in range(64)]
+    assert all(refusal is not None for refusal in refused)
+    assert before.slo_ns < ms(100)  # it has followed them
+
+
+def test_a_device_about_to_stop_is_no_capacity(scheduler: Story) -> None:
+    scheduler.join("w", resident=["m"])
+    scheduler.join("v", resident=["m"])
+    for request_id in range(100):
+        scheduler.arrive(request_id, slo_ms=50, at_ms=10 * request_id)
+    core = scheduler.scheduler
+    before = core.state.utilisation
+    [infer, *_] = scheduler.infers
+    scheduler.finish(infer, code=Code.SHUTTING_DOWN)
+    assert core.state.num_serving == 1
+    assert core.state.utilisation == pytest.approx(2 * before)

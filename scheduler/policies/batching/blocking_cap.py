@@ -18,6 +18,10 @@ from scheduler.state import ModelState, SchedulerState
 REFRESH_NS: Final = 100 * MILLISECOND_NS
 # Devices for long batches per device that they would keep busy.
 HEADROOM: Final = 1.15
+# Where long batches need every device: so many of their requests may be lost, at most, for one of
+# the tighter classes. One stray request in seconds must not halve a fleet; some per cent of the
+# work that are interactive are worth some per cent of its throughput.
+PRICE: Final = 10
 # A class is tighter where its SLO is less than half: an octave of slo_classes.
 OCTAVE: Final = 4
 
@@ -25,18 +29,20 @@ OCTAVE: Final = 4
 class BlockingCap:
     """`until_ns` is when the figures are taken anew."""
 
-    __slots__ = ("_num_devices", "_ranks", "_slacks", "until_ns")
+    __slots__ = ("_fleet_version", "_num_devices", "_ranks", "_slacks", "until_ns")
 
     def __init__(self) -> None:
         self.until_ns = 0
+        self._fleet_version = 0
         self._slacks: list[tuple[int, int]] = []  # empty where no class is tighter than another
         self._ranks: dict[str, int] = {}  # worker id → place in the order of joining
         self._num_devices = 0
 
     def refresh(self, state: SchedulerState, now: int) -> None:
         """Take the figures anew, if they are old."""
-        if now < self.until_ns:
+        if now < self.until_ns and self._fleet_version == state.fleet_version:
             return
+        self._fleet_version = state.fleet_version
         self.until_ns = now + REFRESH_NS
         slacks = state.slo_classes.slacks(now)
         if len(state.devices) < 2 or not slacks or slacks[-1][0] - slacks[0][0] <= OCTAVE:
@@ -44,11 +50,20 @@ class BlockingCap:
             return
         self._slacks = slacks
         self._ranks = {worker_id: rank for rank, worker_id in enumerate(state.devices)}
-        load = 0.0
+        load = rate = 0.0
+        longest = 0
         for demand in state.offered.models:
             if demand.batch_ns > self._tolerated_ns(demand.slo_ns):
                 load += demand.load
-        self._num_devices = max(1, min(math.ceil(HEADROOM * load), len(state.devices) - 1))
+                rate += demand.load / demand.ns_per_row
+                longest = max(longest, class_of(demand.slo_ns))
+        most = len(state.devices) - 1
+        if load > most:
+            lost = rate * (1 - most / load)
+            if lost > PRICE * state.slo_classes.rate_below(longest - OCTAVE, now):
+                self._slacks = []
+                return
+        self._num_devices = max(1, min(math.ceil(HEADROOM * load), most))
 
     def longest_ns(
         self, model: ModelState, device: DeviceMirror, slo_ns: int, largest_ns: int

@@ -22,7 +22,7 @@ MAX_CANDIDATES: Final = 8
 # The same in overload: whoever loses most, or is owed time, may be none of the most urgent.
 MAX_IN_OVERLOAD: Final = 32
 # Queues passed over for one decision, since the blocking cap keeps them off the device.
-MAX_CAPPED: Final = 32
+MAX_CAPPED: Final = 512
 # Requests of one queue looked at for how long it can wait.
 MAX_BEHIND: Final = 16
 # Offered load, as a share of the fleet, below which no request is given up for a larger batch.

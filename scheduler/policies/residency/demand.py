@@ -1,10 +1,16 @@
 """LOAD whom it saves most per millisecond, EVICT who is worth least per page."""
 
+from itertools import islice
+from typing import Final
+
 from scheduler.device import DeviceMirror
 from scheduler.policies.residency import LoadPlan
 from scheduler.policies.residency.replica import replica_for
 from scheduler.policies.residency.room import can_load, least_valuable, make_room
 from scheduler.state import ModelState, SchedulerState
+
+# Models that are refused for being cold which are looked at, the latest first.
+MAX_REFUSED: Final = 16
 
 
 class DemandResidency:
@@ -20,24 +26,28 @@ class DemandResidency:
         self.is_speculative = replicates
 
     def next_load(self, state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
-        best: tuple[float, ModelState] | None = None
+        candidates: list[tuple[float, ModelState]] = []
         for model in state.wanted():
-            if not can_load(device, model, now):
-                continue
-            load_ns = device.estimates(model.name).load_plan_ns
-            demand = state.savable(model, device, now) / load_ns
-            if demand > 0 and (best is None or demand > best[0]):
-                best = (demand, model)
-        plan = None
-        if best is not None:
-            plan = make_room(state, device, best[1], now, least_valuable)
-        if plan is None:
-            plan = _pinned(state, device, now)
+            if can_load(device, model, now):
+                load_ns = device.estimates(model.name).load_plan_ns
+                demand = state.savable(model, device, now) / load_ns
+                if demand > 0:
+                    candidates.append((demand, model))
+        candidates.sort(key=_demand, reverse=True)
+        for _, model in candidates:
+            plan = make_room(state, device, model, now, least_valuable)
+            if plan is not None:
+                return plan
+        plan = _pinned(state, device, now)
         if plan is None:
             plan = _refused(state, device, now)
         if plan is None and self.is_speculative:
             plan = replica_for(state, device, now)
         return plan
+
+
+def _demand(candidate: tuple[float, ModelState]) -> float:
+    return candidate[0]
 
 
 def _pinned(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
@@ -55,7 +65,7 @@ def _refused(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan 
     """Nobody waits for a model whose LOAD takes longer than its SLO: all were refused. Those who
     try again will find it loaded, where that costs nobody who waits.
     """
-    for name in reversed(state.refused_cold):
+    for name in islice(reversed(state.refused_cold), MAX_REFUSED):
         model = state.models[name]
         if model.is_cold and can_load(device, model, now):
             plan = make_room(state, device, model, now, least_valuable)

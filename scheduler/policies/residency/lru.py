@@ -14,7 +14,9 @@ class LruResidency:
     def next_load(self, state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
         for model in state.wanted():
             if can_load(device, model, now):
-                return make_room(state, device, model, now, _least_recent)
+                plan = make_room(state, device, model, now, _least_recent)
+                if plan is not None:
+                    return plan
         return None
 
 

@@ -13,7 +13,8 @@ WORTH_DISPLACING: Final = 2
 
 
 def can_load(device: DeviceMirror, model: ModelState, now: int) -> bool:
-    if device not in model.offered_by:
+    """Whether the device has the model, could ever hold its weights, and does not have them now."""
+    if device not in model.offered_by or not model.fits(device):
         return False
     record = device.weights.get(model.name)
     return record is None or (record.state is WeightsState.ABSENT and record.retry_at_ns <= now)

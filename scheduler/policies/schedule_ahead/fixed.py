@@ -8,7 +8,7 @@ from scheduler.device import DeviceMirror
 from scheduler.spec import MILLISECOND_NS
 
 # An option of a set.
-Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
 
 
 class FixedScheduleAhead:

@@ -201,3 +201,45 @@ def test_fast_and_slow_together(is_capped: bool) -> None:
         assert world.share(Served, "fast") > 0.98
     else:
         assert world.share(Served, "fast") < 0.9
+
+
+def heavy(stray_slo_ms: float) -> World:
+    """Two devices, 600 rows/s of 2.25 ms each in batches of eight: 1.35 of them. A stray request
+    twice a second.
+    """
+    work = model_spec("work", exec_ms={1: 10, 8: 18}, pages=1)
+    stray = model_spec("stray", exec_ms={1: 2}, pages=1)
+    workers = [
+        SimulatedWorker(name, device_spec(), [work, stray], resident=["work", "stray"], seed=index)
+        for index, name in enumerate("ab")
+    ]
+    world = World([work, stray], workers)
+    world.run(
+        merged(
+            poisson(600, 3, models=["work"], slo_ms=100),
+            poisson(2, 3, models=["stray"], slo_ms=stray_slo_ms, seed=2, first_id=1_000_000),
+        )
+    )
+    return world
+
+
+def test_a_stray_tight_request_does_not_cost_the_others_a_device() -> None:
+    assert heavy(8).share(Served, "work") > 0.98
+
+
+def test_a_request_that_nothing_could_serve_protects_nobody() -> None:
+    world = heavy(0.5)
+    assert world.share(Served, "work") > 0.98
+    assert world.share(Served, "stray") == 0
+
+
+def test_a_device_that_is_lost_leaves_its_long_batches_to_another_at_once(
+    make_scheduler: MakeStory,
+) -> None:
+    story = with_devices(make_scheduler, "ab")
+    ask_fast(story, 1, at_ms=0)
+    story.arrive(2, "slow", slo_ms=400)
+    story.arrive(3, "slow", slo_ms=400)
+    assert workers_of(story) == ["a"]
+    story.lose("a")
+    assert workers_of(story) == ["b"]

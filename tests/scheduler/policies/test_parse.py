@@ -42,6 +42,9 @@ def test_schedule_ahead_may_be_given_beside_the_text() -> None:
         ),
         ("fifo:max_batch=many", "policy 'fifo:max_batch=many': Expected `int`, got `str`"),
         ("fifo:max_batch", "Expected `int`, got `str`"),
+        ("remontoir:schedule_ahead_ms=-5", "schedule_ahead_ms"),
+        ("remontoir:schedule_ahead_ms=nan", "'remontoir:schedule_ahead_ms=nan'"),
+        ("clockwork:schedule_ahead_ms=inf", "'clockwork:schedule_ahead_ms=inf'"),
     ],
 )
 def test_what_cannot_be_used_is_named(text: str, message: str) -> None:

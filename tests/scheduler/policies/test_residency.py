@@ -265,3 +265,37 @@ def test_with_lanes_of_their_own_loads_and_executions_overlap(make_scheduler: Ma
     story.arrive(1, "b", slo_ms=500)
     story.arrive(2, "a", slo_ms=500)
     assert (loads(story), len(story.infers)) == (["b"], 1)
+
+
+@pytest.mark.parametrize("policy", [AHEAD_2_MS, LRU])
+def test_who_fits_nowhere_here_does_not_stand_in_the_way(
+    make_scheduler: MakeStory, policy: Policy | str
+) -> None:
+    """More wait for "large", which "small" could never hold, and "big" is at its own LOAD."""
+    specs = [model_spec("first", pages=1), model_spec("large", pages=12), model_spec("b", pages=1)]
+    story = make_scheduler(*specs, policy=policy)
+    story.join("big", pages=13)
+    story.arrive(0, "first", slo_ms=1_000)
+    for request_id in (1, 2, 3):
+        story.arrive(request_id, "large", slo_ms=1_000)
+    story.arrive(4, "b", slo_ms=1_000)
+    story.join("small", pages=4)
+    assert {(load.model, story.worker_of(load)) for load in story.loads} == {
+        ("first", "big"),
+        ("b", "small"),
+    }
+
+
+@pytest.mark.parametrize("policy", [AHEAD_2_MS, LRU])
+def test_who_finds_no_room_now_does_not_stand_in_the_way(
+    make_scheduler: MakeStory, policy: Policy | str
+) -> None:
+    """ "large" needs the pages of what executes; "b" needs one that is free."""
+    specs = [model_spec("busy", pages=4), model_spec("large", pages=8), model_spec("b", pages=1)]
+    story = make_scheduler(*specs, policy=policy)
+    story.join(pages=9, resident=["busy"])
+    story.arrive(0, "busy", slo_ms=1_000)
+    for request_id in (1, 2, 3):
+        story.arrive(request_id, "large", slo_ms=1_000)
+    story.arrive(4, "b", slo_ms=1_000)
+    assert loads(story) == ["b"]

@@ -198,7 +198,7 @@ def _nearest_sampled(windows: list[RatioWindow | None], bucket: int) -> tuple[fl
                 window = windows[index]
                 if window is not None:
                     return window.plan, window.guard
-    return 1.0, 1.0
+    raise AssertionError("nothing was measured yet")
 
 
 def _interpolate(known: tuple[tuple[int, int], ...], rows: int) -> float:

@@ -57,7 +57,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.up: dict[str, str] = {}  # name → worker id of its present incarnation
 
     @initialize(
-        policy=st.sampled_from(list(POLICIES)),
+        policy=st.sampled_from([*POLICIES, "remontoir", "remontoir:blocking_cap=false"]),
+        weights=st.sampled_from([{}, {}, {"one": 1.0, "two": 3.0}]),
         ahead_ms=st.sampled_from([0, 0.1, 2, 10]),
         outstanding=st.sampled_from([1, 2, 3]),
         limit=st.sampled_from([3, 16_384]),
@@ -65,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(
         self,
         policy: str,
+        weights: dict[str, float],
         ahead_ms: float,
         outstanding: int,
         limit: int,
@@ -73,6 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             schedule_ahead_ns=ms(ahead_ms),
             max_outstanding_infers=outstanding,
             max_queued_requests=limit,
+            tenant_weights=weights,
             story_length=8,
         )
         self.story = Story(
@@ -93,10 +96,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         rows=st.sampled_from([0, 1, 1, 1, 1, 2, 3, 4, 9, 17]),
         key=st.sampled_from(["", "", "4", "8", "17"]),
         do_not_queue=st.sampled_from([False, False, False, True]),
-        number=st.sampled_from([1, 1, 1, 2, 8]),
+        number=st.sampled_from([1, 1, 1, 2, 8, 40]),
+        tenant=st.sampled_from(["", "one", "two", "unheard of"]),
     )
     def arrive(
-        self, model: str, slo_ms: float, rows: int, key: str, do_not_queue: bool, number: int
+        self,
+        model: str,
+        slo_ms: float,
+        rows: int,
+        key: str,
+        do_not_queue: bool,
+        number: int,
+        tenant: str,
     ) -> None:
         for _ in range(number):
             self.next_request += 1
@@ -109,6 +120,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 shape_key=key,
                 elements=int(key or 0),
                 do_not_queue=do_not_queue,
+                tenant=tenant,
             )
 
     @rule(

@@ -49,3 +49,21 @@ def test_a_class_that_comes_back_after_a_long_silence_starts_anew() -> None:
     classes.touch(ms(15), ms(5), 0)
     classes.touch(ms(15), ms(12), MEMORY_NS + 1)
     assert classes.slacks(MEMORY_NS + 1) == [(class_of(ms(15)), ms(12))]
+
+
+def test_rates_of_tighter_classes_add_up() -> None:
+    """A hundred in ten seconds, of this period and of the one before; the lax ones do not count."""
+    classes = SloClasses()
+    for number in range(300):
+        classes.touch(ms(15), ms(12), ms(100 * number))
+        classes.touch(ms(400), ms(300), ms(100 * number))
+    now = ms(29_900)
+    assert classes.rate_below(class_of(ms(100)), now) * 1e9 == pytest.approx(10, rel=0.05)
+    assert classes.rate_below(class_of(ms(15)), now) == 0
+    assert classes.rate_below(class_of(ms(100)), now + MEMORY_NS + 1) == 0
+
+
+def test_a_class_that_has_just_come_is_not_taken_for_a_flood() -> None:
+    classes = SloClasses()
+    classes.touch(ms(15), ms(12), 0)
+    assert classes.rate_below(class_of(ms(100)), 1) * 1e9 == 1

@@ -243,3 +243,34 @@ def test_a_device_that_is_lost_leaves_its_long_batches_to_another_at_once(
     assert workers_of(story) == ["a"]
     story.lose("a")
     assert workers_of(story) == ["b"]
+
+
+def test_a_tight_class_in_earnest_is_worth_some_of_the_others() -> None:
+    """One in eight is tight: it is kept whole though long batches could use both devices."""
+    work = model_spec("work", exec_ms={1: 10, 8: 18}, pages=1)
+    tight = model_spec("tight", exec_ms={1: 1}, pages=1)
+    workers = [
+        SimulatedWorker(name, device_spec(), [work, tight], resident=["work", "tight"], seed=index)
+        for index, name in enumerate("ab")
+    ]
+    world = World([work, tight], workers)
+    world.run(
+        merged(
+            poisson(600, 3, models=["work"], slo_ms=100),
+            poisson(80, 3, models=["tight"], slo_ms=8, seed=2, first_id=1_000_000),
+        )
+    )
+    assert world.share(Served, "tight") > 0.95
+    assert 0.6 < world.share(Served, "work") < 0.9
+
+
+def test_a_device_that_joins_lets_others_look_at_what_they_deferred(
+    make_scheduler: MakeStory,
+) -> None:
+    story = with_devices(make_scheduler, "ab")
+    ask_fast(story, 1, at_ms=0)
+    story.arrive(2, "slow", slo_ms=400)
+    story.arrive(3, "slow", slo_ms=400)
+    assert workers_of(story) == ["a"]
+    story.join("c", pages=100)
+    assert workers_of(story) == ["a"], "one device is enough for what slow asks"

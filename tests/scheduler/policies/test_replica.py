@@ -139,3 +139,12 @@ def test_of_two_queues_the_longer_in_loads_is_shared(make_scheduler: MakeStory) 
 def test_it_can_be_switched_off(make_scheduler: MakeStory) -> None:
     policy = parse(AHEAD_2_MS)._replace(residency=DemandResidency(replicates=False))
     assert copies(queue_up(make_scheduler, 9, policy=policy)) == []
+
+
+def test_pages_of_pinned_models_are_not_taken_for_it(make_scheduler: MakeStory) -> None:
+    story = make_scheduler(SINGLE, model_spec("x", pinned=True))
+    story.join("one", pages=12, resident=["m", "x"])
+    story.join("two", pages=4, resident=["x"])
+    for request_id in range(6):
+        story.arrive(request_id, slo_ms=2_000)
+    assert copies(story) == []

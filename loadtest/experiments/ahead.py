@@ -1,4 +1,6 @@
-"""7: schedule_ahead. What seed 000's experiment does and does not explain; the adaptive rule.
+"""7: schedule_ahead. What the sweep of Clockwork's re-run does and does not explain; our own rule.
+
+The re-run: SZU-AdvTech-2023, no. 296.
 
 First Clockwork over a range of fixed values at fixed kernel times, with and without the floor under
 its internal deadline; then ours, which finds the value itself, against the best fixed one for
@@ -17,7 +19,7 @@ NUMBER = "7"
 SWEEP, ADAPTIVE = "70-schedule-ahead", "71-adaptive"
 OURS = "remontoir"
 FLOOR = "deadline_floor"
-DEFAULT_MS, CHOSEN_MS = 10, (3, 5)  # the source's; what seed 000's scripts have
+DEFAULT_MS, CHOSEN_MS = 10, (3, 5)  # the source's; what that re-run's scripts have
 WITHIN_POINTS = 1.0
 QUICK_SWEEP: dict[str, list[Value]] = {"schedule_ahead_ms": [3, 10], "slo_ms": [10, 50, 250]}
 QUICK_ADAPTIVE: dict[str, list[Value]] = {
@@ -203,4 +205,6 @@ def _write_adaptive(records: Records, section: Section) -> None:
     )
 
 
-EXPERIMENT = Experiment(NUMBER, "schedule_ahead: seed 000, and the adaptive rule", jobs, write)
+EXPERIMENT = Experiment(
+    NUMBER, "schedule_ahead: the re-run's sweep, and the adaptive rule", jobs, write
+)

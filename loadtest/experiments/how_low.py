@@ -18,7 +18,7 @@ OURS, THEIRS = "remontoir", "clockwork:schedule_ahead_ms=5"
 LINE, TABLE = "63-how-low", "63-how-low-table"
 TARGET = 0.92
 TARGET_AT = {"num_models": 12, "rate_per_s": 2400, "slo_ms": 6.525}
-# What the published rules gave in a prototype's model of this experiment.
+# What the published rules gave in a first study of this experiment.
 THEIRS_ABOUT = 0.05
 BUSY_PER_S = 2400
 FEW = (OURS, THEIRS, "clockwork:schedule_ahead_ms=2,margin_ms=1", "symphony")
@@ -90,7 +90,7 @@ def _judge(section: Section, line: Records) -> None:
         return
     section.say(
         f"At that point Clockwork's rules with schedule_ahead 5 ms reach "
-        f"{theirs.text(1, scale=100, unit=' %')} here (a prototype's model of them: about "
+        f"{theirs.text(1, scale=100, unit=' %')} here (a first study of them: about "
         f"{THEIRS_ABOUT * 100:.0f} %)."
         + (
             f" What is missing to the target is {(TARGET - ours.mean) * 100:.1f} points; a "

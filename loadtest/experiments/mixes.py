@@ -22,7 +22,7 @@ OURS = "remontoir"
 SIZES, SLOS, BURSTS = "80-mixed-sizes", "81-mixed-slos", "82-bursts"
 OVERLOAD, LOST, NOISE = "83-overload", "84-worker-lost", "85-noise"
 FAST, SLOW = 0, 1
-# (devices, fast r/s, slow r/s); attainment that a prototype of the blocking cap had there.
+# (devices, fast r/s, slow r/s); what a first study of the blocking cap attained.
 SIZE_SETTINGS = (
     (4, 1500, 200, 1.0),
     (4, 2500, 300, 0.998),
@@ -100,14 +100,14 @@ def _sizes(records: Records, section: Section) -> None:
         rows,
         words=2,
     )
-    for num_devices, fast, slow, prototype in SIZE_SETTINGS:
+    for num_devices, fast, slow, studied in SIZE_SETTINGS:
         at = _at_size(records, num_devices, fast, slow)
         ours = at.where(policy=OURS).spread(attainment)
-        # as many digits as the prototype's figure has
-        is_met = None if ours is None else round(ours.mean, 3) >= prototype
+        # as many digits as that study's figure has
+        is_met = None if ours is None else round(ours.mean, 3) >= studied
         section.verdict(
-            f"mixed sizes, {num_devices} GPUs, {fast:,} + {slow} r/s: at least the prototype's "
-            f"{prototype:.3f}",
+            f"mixed sizes, {num_devices} GPUs, {fast:,} + {slow} r/s: at least the first study's "
+            f"{studied:.3f}",
             is_met,
             "" if ours is None else ours.text(4),
         )

@@ -20,7 +20,8 @@ MODELS_AT, NUM_MODELS = 50, (500, 3000, 9000)
 MODEL_PAGES, SPARE_PAGES, FULL_PAGES = 6, 12, 1376
 REQUESTS = 20_000  # measured of each run
 FLAT = 1.5
-# Clockwork's controller: as published, and in the re-run of seed 000's authors on 30 cores.
+# Clockwork's controller: as published, and in a re-run on 30 cores
+# (SZU-AdvTech-2023, no. 296).
 PUBLISHED_PER_S, RERUN_PER_S = 103_000, 68_171
 
 

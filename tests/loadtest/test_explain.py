@@ -60,15 +60,17 @@ def test_a_batch_is_told_from_arrival_to_answer(told: Told) -> None:
         "w2#two-2: its weights were absent (1 of 5 pages free); idle.",
         "w1#one-1: its weights were resident; busy for another 10.0 ms with 1 row of a.",
     ]
+    # Where else its model is loaded meanwhile is the policy's matter.
+    own = [line for line in lines[5:] if "told to load" not in line and "it loaded" not in line]
     for line, told_as in zip(
-        lines[5:],
+        own,
         (
             r"It was let in, with an answer predicted for [\d.]+ ms after arrival\.",
-            r"It was sent to w1#one-1 [\d.]+ ms after arrival, in a batch of \d rows with \d other "
+            r"It was sent to w\d#\w+-\d [\d.]+ ms after arrival, in a batch of \d rows with \d other "
             r"requests? \([\d, ]+\); expected to execute for [\d.]+ ms\.",
-            r"w1#one-1 had received it [\d.]+ ms after arrival, executed from [\d.]+ ms after "
+            r"w\d#\w+-\d had received it [\d.]+ ms after arrival, executed from [\d.]+ ms after "
             r"arrival on for [\d.]+ ms, and the gateway heard of the end 0\.100 ms after it\.",
-            r"It was served [\d.]+ ms after arrival: good, with 1\d\d ms to spare, [\d.]+ ms "
+            r"It was served [\d.]+ ms after arrival: good, with \d+ ms to spare, [\d.]+ ms "
             r"(later|earlier) than predicted \([\d.]+ ms\)\.",
             r"Of its wait, [\d.]+ ms was in the queue\.",
         ),

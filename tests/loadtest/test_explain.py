@@ -66,8 +66,8 @@ def test_a_batch_is_told_from_arrival_to_answer(told: Told) -> None:
         own,
         (
             r"It was let in, with an answer predicted for [\d.]+ ms after arrival\.",
-            r"It was sent to w\d#\w+-\d [\d.]+ ms after arrival, in a batch of \d rows with \d other "
-            r"requests? \([\d, ]+\); expected to execute for [\d.]+ ms\.",
+            r"It was sent to w\d#\w+-\d [\d.]+ ms after arrival, in a batch of \d rows with \d "
+            r"other requests? \([\d, ]+\); expected to execute for [\d.]+ ms\.",
             r"w\d#\w+-\d had received it [\d.]+ ms after arrival, executed from [\d.]+ ms after "
             r"arrival on for [\d.]+ ms, and the gateway heard of the end 0\.100 ms after it\.",
             r"It was served [\d.]+ ms after arrival: good, with \d+ ms to spare, [\d.]+ ms "

@@ -8,6 +8,7 @@ import asyncio
 import json
 import urllib.parse
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import httpx
@@ -15,6 +16,10 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 HANG_S = 60.0  # a guard: what is bounded by it takes a fraction of a second
+
+# What the story that is played has opened: `play` closes what it leaves, however it ends. A loop
+# that is closed over open connections spoils the tests that come after.
+_OPENED: ContextVar[list["Connection"]] = ContextVar("_OPENED")
 
 
 class Answer(NamedTuple):
@@ -41,7 +46,9 @@ class Connection:
 
     @classmethod
     async def open(cls, url: str) -> "Connection":
-        return cls(*await asyncio.open_connection(*address_of(url)))
+        connection = cls(*await asyncio.open_connection(*address_of(url)))
+        _OPENED.get().append(connection)
+        return connection
 
     def send(self, body: bytes, *, length: int | None = None, headers: str = "") -> None:
         """`length` is what the head announces, if not the truth."""
@@ -74,9 +81,21 @@ def post_head(length: int, headers: str = "") -> bytes:
 
 
 def play(story: Callable[[], Coroutine[Any, Any, None]], *, hang_s: float = HANG_S) -> None:
-    """Runs a story to its end."""
+    """Runs a story to its end, and closes every connection that it opened."""
+
+    async def played() -> None:
+        opened: list[Connection] = []
+        _OPENED.set(opened)
+        try:
+            await asyncio.wait_for(story(), hang_s)
+        finally:
+            for connection in opened:
+                connection.close()
+            closing = [connection.writer.wait_closed() for connection in opened]
+            await asyncio.gather(*closing, return_exceptions=True)
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(story(), hang_s))
+        runner.run(played())
 
 
 async def ask_on_new_connection(url: str, body: bytes) -> Answer:

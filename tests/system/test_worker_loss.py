@@ -57,12 +57,12 @@ def pid_of(gateway: RunningGateway, worker: str) -> int:
 
 
 def holder_of(url: str, model: str) -> str:
-    (holder,) = [w for w in ("local-0", "local-1") if state_on(url, model, w) == "resident"]
-    return holder
+    """Who executes it: the first of them, where a second has got a copy already."""
+    return next(w for w in ("local-0", "local-1") if state_on(url, model, w) == "resident")
 
 
 async def answers_with_a_killing(gateway: RunningGateway, num_requests: int) -> list[Answer]:
-    """Asks for all at once, and kills who executes them when the first has been answered."""
+    """Asks for all at once, and kills one who executes them when the first has been answered."""
     connections = [await Connection.open(gateway.url) for _ in range(num_requests)]
     for connection in connections:
         connection.send(bytes_body(SLOW))

@@ -13,7 +13,7 @@ from scheduler.model_queue import ModelQueue
 from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
 from scheduler.policies.batching.blocking_cap import BlockingCap
 from scheduler.policies.batching.building import build
-from scheduler.policies.batching.overload_key import OVERLOADED, least_loss
+from scheduler.policies.batching.overload_key import OVERLOADED, is_ripe, least_loss
 from scheduler.policies.batching.tenant_floors import build_owed
 from scheduler.state import SchedulerState
 
@@ -36,9 +36,11 @@ class LeastLatestStart:
 
     Short work with more requests per millisecond goes first where the most urgent can wait for it
     (in overload the urgent head is always a long one at its limit, and short work would be deferred
-    into that crowd). And before a long batch starts, the shorter queues whose latest start falls
-    inside it are looked at: the batch is cut short or waits if that loses nothing; if one side must
-    lose, the side with more requests per millisecond wins.
+    into that crowd; but there a batch that can wait and would grow by it does, since fourteen rows
+    of a model that is much asked for cost what four batches of one would). And before a long batch
+    starts, the shorter queues whose latest start falls inside it are looked at: the batch is cut
+    short or waits if that loses nothing; if one side must lose, the side with more requests per
+    millisecond wins.
     """
 
     def __init__(self, *, blocking_cap: bool = True, overload_key: bool = True) -> None:
@@ -131,13 +133,15 @@ class LeastLatestStart:
         chosen = plans[0]
         if len(plans) == 1:
             return chosen
-        if self._has_overload_key and state.utilisation > OVERLOADED:
-            chosen = least_loss(plans, device, len(state.devices), margin_ns)
+        is_overloaded = self._has_overload_key and state.utilisation > OVERLOADED
+        if is_overloaded:
+            chosen = least_loss(state, plans, device, margin_ns)
         else:
             chosen = _least_latest_start(plans, device, margin_ns)
         for plan in plans:
             if plan.queue is not chosen.queue:
-                chosen = _first_of(chosen, plan, margin_ns, device)
+                may_grow = is_overloaded and not is_ripe(state, plan)
+                chosen = _first_of(chosen, plan, margin_ns, device, may_grow=may_grow)
         return chosen
 
     def on_finished(self, device: DeviceMirror, batch: FinishedBatch, now: int) -> None:
@@ -155,17 +159,22 @@ def _least_latest_start(plans: list[BatchPlan], device: DeviceMirror, margin_ns:
 
 
 def _first_of(
-    urgent: BatchPlan, other: BatchPlan, margin_ns: int, device: DeviceMirror
+    urgent: BatchPlan, other: BatchPlan, margin_ns: int, device: DeviceMirror, *, may_grow: bool
 ) -> BatchPlan:
-    """Which of two batches goes first, when `other` may not be able to wait for `urgent`."""
+    """Which of two batches goes first, when `other` may not be able to wait for `urgent`.
+    `may_grow`: if it can, it should, and be a larger one then.
+    """
     is_denser = other.rows * urgent.expected_ns > urgent.rows * other.expected_ns
     if SHORTER * other.expected_ns > urgent.expected_ns or not is_denser:
         return urgent
-    if _latest_start(urgent, device, margin_ns) >= urgent.start_ns + other.expected_ns:
+    can_wait = _latest_start(urgent, device, margin_ns) >= urgent.start_ns + other.expected_ns
+    if can_wait and not may_grow:
         return other
     wait_ns = _latest_start_of_all(other, device, margin_ns) - urgent.start_ns
     if urgent.expected_ns <= wait_ns:
         return urgent
+    if can_wait:
+        return other
     shorter = build(urgent.queue, device, urgent.start_ns, margin_ns, max_ns=wait_ns)
     if shorter is not None and shorter.expected_ns <= wait_ns:
         return shorter

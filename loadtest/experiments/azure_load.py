@@ -53,11 +53,11 @@ def part_s(case: Case) -> float:
 
 
 def window_starts(case: Case) -> list[float]:
-    """Where windows of the bound begin: in each of the first minutes after the warm-up that all
-    policies are played for, half a minute in.
+    """Where windows of the bound begin: with each of the first minutes after the warm-up, those
+    that all policies are played for.
     """
     entry = case.setup.workload[0]
     assert isinstance(entry, AzureFunctions)
-    begin_s = case.setup.warmup_s + entry.minute_s / 2
+    begin_s = case.setup.warmup_s
     starts = [begin_s + number * entry.minute_s for number in range(FIRST_MINUTES)]
     return [round(at_s, 3) for at_s in starts if at_s < case.duration_s]

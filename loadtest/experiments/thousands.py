@@ -25,9 +25,10 @@ MAJOR, MINOR = 0, 1
 TARGET_MINOR, TARGET_MAJOR = 0.999, 0.95
 BUCKETS = 50
 # Windows where the bound is taken: where they begin, as shares of the measured time, and how many
-# requests they hold.
-WINDOWS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
-WINDOW_REQUESTS = 6_000
+# requests they hold. A window that is short flatters the bound, which has the devices to itself
+# until the last deadline: at 18,000 requests that is 0.7 % of its time.
+WINDOWS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.9)
+WINDOW_REQUESTS = 18_000
 
 
 def jobs(length: Length) -> list[Job]:

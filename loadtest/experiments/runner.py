@@ -214,9 +214,12 @@ def _jobs_of(tasks: Mapping[int, _Task]) -> list[Job]:
 
 
 def _tasks(jobs: Sequence[Job]) -> list[_Task]:
-    """Seed by seed. Costs are measured of the pure core too, where this one is compiled."""
+    """Seed by seed. Costs are measured of the pure core too, where this one is compiled: of one
+    seed, since they are measured alone on the machine.
+    """
     ordered = sorted(jobs, key=lambda job: job.case.seed)
     tasks = [_Task(job, is_pure=False) for job in ordered]
     if build.IS_COMPILED:
-        tasks += [_Task(job, is_pure=True) for job in ordered if job.kind == "cost"]
+        costs = [job for job in ordered if job.kind == "cost"]
+        tasks += [_Task(job, True) for job in costs if job.case.seed == costs[0].case.seed]
     return tasks

@@ -112,8 +112,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     reply_margin_ns: int = 500_000
     # Beyond this many, queueing is memory without purpose: every one of them costs its payload.
     max_queued_requests: int = 16_384
-    # Tenant → weight of the floor it is guaranteed of the devices' time while there is too much to
-    # do (scheduler/tenants.py). Empty: all are one tenant, and nothing is counted.
+    # Tenant → weight of the floor it is guaranteed while there is too much to do: half of the
+    # devices' time is divided by these (scheduler/tenants.py). Empty: all are one tenant, and
+    # nothing is counted.
     tenant_weights: dict[str, float] = {}
     # (event, commands) pairs kept for `story()`.
     story_length: int = 512

@@ -94,7 +94,7 @@ def write(records: Records, section: Section) -> None:
     own = records.where(TENANTS, kind="run", policy=OURS)
     for words, part in (
         ("", played.where(policy=OURS)),
-        (", as a tenant of its own with a floor of half of the device", own),
+        (", as a tenant of its own with a floor of a quarter of the device", own),
     ):
         minor = part.spread(stream_attainment(MINOR))
         section.verdict(

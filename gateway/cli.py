@@ -156,12 +156,14 @@ def compile_models(
     models: flags.ModelsDir = None,
     page_mb: flags.PageMb = None,
     cache_dir: flags.CacheDir = None,
+    catalog_out: flags.CatalogOut = None,
 ) -> None:
     """Compile and measure what `serve` would, without serving, and show it.
 
     \b
     Example:
       remontoir compile --models demo-models
+      remontoir compile --models demo-models --catalog-out mine.json
     """
     from gateway import display
     from scheduler.spec import ModelSpec
@@ -169,7 +171,7 @@ def compile_models(
     if models is None:
         raise CommandError("which models? Give --models DIR.", exit_code=2)
     with tempfile.TemporaryDirectory(prefix="remontoir-") as directory:
-        catalogue = Path(directory) / "catalogue.json"
+        catalogue = catalog_out or Path(directory) / "catalogue.json"
         command = [*program("gpuworker"), "compile", "--catalog-out", str(catalogue)]
         command += _given_flags(models=models, page_mb=page_mb, cache_dir=cache_dir)
         exit_code = subprocess.call(command)

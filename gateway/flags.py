@@ -32,6 +32,16 @@ ModelsDir = Annotated[
         "DIR/<model>/config.yaml (Triton's layout).",
     ),
 ]
+CatalogOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--catalog-out",
+        metavar="FILE",
+        dir_okay=False,
+        help="Also write what was measured, as JSON: `profile: {catalogue: FILE, model: NAME}` "
+        "of a scenario plays it.",
+    ),
+]
 CacheDir = Annotated[
     Path | None,
     typer.Option(

@@ -5,13 +5,14 @@ imported only when one is needed.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -114,6 +115,9 @@ def _backend(config: WorkerConfig) -> Backend:
 
 
 def _compile(args: argparse.Namespace) -> int:
+    catalogue: Path = args.catalog_out
+    with _names_catalogue(catalogue):  # now, not after minutes of compiling
+        catalogue.parent.mkdir(parents=True, exist_ok=True)
     if args.emulate is not None:
         specs = emulated_specs(args.emulate)
     elif args.models is None:
@@ -124,13 +128,23 @@ def _compile(args: argparse.Namespace) -> int:
         specs = compile_repository(
             args.models, args.cache_dir, page_bytes=args.page_mb * MEBIBYTE, quiet=args.quiet
         )
-    _write_atomically(args.catalog_out, msgspec.json.encode(specs))
+    with _names_catalogue(catalogue):
+        _write_atomically(catalogue, msgspec.json.encode(specs))
     return 0
+
+
+@contextlib.contextmanager
+def _names_catalogue(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:
+        raise ConfigError(f"--catalog-out {path}: {path.parent} is no directory") from error
+    except OSError as error:
+        raise ConfigError(f"--catalog-out {path}: {error.strerror}") from error
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
     """A reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

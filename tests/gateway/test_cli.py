@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from gateway import cli
 from scheduler import __version__
 from scheduler.build import describe
 from scheduler.policies import POLICIES
+from scheduler.spec import ModelSpec
 from tests.gateway.running import (
     RunningGateway,
     doubling_model,
@@ -214,6 +216,18 @@ def test_compile_of_a_missing_directory_fails_with_the_workers_line(remontoir: R
     assert (code, out) == (2, "")
     assert "/no/such" in err
     assert len(err.splitlines()) == 1
+
+
+def test_compile_writes_what_it_measured_where_it_is_told(
+    remontoir: Remontoir, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "models" / "double", doubling_model())
+    catalogue = tmp_path / "mine.json"
+    code, out, _ = remontoir("compile", "--models", tmp_path / "models", "--catalog-out", catalogue)
+    assert code == 0
+    assert "double" in out
+    (spec,) = msgspec.json.decode(catalogue.read_bytes(), type=list[ModelSpec])
+    assert (spec.name, spec.profile.shapes[0].exec_ns.keys()) == ("double", {1, 2, 4, 8, 16})
 
 
 @pytest.mark.parametrize("command", [["models"], ["infer", "m", "--json", "[1]"]])

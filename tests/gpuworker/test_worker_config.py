@@ -80,6 +80,14 @@ def test_the_catalogue_of_an_emulation_is_written_whole(tmp_path: Path) -> None:
     [
         (["compile", "--emulate", "h100", "--catalog-out", "x"], "no emulation 'h100'"),
         (["compile", "--catalog-out", "x"], "--models is needed"),
+        (
+            ["compile", "--emulate", "clockwork-v100", "--catalog-out", "/dev/null/x.json"],
+            "--catalog-out /dev/null/x.json: /dev/null is no directory",
+        ),
+        (
+            ["compile", "--emulate", "clockwork-v100", "--catalog-out", "/dev"],
+            "--catalog-out /dev: Is a directory",
+        ),
     ],
 )
 def test_unusable_arguments_end_with_one_line_and_code_2(

@@ -1,60 +1,39 @@
-"""What share of the clairvoyant bound a run has reached: `remontoir simulate --bound`.
+"""How a run stands beside what no scheduler can pass: `remontoir simulate --bound`.
 
-Owns which requests of a run the bound is asked for. How it is found: loadtest/bound.
+Owns which requests of a run are held against the bound. The bound itself is that of `remontoir
+bound`, loadtest/bound/of_case.py.
 """
 
 import numpy as np
 
-from loadtest.scenario_setup import Crash, Setup
-from loadtest.simulate import Run, window_of
-from loadtest.stage import models_of
-from loadtest.workloads import Closed
+from loadtest.bound.of_case import bound_of
+from loadtest.results import OfBound
+from loadtest.simulate import Run
 from scheduler.spec import MILLISECOND_NS, SECOND_NS
 
-# Beyond it minutes pass, and shares no longer change.
-MAX_REQUESTS = 20_000
-FOR_EVER_NS = 1 << 62
 
+def of_bound(run: Run) -> OfBound | None:
+    """None where nothing was collected that could be held against it.
 
-def share_of_bound(run: Run) -> float | None:
-    """Good requests per request that a clairvoyant scheduler could have served at the most.
-
-    Over the first MAX_REQUESTS of the measured window. None for closed loops, whose requests depend
-    on the answers, and for a window without a request that could be served.
+    The bound counts an open loop's requests, and those of the same window are counted here. With
+    closed loops it is a rate, so that all good requests of the window are held against it.
     """
-    from loadtest.bound.instance import Asked, Outage, batch_times, instance_of
-    from loadtest.bound.shortest_path import upper_bound
-
-    setup = run.case.setup
-    if run.tables is None or any(isinstance(entry, Closed) for entry in setup.workload):
+    if run.tables is None:
         return None
-    requests = run.tables.requests.only("arrival_ns", "model", "slo_ns", "is_good")
-    begin_ns, end_ns = window_of(run.case)
-    arrivals = requests["arrival_ns"]
-    inside = requests.rows((arrivals >= begin_ns) & (arrivals < end_ns))
-    first = inside.rows(np.argsort(inside["arrival_ns"], kind="stable")[:MAX_REQUESTS])
-    columns = (first["arrival_ns"].tolist(), first.texts("model"), first["slo_ns"].tolist())
-    away_ns = round(min(devices.delay_ms for devices in setup.devices) * MILLISECOND_NS)
-    client_ns = round(setup.client_delay_ms * MILLISECOND_NS)
-    proven = upper_bound(
-        instance_of(
-            [Asked(*fields) for fields in zip(*columns, strict=True)],
-            {model.name: batch_times(model) for model in models_of(setup)},
-            num_devices=sum(devices.count for devices in setup.devices),
-            before_ns=away_ns,
-            after_ns=away_ns + client_ns,
-            outages=[Outage(*outage) for outage in _outages(setup)],
-        )
+    bound = bound_of(run.case)
+    requests = run.tables.requests
+    asked_ns = requests["arrival_ns"] - round(run.case.setup.client_delay_ms * MILLISECOND_NS)
+    from_ns, until_ns = round(bound.from_s * SECOND_NS), round(bound.until_s * SECOND_NS)
+    # A window that is a part ends with its last request, and that one is in it.
+    inside = (asked_ns >= from_ns) & (asked_ns <= until_ns)
+    good = int(np.count_nonzero(inside & requests["is_good"]))
+    most: float = bound.most
+    if bound.closed_per_s:
+        most = bound.goodput_per_s * (bound.until_s - bound.from_s)
+    return OfBound(
+        share=good / most if most else None,
+        goodput_per_s=bound.goodput_per_s,
+        from_s=bound.from_s,
+        until_s=bound.until_s,
+        is_whole=bound.is_whole,
     )
-    return int(np.count_nonzero(first["is_good"])) / proven.most if proven.most else None
-
-
-def _outages(setup: Setup) -> list[tuple[int, int]]:
-    return [
-        (
-            round(fault.at_s * SECOND_NS),
-            FOR_EVER_NS if fault.down_s is None else round((fault.at_s + fault.down_s) * SECOND_NS),
-        )
-        for fault in setup.faults
-        if isinstance(fault, Crash)
-    ]

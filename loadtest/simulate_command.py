@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from loadtest.bound_share import of_bound
 from loadtest.results import read, write
 from loadtest.scenario import Case, ScenarioError, Value, load
 from loadtest.simulate import Run, run
@@ -58,11 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_lines(console, lines, shows_bound=options.bound)
     if options.plot:
         console.print(f"wrote {Path(options.out, 'index.html')}", markup=False, soft_wrap=True)
-    if options.bound and any(line.of_bound is None for line in lines):
-        console.print(
-            "-: no share of the bound, since a closed loop's requests depend on the answers, "
-            "or nothing could have been served"
-        )
 
 
 def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
@@ -151,13 +147,14 @@ def _line(case: Case, wanted: Wanted, report: Report | None = None) -> Line:
     with log as file:
         played = run(case, progress=report, log=file)
     assert played.summary is not None
+    if wanted.bound:
+        played.summary = msgspec.structs.replace(played.summary, of_bound=of_bound(played))
     return Line(
         case=case,
         summary=played.summary,
         num_requests=played.num_requests,
         wall_us=played.wall_ns / 1000 / max(1, played.num_requests),
         anomalies=played.anomalies,
-        of_bound=_of_bound(played) if wanted.bound else None,
         files=_written(played, wanted),
     )
 
@@ -240,12 +237,6 @@ def _as_folder(case: Case) -> str:
     """A folder's name for the run, readable and without characters that shells trip over."""
     kept = "".join(c if c.isalnum() or c in "=.,_-" else "-" for c in case.name)
     return kept
-
-
-def _of_bound(played: Run) -> float | None:
-    from loadtest.bound_share import share_of_bound
-
-    return share_of_bound(played)
 
 
 def _draw(lines: Sequence[Line], directory: str) -> None:

@@ -11,10 +11,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.bound.of_case import MAX_REQUESTS
 from loadtest.results import Summary
 from loadtest.scenario import Case
+from loadtest.workloads import Closed
 
 FIGURES = ("goodput/s", "attained", "late", "refused", "p50 ms", "p99 ms", "batch", "us/req")
+ASK_FOR_BOUND = "With --bound: the percentage of what any scheduler could have served."
 ROOMY_WIDTH = 110  # of a terminal where there is place between columns
 
 
@@ -26,7 +29,6 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int
     wall_us: float  # of the whole run, per request
     anomalies: dict[str, int]
-    of_bound: float | None = None
     files: tuple[str, ...] = ()
 
 
@@ -56,9 +58,11 @@ def print_lines(console: Console, lines: Sequence[Line], *, shows_bound: bool = 
             line.case.policy,
             str(line.case.seed),
             *_figures(line),
-            *[_percent(line.of_bound, 1)] * shows_bound,
+            *[_percent(_share_of_bound(line), 1)] * shows_bound,
         )
     console.print(table)
+    for sentence in _about_bound(lines) if shows_bound else (ASK_FOR_BOUND,):
+        console.print(sentence, markup=False, soft_wrap=True)
     for line in lines:
         if line.anomalies:
             console.print(f"{line.case.name}: anomalies {line.anomalies}", markup=False)
@@ -80,6 +84,25 @@ def _figures(line: Line) -> list[str]:
         _or_dash(group.mean_batch),
         f"{line.wall_us:.0f}",
     ]
+
+
+def _share_of_bound(line: Line) -> float | None:
+    return None if line.summary.of_bound is None else line.summary.of_bound.share
+
+
+def _about_bound(lines: Sequence[Line]) -> list[str]:
+    """What the column cannot say of itself, a line each."""
+    told = []
+    if any(isinstance(entry, Closed) for line in lines for entry in line.case.setup.workload):
+        told.append(
+            "of bound: with closed loops it is of the goodput that devices and clients could have "
+            "in the long run."
+        )
+    if any(line.summary.of_bound and not line.summary.of_bound.is_whole for line in lines):
+        told.append(f"of bound: over the first {MAX_REQUESTS:,} counted requests of a run.")
+    if any(_share_of_bound(line) is None for line in lines):
+        told.append("-: nothing could have been served.")
+    return told
 
 
 def _percent(share: float | None, digits: int) -> str:

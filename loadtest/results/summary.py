@@ -82,10 +82,26 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     completion_error_p99_us: float | None = None
 
 
+class OfBound(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run stands beside what no scheduler can pass (loadtest/bound), from_s to until_s.
+
+    `share` is of the requests that could have been good at the most, None if that is none. With
+    closed loops it is of `goodput_per_s`, a ceiling for the long run: a short window may pass it by
+    what arrives in it and is served after. `is_whole`: the bound is of the whole measured window.
+    """
+
+    share: float | None
+    goodput_per_s: float
+    from_s: float
+    until_s: float
+    is_whole: bool
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """`run` over everything; the rest by the stream's number, the model's or the tenant's name.
 
-    `handle_us` is wall time in `Scheduler.handle` per request, where it was measured.
+    `handle_us` is wall time in `Scheduler.handle` per request, where it was measured; `of_bound` is
+    there where the bound was asked for.
     """
 
     window_begin_ns: int
@@ -95,6 +111,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, Group]
     tenants: dict[str, Group]
     handle_us: float | None = None
+    of_bound: OfBound | None = None
 
 
 def summarise(

@@ -5,17 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from loadtest import simulate_command
-from loadtest.bound_share import share_of_bound
-from loadtest.results import read
+from loadtest.bound.of_case import bound_of
+from loadtest.bound_share import of_bound
+from loadtest.results import OfBound, read
 from loadtest.scenario import Case, ScenarioError, load
 from loadtest.scenario_setup import Crash, Devices, Models, Profile, Setup
-from loadtest.simulate import run, window_of
+from loadtest.simulate import Run, run, window_of
 from loadtest.simulate_command import main
-from loadtest.simulate_table import print_lines
+from loadtest.simulate_table import Line, print_lines
 from loadtest.workloads import Closed, Poisson, WorkloadEntry
 from scheduler.events import (
     ActionFinished,
@@ -176,7 +178,14 @@ def test_no_answer_is_lost_when_a_worker_is() -> None:
     assert {"w0", "w0.1"} <= workers
 
 
-def test_a_run_has_a_share_of_the_bound_unless_its_requests_depend_on_its_answers() -> None:
+def share_of_bound(of: Run) -> float:
+    found = of_bound(of)
+    assert found is not None
+    assert found.share is not None
+    return found.share
+
+
+def test_a_run_has_a_share_of_the_bound() -> None:
     easy = run(case(STEADY, warmup_s=0.2, client_delay_ms=0.5))
     assert easy.summary is not None
     assert easy.summary.run.attainment == share_of_bound(easy) == 1.0
@@ -185,12 +194,43 @@ def test_a_run_has_a_share_of_the_bound_unless_its_requests_depend_on_its_answer
     away = (Crash(worker=1, at_s=0.0, detect_ms=0.0),)
     hard = run(case(hard_workload, faults=away, num_devices=2))
     assert hard.summary is not None
-    share = share_of_bound(hard)
-    assert share is not None
     assert hard.summary.run.attainment is not None
-    assert hard.summary.run.attainment + 0.05 < share <= 1.0
-    assert share_of_bound(run(case(CLIENTS))) is None
-    assert share_of_bound(run(case(STEADY), collects=False)) is None
+    assert hard.summary.run.attainment + 0.05 < share_of_bound(hard) <= 1.0
+    assert of_bound(run(case(STEADY), collects=False)) is None
+
+
+def test_the_share_is_of_what_remontoir_bound_says_where_weights_do_not_fit() -> None:
+    """40 models of 4 pages each on a device with 20: a clairvoyant has to load them, too."""
+    setup = Setup(
+        duration_s=1.0,
+        models=(Models(name="m", profile=LINE, count=40),),
+        devices=(Devices(pages=20),),
+        workload=(STEADY,),
+    )
+    played = run(Case(scenario="test", setup=setup, duration_s=1.0))
+    bound = bound_of(played.case)
+    assert bound.counts_loads
+    assert bound.most < bound.num_requests
+    assert played.summary is not None
+    assert share_of_bound(played) == played.summary.run.good / bound.most
+
+
+def test_closed_loops_have_a_share_of_the_goodput_that_they_can_have() -> None:
+    clients = run(case(CLIENTS, warmup_s=0.2))
+    both = run(case(CLIENTS, STEADY, warmup_s=0.2))
+    for played in (clients, both):
+        assert played.summary is not None
+        ceiling_per_s = bound_of(played.case).goodput_per_s
+        goodput_per_s = played.summary.run.goodput_per_s
+        assert share_of_bound(played) == pytest.approx(goodput_per_s / ceiling_per_s)
+        assert 0.5 < share_of_bound(played) < 1.05
+
+
+def test_nothing_that_could_be_served_has_no_share() -> None:
+    hopeless = Poisson(models="m*", slo_ms=1.0, rate_per_s=50.0)
+    found = of_bound(run(case(hopeless)))
+    assert found is not None
+    assert (found.share, found.goodput_per_s) == (None, 0.0)
 
 
 # ---------------------------------------------------------------------- the command
@@ -215,14 +255,38 @@ def test_the_share_of_the_bound_is_a_column_when_it_is_asked_for(
         " workload: [{kind: poisson, models: m, slo_ms: 50, rate_per_s: 100}]}"
     )
     main([str(path), "--bound"])
-    assert "bound" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "bound" in shown
+    assert "With --bound" not in shown
     main([str(path)])
-    assert "bound" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "With --bound: the percentage of what any scheduler could have served." in shown
+    assert shown.count("bound") == 1
 
 
-def test_no_share_of_the_bound_is_said_to_be_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_has_a_share_and_says_of_what(capsys: pytest.CaptureFixture[str]) -> None:
     main([str(EXAMPLE), *ONE, "--duration-s", "1.2", "--bound"])
-    assert "-: no share of the bound, since a closed loop's" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    [row] = [line for line in shown.splitlines() if "fifo" in line]
+    assert row.split()[-1].endswith("%")
+    assert "of bound: with closed loops it is of the goodput that devices" in shown
+
+
+def test_what_a_share_of_the_bound_is_not_of_is_said() -> None:
+    screen = io.StringIO()
+    played = run(case(Poisson(models="m*", slo_ms=1.0, rate_per_s=50.0)))
+    assert played.summary is not None
+    none = OfBound(share=None, goodput_per_s=0.0, from_s=0.0, until_s=0.5, is_whole=False)
+    line = Line(
+        case=played.case,
+        summary=msgspec.structs.replace(played.summary, of_bound=none),
+        num_requests=50,
+        wall_us=1.0,
+        anomalies={},
+    )
+    print_lines(Console(file=screen, width=120), [line], shows_bound=True)
+    assert "of bound: over the first 20,000 counted requests of a run." in screen.getvalue()
+    assert "-: nothing could have been served." in screen.getvalue()
 
 
 def test_tables_are_written_and_read_back(

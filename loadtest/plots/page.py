@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from loadtest.results.summary import Group
+from loadtest.results.summary import Group, Summary
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff;
@@ -30,6 +30,7 @@ class Picture(NamedTuple):
     caption: str = ""
 
 
+OF_BOUND = "of bound (%)"
 # Heading → how a group's figure is written under it.
 _COLUMNS: dict[str, Callable[[Group], str]] = {
     "requests": lambda g: f"{g.requests:,}",
@@ -54,11 +55,11 @@ _COLUMNS: dict[str, Callable[[Group], str]] = {
 
 def html_page(
     title: str,
-    groups: Mapping[str, Group],
+    runs: Mapping[str, Summary],
     pictures: Sequence[Picture],
     facts: Mapping[str, str] | None = None,
 ) -> str:
-    """`groups` are the lines of the table, by what they are of; `facts` stand above it."""
+    """`runs` are the lines of the table, by what they are of; `facts` stand above it."""
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
@@ -67,8 +68,8 @@ def html_page(
     if facts:
         told = " · ".join(f"{escape(k)}: {escape(v)}" for k, v in facts.items())
         parts.append(f"<p>{told}</p>")
-    if groups:
-        parts.append(_table(groups))
+    if runs:
+        parts.append(_table(runs))
     for picture in pictures:
         data = base64.b64encode(picture.png).decode()
         parts.append(
@@ -80,15 +81,19 @@ def html_page(
     return "\n".join(parts)
 
 
-def _table(groups: Mapping[str, Group]) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in ("run", *_COLUMNS))
-    lines = "".join(
-        f"<tr><td>{escape(name)}</td>"
-        + "".join(f"<td>{escape(write(group))}</td>" for write in _COLUMNS.values())
-        + "</tr>"
-        for name, group in groups.items()
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{lines}</table></div>'
+def _table(runs: Mapping[str, Summary]) -> str:
+    """The share of the bound is the last column, where it was asked for."""
+    has_bound = any(summary.of_bound is not None for summary in runs.values())
+    headings = ("run", *_COLUMNS, *[OF_BOUND] * has_bound)
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    lines = []
+    for name, summary in runs.items():
+        cells = [name, *(write(summary.run) for write in _COLUMNS.values())]
+        if has_bound:
+            share = None if summary.of_bound is None else summary.of_bound.share
+            cells.append(_number(share, 1, 100))
+        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 
 
 def _number(value: float | None, digits: int, factor: float = 1) -> str:

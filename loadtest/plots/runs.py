@@ -63,8 +63,8 @@ def write_page(
     facts = {"runs": str(len(runs))}
     if runs:
         facts = {"scenario": runs[0].meta.scenario, **facts, **runs[0].meta.versions}
-    groups = {run.text: run.summary.run for run in runs}
-    page.write_text(html_page(title, groups, pictures, facts), encoding="utf-8")
+    summaries = {run.text: run.summary for run in runs}
+    page.write_text(html_page(title, summaries, pictures, facts), encoding="utf-8")
     written = [page]
     for name, picture in zip(_distinct([p.name for p in pictures]), pictures, strict=True):
         path = directory / f"{name}.png"
@@ -87,10 +87,33 @@ def _goodputs(runs: Sequence[DrawnRun]) -> list[Picture]:
             points.setdefault(x, []).append(run.summary.run.goodput_per_s)
         label = _axis_label(variable)
         title = f"Goodput by {label.split(' (')[0]}"
-        figure = goodput(series, title=title, x_label=label)
+        bound = _bound_by(variable, runs)
+        figure = goodput(series, title=title, x_label=label, bound=bound)
         caption = "Mean over seeds; bars are 95 % intervals (Student's t) from 3 seeds on."
+        bounds = [run.summary.of_bound for run in runs if run.summary.of_bound is not None]
+        if bound:
+            is_whole = all(of_bound.is_whole for of_bound in bounds)
+            of_first = "" if is_whole else ", here that of each run's first requests"
+            caption += f" No scheduler passes the upper bound{of_first}."
+        elif bounds:
+            caption += " Lines have bounds of their own: the table says what share was reached."
         pictures.append(Picture(f"goodput-{_file_stem(variable)}", title, png_of(figure), caption))
     return pictures
+
+
+def _bound_by(variable: str, runs: Sequence[DrawnRun]) -> dict[float, float]:
+    """x → the bound, the mean over seeds; nothing where another variable makes it another one."""
+    found: dict[float, dict[int, set[float]]] = {}
+    for run in runs:
+        if run.summary.of_bound is not None:
+            of_seeds = found.setdefault(float(run.meta.case[variable] or 0), {})
+            of_seeds.setdefault(run.meta.seed, set()).add(run.summary.of_bound.goodput_per_s)
+    if any(len(bounds) > 1 for of_seeds in found.values() for bounds in of_seeds.values()):
+        return {}
+    return {
+        x: sum(bound for bounds in of_seeds.values() for bound in bounds) / len(of_seeds)
+        for x, of_seeds in found.items()
+    }
 
 
 def _cdfs(runs: Sequence[DrawnRun]) -> list[Picture]:

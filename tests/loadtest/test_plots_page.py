@@ -7,8 +7,11 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
+
 from loadtest.plots import DrawnRun, Picture, html_page, write_page
-from loadtest.results import Collector, RunMeta, summarise
+from loadtest.plots.runs import _bound_by
+from loadtest.results import Collector, OfBound, RunMeta, summarise
 from tests.loadtest.results_story import Script, infer, inferred, ms, scheduler_with, served
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,7 +61,7 @@ class Page(HTMLParser):
 
 def test_a_page_carries_its_table_and_pictures() -> None:
     run = drawn_run("fifo", 1, {}, 4, False)
-    text = html_page("T & C", {"a <b>": run.summary.run}, [Picture("p", "Pic", b"\x89PNG", "why")])
+    text = html_page("T & C", {"a <b>": run.summary}, [Picture("p", "Pic", b"\x89PNG", "why")])
     page = Page(text)
     assert page.images == ["data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()]
     assert "<h1>T &amp; C</h1>" in text
@@ -103,6 +106,49 @@ def test_a_set_of_runs_becomes_files_and_a_page_that_fetches_nothing(tmp_path: P
     assert page.headings[0] == "Goodput by SLO"
     assert re.findall(r"https?://|<script|<link", text) == []
     assert "demo &lt;1&gt;" in text
+
+
+def bounded(run: DrawnRun, goodput_per_s: float, *, is_whole: bool = True) -> DrawnRun:
+    of_bound = OfBound(
+        share=0.5, goodput_per_s=goodput_per_s, from_s=0.0, until_s=1.0, is_whole=is_whole
+    )
+    return msgspec.structs.replace(
+        run, summary=msgspec.structs.replace(run.summary, of_bound=of_bound)
+    )
+
+
+def test_the_share_of_the_bound_is_a_column_where_it_was_asked_for() -> None:
+    plain = drawn_run("fifo", 1, {}, 4, False)
+    runs = {"asked": bounded(plain, 8.0).summary, "not": plain.summary}
+    head, asked, unasked = Page(html_page("T", runs, [])).cells
+    assert (head[-1], asked[-1], unasked[-1]) == ("of bound (%)", "50.0", "–")  # noqa: RUF001
+    assert "of bound (%)" not in html_page("T", {"not": plain.summary}, [])
+
+
+def test_the_bound_is_drawn_as_the_mean_over_seeds(tmp_path: Path) -> None:
+    runs = [
+        bounded(drawn_run(policy, seed, {"slo_ms": slo_ms}, 4, False), slo_ms + seed)
+        for policy in ("remontoir", "fifo")
+        for slo_ms in (10, 25)
+        for seed in (1, 3)
+    ]
+    assert _bound_by("slo_ms", runs) == {10.0: 12.0, 25.0: 27.0}
+    page = write_page(tmp_path, "Demo", runs)[0].read_text("utf-8")
+    assert "No scheduler passes the upper bound." in page
+    of_first = bounded(runs[0], 11, is_whole=False)
+    page = write_page(tmp_path, "Demo", [of_first, *runs[1:]])[0].read_text("utf-8")
+    assert "upper bound, here that of each run&#x27;s first requests." in page
+
+
+def test_no_bound_is_drawn_over_a_variable_that_is_not_its_only_one(tmp_path: Path) -> None:
+    runs = [
+        bounded(drawn_run("fifo", 1, {"slo_ms": slo_ms, "rate": rate}, 4, False), slo_ms + rate)
+        for slo_ms in (10, 25)
+        for rate in (100, 200)
+    ]
+    assert _bound_by("slo_ms", runs) == {}
+    page = write_page(tmp_path, "Demo", runs)[0].read_text("utf-8")
+    assert "Lines have bounds of their own" in page
 
 
 def test_pictures_whose_names_differ_in_signs_only_are_files_of_their_own(tmp_path: Path) -> None:

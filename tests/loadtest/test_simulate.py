@@ -258,6 +258,11 @@ def test_the_share_of_the_bound_is_a_column_when_it_is_asked_for(
     shown = capsys.readouterr().out
     assert "bound" in shown
     assert "With --bound" not in shown
+    main([str(path), "--bound", "--out", str(tmp_path / "out"), "--plot"])
+    assert "100.0%" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out/policy=remontoir,seed=1/summary.json").read_bytes())
+    assert summary["of_bound"]["share"] == 1.0
+    assert "of bound (%)" in (tmp_path / "out/index.html").read_text("utf-8")
     main([str(path)])
     shown = capsys.readouterr().out
     assert "With --bound: the percentage of what any scheduler could have served." in shown

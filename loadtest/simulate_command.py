@@ -25,6 +25,7 @@ from loadtest.scenario import Case, ScenarioError, Value, load
 from loadtest.simulate import Run, run
 from loadtest.simulate_table import Line, print_lines
 from loadtest.stage import check
+from loadtest.words import counted, listed
 from scheduler.spec import SECOND_NS
 
 PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
@@ -101,7 +102,7 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
                 lines.append(_line(case, wanted, report))
                 report(round(case.duration_s * SECOND_NS))
     if options.plot:
-        _draw(lines, options.out)
+        _draw(lines, Path(options.out), errors)
     return lines
 
 
@@ -239,9 +240,11 @@ def _as_folder(case: Case) -> str:
     return kept
 
 
-def _draw(lines: Sequence[Line], directory: str) -> None:
+def _draw(lines: Sequence[Line], directory: Path, errors: Console) -> None:
     """One page about all runs. Of runs that differ in their seed alone the first has its tables
     drawn, read back from its files: no more than one run's tables are written at a time.
+
+    Pictures that are there of other runs stay, since they may be wanted, and are spoken of.
     """
     from loadtest.plots import DrawnRun, write_page
 
@@ -252,7 +255,14 @@ def _draw(lines: Sequence[Line], directory: str) -> None:
         kept = None if run_of in seen else tables
         drawn.append(DrawnRun(meta=meta, summary=line.summary, tables=kept))
         seen.add(run_of)
-    write_page(directory, lines[0].case.scenario, drawn)
+    written = write_page(directory, lines[0].case.scenario, drawn)
+    if older := sorted(path.name for path in set(directory.glob("*.png")) - set(written)):
+        errors.print(
+            f"{directory}: {counted(len(older), 'picture')} there of other runs: {listed(older)}",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

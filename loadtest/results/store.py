@@ -41,14 +41,34 @@ def write(
     """Write the tables into the directory, which is made if need be; the files written.
 
     Raises ValueError for another format than "parquet" or "sqlite", RuntimeError with what to
-    install if Parquet is wanted without its library. A file of the same name is replaced.
+    install if Parquet is wanted without its library. What was written there before is replaced, in
+    whichever format: a folder is of one run, and whoever reads it must not find an older one.
     """
     directory = Path(directory)
     if format not in ("parquet", "sqlite"):
         raise ValueError(f"results are written as parquet or sqlite, not {format!r}")
     directory.mkdir(parents=True, exist_ok=True)
     if format == "sqlite":
-        return [_write_sqlite(tables, directory / SQLITE_FILE, meta)]
+        written = [_write_sqlite(tables, directory / SQLITE_FILE, meta)]
+    else:
+        written = _write_parquet(tables, directory, meta)
+    for path in (directory / SQLITE_FILE, *(directory / f"{name}.parquet" for name in COLUMNS)):
+        if path not in written:
+            path.unlink(missing_ok=True)
+    return written
+
+
+def read(directory: str | Path) -> tuple[Tables, RunMeta]:
+    """What `write` wrote there. FileNotFoundError names what is missing."""
+    directory = Path(directory)
+    if (directory / "requests.parquet").exists():
+        return _read_parquet(directory)
+    if (directory / SQLITE_FILE).exists():
+        return _read_sqlite(directory / SQLITE_FILE)
+    raise FileNotFoundError(f"{directory} holds neither requests.parquet nor {SQLITE_FILE}")
+
+
+def _write_parquet(tables: Tables, directory: Path, meta: RunMeta) -> list[Path]:
     _, parquet = _pyarrow()
     paths = []
     for name, table in tables.named().items():
@@ -56,16 +76,6 @@ def write(
         parquet.write_table(_to_arrow(table, meta), path, compression="zstd")
         paths.append(path)
     return paths
-
-
-def read(directory: str | Path) -> tuple[Tables, RunMeta]:
-    """What `write` wrote there, Parquet if both are. FileNotFoundError names what is missing."""
-    directory = Path(directory)
-    if (directory / "requests.parquet").exists():
-        return _read_parquet(directory)
-    if (directory / SQLITE_FILE).exists():
-        return _read_sqlite(directory / SQLITE_FILE)
-    raise FileNotFoundError(f"{directory} holds neither requests.parquet nor {SQLITE_FILE}")
 
 
 def _pyarrow() -> tuple[ModuleType, ModuleType]:

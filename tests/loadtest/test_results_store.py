@@ -111,6 +111,17 @@ def test_writing_again_replaces_and_the_same_run_gives_the_same_bytes(
     assert len(read(tmp_path)[0].requests) == 3
 
 
+@pytest.mark.parametrize(("before", "format"), [("parquet", "sqlite"), ("sqlite", "parquet")])
+def test_an_older_run_in_the_other_format_is_not_what_is_read(
+    tmp_path: Path, before: str, format: str
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    write(empty_tables(), tmp_path, META, before)
+    written = write(tables_of_a_run(), tmp_path, META, format)
+    assert len(read(tmp_path)[0].requests) == 3
+    assert set(tmp_path.iterdir()) == {*written, tmp_path / "notes.txt"}
+
+
 def test_another_format_is_refused_by_name_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="parquet or sqlite, not 'csv'"):
         write(empty_tables(), tmp_path / "new", META, "csv")

@@ -309,6 +309,22 @@ def test_tables_are_written_and_read_back(
     assert str(folder) in capsys.readouterr().out.replace("\n", "")
 
 
+def test_pictures_are_of_the_runs_of_this_call_and_older_ones_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An --out that is there already: another format and length, then another setting."""
+    only = ("example", "--policy", "fifo", "--out", str(tmp_path))
+    main([*only, "--set", "slo_ms=40", "--duration-s", "1.5"])
+    main([*only, "--set", "slo_ms=40", "--duration-s", "1.2", "--format", "sqlite", "--plot"])
+    assert "other runs" not in capsys.readouterr().err
+    tables, _ = read(tmp_path / "slo_ms=40,policy=fifo,seed=1")
+    assert tables.requests["arrival_ns"].max() < 1.2 * SECOND_NS
+    main([*only, "--set", "slo_ms=30", "--duration-s", "1.2", "--plot"])
+    said = capsys.readouterr().err
+    assert f"{tmp_path}: 6 pictures there of other runs: busy-lanes-fifo-slo_ms-40-seed-1" in said
+    assert "slo_ms-30" not in said
+
+
 def test_a_narrow_terminal_cuts_no_figure() -> None:
     screen = io.StringIO()
     options = simulate_command._parser().parse_args([str(EXAMPLE), *ONE, "--duration-s", "1.2"])

@@ -38,6 +38,7 @@ from scheduler.events import (
     RequestsArrived,
     Send,
     Served,
+    WorkerJoined,
     WorkerLost,
 )
 from scheduler.scheduler import Scheduler
@@ -90,6 +91,7 @@ class Collector:
         self._reasons = _Codes({"": 0})
         self._workers = _Codes({"": 0})
         self._codes = _Codes({code.name: code.value for code in Code})
+        self._joined_ns: dict[int, int] = {}  # by the worker's code; its lanes' time begins there
 
     @property
     def num_answered(self) -> int:
@@ -121,6 +123,9 @@ class Collector:
             self._finished(event.result, now, num_good)  # type: ignore[union-attr]
         elif kind is WorkerLost:
             self._lost(event.worker_id, now)  # type: ignore[union-attr]
+        elif kind is WorkerJoined:
+            worker = self._workers[event.worker_id]  # type: ignore[union-attr]
+            self._joined_ns[worker] = now - self._origin_ns
 
     def sample(self, now: int, scheduler: Scheduler) -> None:
         """One row for every device that is joined now."""
@@ -150,7 +155,7 @@ class Collector:
         """
         requests, actions = self._request_columns(), self._action_columns()
         devices = self._devices.columns(by="at_ns")
-        fill_busy_shares(devices, actions)
+        fill_busy_shares(devices, actions, self._joined_ns)
         models, workers = tuple(self._models), tuple(self._workers)
         return Tables(
             Table(

@@ -69,7 +69,7 @@ DEVICE_COLUMNS = {
     "pages_resident": "i",
     "schedule_ahead_ns": "q",
     "gap_rate": "d",
-    "exec_busy_share": "d",  # of the time since the device's sample before
+    "exec_busy_share": "d",  # of the time since the device's sample before, or since it joined
     "load_busy_share": "d",
 }
 # Columns that hold codes, each with a list of names beside it.

@@ -13,6 +13,7 @@ from scheduler.events import (
     Rejected,
     RequestArrived,
     RequestsArrived,
+    WorkerJoined,
     WorkerLost,
 )
 from tests.loadtest.results_story import (
@@ -227,6 +228,22 @@ def test_busy_shares_are_exact_between_samples() -> None:
     assert of_w0["load_busy_share"].tolist() == pytest.approx([0.5, 1, 0.5, 0])
     of_w1 = devices.rows(devices.has("worker", "w1"))
     assert of_w1["exec_busy_share"].tolist() == [0, 0, 0, 0]
+
+
+def test_the_first_share_of_a_worker_that_joins_later_is_of_its_own_time() -> None:
+    scheduler = scheduler_with("w0")
+    seen = Collector(scheduler, origin_ns=ms(100))
+    script = Script(seen)
+    joined = WorkerJoined("w1", scheduler.devices["w0"].spec, (), ())
+    seen(ms(1130), joined, scheduler.handle(joined, ms(1130)))
+    script.send(1130, infer(1, 5, start_ms=1130), load(2, start_ms=1135), worker_id="w1")
+    seen.sample(ms(1150), scheduler)
+    script.finish(1150, inferred(1, 1130, 1140), worker_id="w1")
+    script.finish(1150, loaded(2, 1135, 1150), worker_id="w1")
+    devices = seen.tables().devices
+    of_w1 = devices.rows(devices.has("worker", "w1"))
+    assert of_w1["exec_busy_share"].tolist() == pytest.approx([0.5])
+    assert of_w1["load_busy_share"].tolist() == pytest.approx([0.75])
 
 
 # ---------------------------------------------------------------------- tables

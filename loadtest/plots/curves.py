@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 # A curve of more points is thinned to about as many, evenly in rank and again towards its tail.
 MAX_POINTS = 2_000
+# More SLOs than these would be a fence of lines: then the shortest and the longest stand for all.
+MAX_SLOS = 4
 
 
 def goodput(
@@ -72,7 +74,7 @@ def latency_cdf(
 ) -> "Figure":
     """Per run, the share of all requests that were served within so long.
 
-    A curve ends at the share that was served at all. The SLO is drawn where all requests have one.
+    A curve ends at the share that was served at all. Every SLO is a line, up to MAX_SLOS of them.
     """
     with drawing():
         figure, (axis,) = new_figure(5.0)
@@ -87,9 +89,8 @@ def latency_cdf(
                 latency_ms[ranks], (ranks + 1) / max(1, len(requests)), where="post",
                 label=label, color=colour(index), linestyle=dash(index),
             )  # fmt: skip
-        if len(slos) == 1:
-            [slo_ns] = slos
-            axis.axvline(slo_ns / 1e6, color=GREY, linestyle=":", label=f"SLO {slo_ns / 1e6:g} ms")
+        for index, (label, slo_ms) in enumerate(_slo_lines(slos).items()):
+            axis.axvline(slo_ms, color=GREY, linestyle=dash(index + 3), label=label)
         axis.set_xscale("log")
         _plain_ticks(axis, (1.0, 2.0, 5.0))
         axis.set_ylim(0, 1.02)
@@ -98,6 +99,17 @@ def latency_cdf(
         )
         legend_below(figure, *axis.get_legend_handles_labels())
     return figure
+
+
+def _slo_lines(slos: set[int]) -> dict[str, float]:
+    """Label → milliseconds."""
+    slos_ms = [slo_ns / 1e6 for slo_ns in sorted(slos)]
+    if len(slos_ms) <= MAX_SLOS:
+        return {f"SLO {slo_ms:g} ms": slo_ms for slo_ms in slos_ms}
+    return {
+        f"{which} of {len(slos_ms)} SLOs: {slo_ms:g} ms": slo_ms
+        for which, slo_ms in (("shortest", slos_ms[0]), ("longest", slos_ms[-1]))
+    }
 
 
 def prediction_errors(
@@ -147,7 +159,9 @@ def prediction_errors(
 
 
 def _tail(axis: "Axes", errors_us: Floats, label: str, index: int) -> None:
-    """Share of all with an error at least so large; only what erred in this direction is drawn."""
+    """The share of all that erred by more, in this direction: from what did at all, at 0, down by
+    a step at each error.
+    """
     beyond = np.sort(errors_us[errors_us > 0])
     if not len(beyond):
         return
@@ -155,8 +169,8 @@ def _tail(axis: "Axes", errors_us: Floats, label: str, index: int) -> None:
     ranks = len(beyond) - 1 - _ranks(len(beyond))[::-1]
     shares = (len(beyond) - ranks) / len(errors_us)
     axis.step(
-        beyond[ranks], shares, where="pre", label=f"{label} ({len(errors_us):,})",
-        color=colour(index), linestyle=dash(index),
+        [0.0, *beyond[ranks]], [shares[0], *shares], where="pre",
+        label=f"{label} ({len(errors_us):,})", color=colour(index), linestyle=dash(index),
     )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ def pages(tables: Tables, *, title: str = "Pages") -> "Figure":
     parts = list(_by_worker(devices))
     if len(parts) > MAX_DEVICES:
         parts = [(f"all {len(parts)} devices", _summed(devices))]
+    # one axis of time for all: who joins late or is lost shows as such
+    span_s = (devices["at_ns"].min() / 1e9, devices["at_ns"].max() / 1e9) if parts else (0, 0)
     columns = 1 if len(parts) <= 1 else 2
     rows = max(1, -(-len(parts) // columns))
     with drawing():
@@ -46,7 +48,7 @@ def pages(tables: Tables, *, title: str = "Pages") -> "Figure":
             )  # fmt: skip
             axis.set(title=worker, xlabel="time (s)", ylabel="pages")
             axis.set_ylim(0, max(1, int(np.max(np.sum(heights, axis=0)))))
-            axis.set_xlim(seconds[0], max(seconds[-1], seconds[0] + 1e-9))
+            axis.set_xlim(span_s[0], max(span_s[1], span_s[0] + 1e-9))
         for axis in axes[len(parts) :]:
             axis.set_axis_off()
         if parts:

@@ -102,9 +102,23 @@ def test_a_latency_curve_ends_at_the_share_that_was_served() -> None:
     assert curves["SLO 10 ms"] == [(10, 0), (10, 1)]
 
 
-def test_two_slos_are_no_line() -> None:
-    figure = latency_cdf({"a": answered([1], slo_ms=10), "b": answered([1], slo_ms=20)})
-    assert set(lines_of(figure.axes[0])) == {"a", "b"}
+def test_every_slo_is_a_line_of_its_own_look() -> None:
+    figure = latency_cdf({"a": answered([1], slo_ms=20), "b": answered([1], slo_ms=10)})
+    [axis] = figure.axes
+    lines = lines_of(axis)
+    assert list(lines) == ["a", "b", "SLO 10 ms", "SLO 20 ms"]
+    assert (lines["SLO 10 ms"], lines["SLO 20 ms"]) == ([(10, 0), (10, 1)], [(20, 0), (20, 1)])
+    shorter, longer = axis.get_lines()[2:]
+    assert shorter.get_color() == longer.get_color() == GREY
+    assert shorter.get_linestyle() != longer.get_linestyle()
+
+
+def test_of_many_slos_the_shortest_and_the_longest_are_lines() -> None:
+    runs = {f"{slo_ms}": answered([1], slo_ms=slo_ms) for slo_ms in (10, 2.5, 20, 40, 80)}
+    lines = lines_of(latency_cdf(runs).axes[0])
+    assert [label for label in lines if "SLO" in label] == [
+        "shortest of 5 SLOs: 2.5 ms", "longest of 5 SLOs: 80 ms",
+    ]  # fmt: skip
 
 
 def test_a_latency_curve_counts_the_window_only() -> None:
@@ -129,12 +143,13 @@ def test_tails_of_prediction_errors_are_shares_of_all_actions() -> None:
     told.finish(begin_ms + 20, loaded(5, begin_ms + 4, begin_ms + 4 + 8))  # exact, and 4 ms late
     figure = prediction_errors(told.collector.tables())
     longer, shorter, later, earlier = figure.axes
-    assert lines_of(longer) == {"INFER (4)": [(1000, 0.5), (3000, 0.25)]}
-    assert lines_of(shorter) == {"INFER (4)": [(2000, 0.25)]}
+    assert lines_of(longer) == {"INFER (4)": [(0, 0.5), (1000, 0.5), (3000, 0.25)]}
+    assert lines_of(shorter) == {"INFER (4)": [(0, 0.25), (2000, 0.25)]}
     assert lines_of(later) == {
-        "INFER (4)": [(1000, 0.5), (3000, 0.25)], "LOAD (1)": [(4000, 1.0)],
-    }  # fmt: skip
-    assert lines_of(earlier) == {"INFER (4)": [(2000, 0.25)]}
+        "INFER (4)": [(0, 0.5), (1000, 0.5), (3000, 0.25)],
+        "LOAD (1)": [(0, 1.0), (4000, 1.0)],  # a single one is seen, too
+    }
+    assert lines_of(earlier) == {"INFER (4)": [(0, 0.25), (2000, 0.25)]}
     assert longer.get_yscale() == "log"
 
 
@@ -274,6 +289,14 @@ def test_pages_are_stacked_per_device() -> None:
     tops = [float(area.get_paths()[0].vertices[:, 1].max()) for area in drawn[2].collections]
     assert tops == [96, 98, 100]
     assert legend_of(figure) == ["resident", "loading", "free"]
+
+
+def test_pages_of_all_devices_have_one_axis_of_time() -> None:
+    """w1 is there at 2 s only."""
+    whole = sampled(2)
+    late = whole.devices.rows(np.array([True, False, True, True]))
+    figure = pages(Tables(whole.requests, whole.actions, late))
+    assert [axis.get_xlim() for axis in figure.axes if axis.axison] == [(1, 2), (1, 2)]
 
 
 def test_pages_of_many_devices_are_added_up() -> None:

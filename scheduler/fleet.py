@@ -117,7 +117,7 @@ class Fleet:
                 model.withdraw(device)
                 if model.is_cold:
                     stranded += self._ledger.dequeue_all(model)
-        for request in sorted(stranded, key=lambda request: request.deadline_ns):
+        for request in sorted(stranded, key=_deadline):
             self._readmit(request, f"worker {device.worker_id} {why}", now)
         for name in {request.model: None for request in stranded}:
             model = self._state.models.get(name)
@@ -204,6 +204,10 @@ class Fleet:
         self._state.pinned.pop(event.model, None)
         for device in list(model.holders):
             self._planner.plan_loads(device, now)  # its pages may go to others now
+
+
+def _deadline(request: Request) -> int:
+    return request.deadline_ns
 
 
 def _has_profile(spec: ModelSpec) -> bool:

@@ -58,7 +58,7 @@ class Planner:
                         self._plan_infers(device, now)
         if model.needs_load:
             idle = [device for device in model.offered_by if not device.num_moves]
-            for device in sorted(idle, key=lambda d: -d.pages_free):
+            for device in sorted(idle, key=_roomiest_first):
                 self.plan_loads(device, now)
                 if not model.needs_load:
                     break
@@ -354,3 +354,7 @@ class Planner:
         action_id = self._next_action_id
         self._next_action_id += 1
         return action_id
+
+
+def _roomiest_first(device: DeviceMirror) -> int:
+    return -device.pages_free

@@ -258,9 +258,11 @@ class ModelEstimates:
         return self.exec(profile.shape_key, profile.elements)
 
     def _new_estimate(self, shape_key: str, elements: int) -> ExecEstimate:
+        nearest = self._profiles[0]
         for profile in self._profiles:
             if profile.shape_key == shape_key:
                 return ExecEstimate(self._spec, profile, 1.0)
-        nearest = min(self._profiles, key=lambda p: abs(p.elements - elements))
+            if abs(profile.elements - elements) < abs(nearest.elements - elements):
+                nearest = profile
         scale = elements / nearest.elements if nearest.elements and elements else 1.0
         return ExecEstimate(self._spec, nearest, scale)

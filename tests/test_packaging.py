@@ -4,6 +4,7 @@ The environment sees the libraries of the one that runs the tests, so that nothi
 ours it has the wheel alone. The wheel is the pure one; `make e2e-wheel` looks at the compiled one.
 """
 
+import ast
 import subprocess
 import sys
 import sysconfig
@@ -115,6 +116,16 @@ def test_no_compiled_module_has_a_struct() -> None:
     """Compiling takes a class's annotations away, and msgspec reads them."""
     for path in hatch_build.compiled_modules(ROOT):
         assert "msgspec.Struct" not in (ROOT / path).read_text("utf-8"), path
+
+
+def test_no_compiled_module_makes_functions_while_it_runs() -> None:
+    """A closure or a lambda is a new object at every look, which compiled code calls as any."""
+    for path in hatch_build.compiled_modules(ROOT):
+        for function in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                inner = [node for node in ast.walk(function) if node is not function]
+                made = [n for n in inner if isinstance(n, ast.Lambda | ast.FunctionDef)]
+                assert not made, f"{path}:{made[0].lineno}"
 
 
 def _build(directory: Path, **settings: str) -> tuple[Path, str]:

@@ -20,7 +20,12 @@ class WindowDrop:
         start_ns = device.start_at(now)
         margin_ns = state.margin_ns(device)
         turn_of = {name: turn for turn, name in enumerate(device.weights)}
-        for queue in sorted(device.ready_queues(), key=lambda queue: turn_of[queue.model]):
+        by_turn = [
+            (turn_of[queue.model], index, queue)
+            for index, queue in enumerate(device.ready_queues())
+        ]
+        by_turn.sort()  # of one model's queues the one that was found first
+        for _, _, queue in by_turn:
             window = slide(
                 queue,
                 device,

@@ -125,9 +125,12 @@ def _make_room(state: SchedulerState, device: DeviceMirror, model: ModelState) -
     """The evictions for it: idle models first, then busy ones, least recently used first each."""
     missing = model.spec.num_pages(device.spec.page_bytes) - device.pages_free
     evict: list[str] = []
-    for name, record in sorted(
-        device.weights.items(), key=lambda item: (_is_busy(state, item), item[1].last_used_ns)
-    ):
+    by_use = [
+        (_is_busy(state, name, record), record.last_used_ns, index, name, record)
+        for index, (name, record) in enumerate(device.weights.items())
+    ]
+    by_use.sort()  # of equals the one that was found first
+    for _, _, _, name, record in by_use:
         if missing <= 0:
             break
         if _may_go(state, name, record):
@@ -136,9 +139,9 @@ def _make_room(state: SchedulerState, device: DeviceMirror, model: ModelState) -
     return LoadPlan(model.name, tuple(evict)) if missing <= 0 else None
 
 
-def _is_busy(state: SchedulerState, item: tuple[str, Weights]) -> bool:
-    model = state.models.get(item[0])
-    return model is not None and model.num_queued > 0 and not item[1].is_unserved
+def _is_busy(state: SchedulerState, name: str, record: Weights) -> bool:
+    model = state.models.get(name)
+    return model is not None and model.num_queued > 0 and not record.is_unserved
 
 
 def _may_go(state: SchedulerState, name: str, record: Weights) -> bool:

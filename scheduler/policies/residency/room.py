@@ -33,7 +33,11 @@ def make_room(
         return LoadPlan(model.name, ())
     evict = []
     for candidates in _evictable(state, device, model):
-        for name, record in sorted(candidates, key=lambda candidate: value(candidate, now)):
+        by_value = [
+            (value(candidate, now), index, candidate) for index, candidate in enumerate(candidates)
+        ]
+        by_value.sort()  # of equals the one that was found first
+        for _, _, (name, record) in by_value:
             evict.append(name)
             missing -= record.num_pages
             if missing <= 0:

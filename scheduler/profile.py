@@ -237,9 +237,11 @@ class ModelEstimates:
         self.load_plan_ns = self._load_base_ns
         self.shapes: dict[str, ExecEstimate] = {}  # by `exec`; least recently created first
 
-    def observe_load(self, duration_ns: int) -> None:
-        self._load_window.add(duration_ns / self._load_base_ns)
+    def observe_load(self, duration_ns: int) -> bool:
+        """A LOAD kept the lane for so long; whether that was an outlier."""
+        is_outlier = self._load_window.add(duration_ns / self._load_base_ns)
         self.load_plan_ns = max(1, int(self._load_base_ns * self._load_window.plan))
+        return is_outlier
 
     def exec(self, shape_key: str, elements: int) -> ExecEstimate:
         """The estimate of a shape class; one never profiled is scaled from the nearest in size."""

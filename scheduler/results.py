@@ -199,7 +199,8 @@ class Results:
                 estimates = device.estimates(name)
                 estimates.measured_ns = now
                 begin_ns = max(result.load.begin_ns, outstanding.sent_ns)
-                estimates.observe_load(max(1, min(result.load.end_ns, now) - begin_ns))
+                duration_ns = max(1, min(result.load.end_ns, now) - begin_ns)
+                device.num_outliers += estimates.observe_load(duration_ns)
                 record.num_failures = 0
             self.weights_arrived(device, name, now)
             self._planner.evict_unserved(device, name, now)

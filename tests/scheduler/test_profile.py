@@ -161,8 +161,14 @@ def test_shapes_are_kept_up_to_a_bound() -> None:
 def test_loads_follow_what_is_measured() -> None:
     estimates = ModelEstimates(model_spec(load_ms=20))
     assert estimates.load_plan_ns == ms(20)
-    estimates.observe_load(ms(30))
+    assert not estimates.observe_load(ms(30))
     assert estimates.load_plan_ns == ms(30)
+
+
+def test_a_load_far_above_the_usual_is_an_outlier() -> None:
+    estimates = ModelEstimates(model_spec(load_ms=20))
+    assert [estimates.observe_load(ms(t)) for t in (20, 20, 20, 900)] == [False] * 3 + [True]
+    assert estimates.load_plan_ns == ms(20)
 
 
 def test_a_load_always_takes_some_time() -> None:

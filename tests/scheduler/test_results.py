@@ -204,6 +204,16 @@ def test_measured_durations_become_estimates(scheduler: Story) -> None:
     assert scheduler.scheduler.estimate_ns("m", 1) == ms(12)
 
 
+def test_an_execution_far_above_the_usual_is_counted(scheduler: Story) -> None:
+    scheduler.join(resident=["m"])
+    device = scheduler.scheduler.devices["w"]
+    for request_id, took_ms in enumerate((10, 10, 10, 100)):
+        assert device.num_outliers == 0
+        scheduler.arrive(request_id, slo_ms=500)
+        scheduler.finish(scheduler.infers[0], at_ms=110 * (request_id + 1), took_ms=took_ms)
+    assert device.num_outliers == 1
+
+
 def test_waiting_behind_another_batch_does_not_count_as_execution(scheduler: Story) -> None:
     """The second was begun (its input) while the first still ran: its time is from there on."""
     scheduler.join(resident=["m"])
@@ -391,6 +401,18 @@ def test_measured_loads_become_estimates(scheduler: Story) -> None:
     scheduler.arrive(1, slo_ms=200)
     scheduler.finish(scheduler.loads[0], at_ms=31, took_ms=30)
     assert scheduler.scheduler.devices["w"].estimates("m").load_plan_ns == ms(30)
+
+
+def test_a_load_far_above_the_usual_is_counted(scheduler: Story) -> None:
+    """The weights are lost with every execution, and loaded again for the next request."""
+    scheduler.join()
+    device = scheduler.scheduler.devices["w"]
+    for request_id, took_ms in enumerate((20, 20, 20, 200)):
+        assert device.num_outliers == 0
+        scheduler.arrive(request_id, slo_ms=10_000)
+        scheduler.finish(scheduler.loads[0], at_ms=200 * (request_id + 1), took_ms=took_ms)
+        scheduler.finish(scheduler.infers[0], code=Code.WEIGHTS_MISSING)
+    assert device.num_outliers == 1
 
 
 # ---------------------------------------------------------------------- evictions

@@ -28,7 +28,15 @@ MAX_CURVES: Final = 1024
 
 
 class RatioWindow:
-    """The last measurements of something, as ratios to its expected value; 1.0 before the first."""
+    """The last measurements of something, as ratios to its expected value; 1.0 before the first.
+
+    `guard` stands in for a 99th percentile, which sixteen samples do not have: it would be their
+    maximum, and one hiccup would refuse requests until it has left the window. The worst but one
+    forgives a single one; fewer samples than a full window forgive none. The jitter of the
+    gateway's loop is not added: it delays the answer and not the execution, so it is in what was
+    measured of that, DeviceMirror.reply_delay_ns, which is the guard of a window as well and part
+    of every margin.
+    """
 
     __slots__ = ("_recent", "_sorted", "guard", "plan")
 

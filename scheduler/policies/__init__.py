@@ -15,6 +15,7 @@ from scheduler.policies.clockwork import Clockwork
 from scheduler.policies.edf import Edf
 from scheduler.policies.fifo import Fifo
 from scheduler.policies.nexus import Nexus
+from scheduler.policies.options import in_words, is_value
 from scheduler.policies.protocols import (
     AdmissionPolicy,
     BatchingPolicy,
@@ -70,11 +71,13 @@ def parse(text: str, *, schedule_ahead_ms: float | None = None) -> Policy:
         options[key.strip()] = value.strip() if separator else "true"
     if schedule_ahead_ms is not None:
         options["schedule_ahead_ms"] = str(schedule_ahead_ms)
-    known = [field.name for field in msgspec.structs.fields(cast(type[msgspec.Struct], kind))]
-    for key in options:
-        if key not in known:
-            raise PolicyError(f"policy {name} has no option {key!r}; it has {', '.join(known)}")
-    try:
-        return msgspec.convert(options, type=kind, strict=False).build()
-    except (ValueError, OverflowError) as error:  # msgspec's, and what is not a number
-        raise PolicyError(f"policy {text!r}: {error}") from error
+    fields = msgspec.structs.fields(cast(type[msgspec.Struct], kind))
+    types = {field.name: field.type for field in fields}
+    for key, value in options.items():
+        if key not in types:
+            raise PolicyError(f"policy {name} has no option {key!r}; it has {', '.join(types)}")
+        if not is_value(value, types[key]):
+            as_bare = " (which a bare option is)" if value == "true" else ""
+            takes = f"{key} takes {in_words(types[key])}, not {value!r}{as_bare}"
+            raise PolicyError(f"policy {name}: {takes}")
+    return msgspec.convert(options, type=kind, strict=False).build()

@@ -5,16 +5,13 @@ the sets, the folders hold the strategies by seam. Chosen by a text: a name, or 
 `clockwork:schedule_ahead_ms=5,deadline_floor`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import cast
 
 import msgspec
 
-from scheduler.policies.clipper import Clipper
-from scheduler.policies.clockwork import Clockwork
-from scheduler.policies.edf import Edf
-from scheduler.policies.fifo import Fifo
-from scheduler.policies.nexus import Nexus
 from scheduler.policies.options import in_words, is_value
 from scheduler.policies.protocols import (
     AdmissionPolicy,
@@ -24,9 +21,6 @@ from scheduler.policies.protocols import (
     ResidencyPolicy,
     ScheduleAhead,
 )
-from scheduler.policies.remontoir import Remontoir
-from scheduler.policies.symphony import Symphony
-from scheduler.policies.triton import Triton
 
 __all__ = [
     "POLICIES",
@@ -40,16 +34,21 @@ __all__ = [
     "parse",
 ]
 
-POLICIES: Mapping[str, type[PolicySet]] = {
-    "remontoir": Remontoir,
-    "clockwork": Clockwork,
-    "clipper": Clipper,
-    "symphony": Symphony,
-    "nexus": Nexus,
-    "triton": Triton,
-    "edf": Edf,
-    "fifo": Fifo,
-}
+
+def sets_of(package: str, folders: Iterable[str]) -> dict[str, type[PolicySet]]:
+    """The sets of a package by name, the default first: of each of its modules the class that is
+    called as its file, `Fifo` of fifo.py. A module without one is no set.
+    """
+    names = [module.name for module in iter_modules(folders) if not module.ispkg]
+    sets: dict[str, type[PolicySet]] = {}
+    for name in sorted(names, key=lambda name: (name != "remontoir", name)):
+        kind = getattr(import_module(f"{package}.{name}"), name.title().replace("_", ""), None)
+        if kind is not None:
+            sets[name] = kind
+    return sets
+
+
+POLICIES: Mapping[str, type[PolicySet]] = sets_of(__name__, __path__)
 
 
 class PolicyError(ValueError):

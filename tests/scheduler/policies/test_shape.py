@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from scheduler import policies
+from scheduler.policies import sets_of
 
 FOLDER = Path(policies.__file__).parent
 NOT_SETS = ("__init__", "options", "protocols")
@@ -28,3 +29,20 @@ def test_a_strategy_has_less_than_200_lines(path: Path) -> None:
 
 def test_every_set_is_chosen_by_the_name_of_its_file() -> None:
     assert {path.stem for path in SETS} == set(policies.POLICIES)
+
+
+def test_a_new_set_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what has no class of its own name nor what lies in a folder is a set."""
+    package = tmp_path / "sets_of_others"
+    for name, text in {
+        "__init__": "",
+        "last_in": "class LastIn: ...",
+        "remontoir": "class Remontoir: ...",
+        "a_part": "class Other: ...",
+        "batching/__init__": "class Batching: ...",
+    }.items():
+        path = package / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(sets_of("sets_of_others", [str(package)])) == ["remontoir", "last_in"]

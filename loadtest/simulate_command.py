@@ -5,6 +5,7 @@ loadtest/simulate.py's, what the table says loadtest/simulate_table.py's.
 """
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ PROGRESS_STEP_NS = SECOND_NS // 5
 SCENARIOS = Path(__file__).parent / "scenarios"
 
 Report = Callable[[int], None]
+Window = tuple[int, int]
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +78,8 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
         raise ScenarioError(f"--jobs {options.jobs}: at least one run at a time")
     if options.plot and options.out is None:
         raise ScenarioError("--plot needs --out DIR, where the pictures go")
+    if options.lanes is not None:
+        _check_lanes(options.lanes, cases, is_drawn=options.plot)
     if options.log is not None and len(cases) > 1:
         raise ScenarioError(
             f"--log takes one run, this is {len(cases)}: choose with --policy, --seed and --set"
@@ -102,7 +106,7 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
                 lines.append(_line(case, wanted, report))
                 report(round(case.duration_s * SECOND_NS))
     if options.plot:
-        _draw(lines, Path(options.out), errors)
+        _draw(lines, Path(options.out), options.lanes, errors)
     return lines
 
 
@@ -111,6 +115,18 @@ def _path_of(text: str) -> Path:
     path = Path(text)
     ours = SCENARIOS / f"{text}.yaml"
     return ours if not path.exists() and path.name == text and ours.exists() else path
+
+
+def _check_lanes(span: Window, cases: Sequence[Case], *, is_drawn: bool) -> None:
+    """Raises ScenarioError for a timeline that is in no picture, or beyond a run."""
+    if not is_drawn:
+        raise ScenarioError("--lanes needs --plot: it is what the timeline of lanes shows")
+    for case in cases:
+        if span[0] >= case.duration_s * SECOND_NS:
+            raise ScenarioError(
+                f"--lanes begins at {span[0] / SECOND_NS:g} s, {case.name} ends at "
+                f"{case.duration_s:g} s"
+            )
 
 
 def _check_leavings(
@@ -240,7 +256,9 @@ def _as_folder(case: Case) -> str:
     return kept
 
 
-def _draw(lines: Sequence[Line], directory: Path, errors: Console) -> None:
+def _draw(
+    lines: Sequence[Line], directory: Path, lanes_window: Window | None, errors: Console
+) -> None:
     """One page about all runs. Of runs that differ in their seed alone the first has its tables
     drawn, read back from its files: no more than one run's tables are written at a time.
 
@@ -255,7 +273,7 @@ def _draw(lines: Sequence[Line], directory: Path, errors: Console) -> None:
         kept = None if run_of in seen else tables
         drawn.append(DrawnRun(meta=meta, summary=line.summary, tables=kept))
         seen.add(run_of)
-    written = write_page(directory, lines[0].case.scenario, drawn)
+    written = write_page(directory, lines[0].case.scenario, drawn, lanes_window=lanes_window)
     if older := sorted(path.name for path in set(directory.glob("*.png")) - set(written)):
         errors.print(
             f"{directory}: {counted(len(older), 'picture')} there of other runs: {listed(older)}",
@@ -263,6 +281,19 @@ def _draw(lines: Sequence[Line], directory: Path, errors: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _span_ns(text: str) -> Window:
+    """`3.9:4.3` in nanoseconds."""
+    try:
+        begin_s, end_s = map(float, text.split(":"))
+    except ValueError:
+        begin_s = end_s = math.nan
+    if not 0 <= begin_s < end_s < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"FROM:TO in seconds of the run, as in 3.9:4.3, not {text!r}"
+        )
+    return round(begin_s * SECOND_NS), round(end_s * SECOND_NS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -281,6 +312,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", help="write the tables of every run there")
     parser.add_argument("--format", choices=("parquet", "sqlite"), default="parquet")
     parser.add_argument("--plot", action="store_true", help="pictures too, beside the tables")
+    parser.add_argument(
+        "--lanes",
+        type=_span_ns,
+        metavar="FROM:TO",
+        help="what the picture of the lanes shows, in seconds of the run (default: 100 ms after "
+        "the warm-up)",
+    )
     parser.add_argument("--bound", action="store_true", help="share of the clairvoyant bound")
     parser.add_argument("--log", metavar="FILE", help="the decision log of the one run")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")

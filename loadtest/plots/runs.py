@@ -45,19 +45,23 @@ class DrawnRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_page(
-    directory: str | Path, title: str, runs: Sequence[DrawnRun], *, lanes_ns: int = LANES_NS
+    directory: str | Path,
+    title: str,
+    runs: Sequence[DrawnRun],
+    *,
+    lanes_window: Window | None = None,
 ) -> list[Path]:
     """Write index.html and its pictures as PNG files; the files written, the page first.
 
     Goodput over each variable that takes several numbers; per case one CDF with all policies; and
-    of every run that has tables: a timeline of lanes over the first `lanes_ns` of its window,
-    prediction errors, pages, schedule_ahead and busy shares. Raises MissingLibrary.
+    of every run that has tables: a timeline of lanes over `lanes_window` (the first LANES_NS of its
+    own window), prediction errors, pages, schedule_ahead and busy shares. Raises MissingLibrary.
     """
     directory = Path(directory)
     pictures = [*_goodputs(runs), *_cdfs(runs)]
     for run in runs:
         if run.tables is not None:
-            pictures += _of_one(run, run.tables, lanes_ns)
+            pictures += _of_one(run, run.tables, lanes_window or _first_of(run.window))
     directory.mkdir(parents=True, exist_ok=True)
     page = directory / "index.html"
     facts = {"runs": str(len(runs))}
@@ -132,15 +136,18 @@ def _cdfs(runs: Sequence[DrawnRun]) -> list[Picture]:
     return pictures
 
 
-def _of_one(run: DrawnRun, tables: Tables, lanes_ns: int) -> list[Picture]:
-    begin_ns, end_ns = run.window
-    until_ns = min(begin_ns + lanes_ns, end_ns)
-    window_text = f"{begin_ns / 1e6:g} to {until_ns / 1e6:g} ms"
+def _first_of(window: Window) -> Window:
+    begin_ns, end_ns = window
+    return begin_ns, min(begin_ns + LANES_NS, end_ns)
+
+
+def _of_one(run: DrawnRun, tables: Tables, lanes_window: Window) -> list[Picture]:
+    window_text = " to ".join(f"{instant_ns / MILLISECOND_NS:g}" for instant_ns in lanes_window)
     drawn: list[tuple[str, Figure, str]] = [
         (
             "Timeline of lanes",
-            lanes(tables, begin_ns, until_ns, title=f"Timeline of lanes: {run.text}"),
-            f"{window_text}. A bar's figure is its rows.",
+            lanes(tables, *lanes_window, title=f"Timeline of lanes: {run.text}"),
+            f"{window_text} ms. A bar's figure is its rows.",
         ),
         (
             "Prediction errors",

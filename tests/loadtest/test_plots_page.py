@@ -108,6 +108,20 @@ def test_a_set_of_runs_becomes_files_and_a_page_that_fetches_nothing(tmp_path: P
     assert "demo &lt;1&gt;" in text
 
 
+def test_the_timeline_of_lanes_is_of_the_first_100_ms_or_of_what_was_asked(tmp_path: Path) -> None:
+    run = drawn_run("fifo", 1, {}, 4, True)
+
+    def lanes_of(window: tuple[int, int] | None) -> tuple[bytes, str]:
+        page, *pictures = write_page(tmp_path, "Demo", [run], lanes_window=window)
+        [lanes] = [path for path in pictures if path.name.startswith("timeline")]
+        return lanes.read_bytes(), page.read_text("utf-8")
+
+    (first, page), (asked, other) = lanes_of(None), lanes_of((ms(5), ms(12.5)))
+    assert "0 to 100 ms." in page
+    assert "5 to 12.5 ms." in other
+    assert first != asked
+
+
 def bounded(run: DrawnRun, goodput_per_s: float, *, is_whole: bool = True) -> DrawnRun:
     of_bound = OfBound(
         share=0.5, goodput_per_s=goodput_per_s, from_s=0.0, until_s=1.0, is_whole=is_whole

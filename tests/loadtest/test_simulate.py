@@ -325,6 +325,14 @@ def test_pictures_are_of_the_runs_of_this_call_and_older_ones_are_named(
     assert "slo_ms-30" not in said
 
 
+def test_the_lanes_that_are_drawn_may_be_chosen(tmp_path: Path) -> None:
+    main(["example", *ONE, "--duration-s", "1.2", "--out", str(tmp_path), "--plot"])
+    assert "1000 to 1100 ms." in (tmp_path / "index.html").read_text("utf-8")
+    chosen = ("--lanes", "0.5:0.75")
+    main(["example", *ONE, "--duration-s", "1.2", "--out", str(tmp_path), "--plot", *chosen])
+    assert "500 to 750 ms." in (tmp_path / "index.html").read_text("utf-8")
+
+
 def test_a_narrow_terminal_cuts_no_figure() -> None:
     screen = io.StringIO()
     options = simulate_command._parser().parse_args([str(EXAMPLE), *ONE, "--duration-s", "1.2"])
@@ -362,6 +370,13 @@ def test_the_log_of_one_run_goes_to_a_file(tmp_path: Path) -> None:
         ([str(EXAMPLE), "--set", "slo=3"], "no variable 'slo'; there are slo_ms"),
         ([str(EXAMPLE), "--policy", "best"], "no policy is called 'best'"),
         ([str(EXAMPLE), "--plot"], "--plot needs --out DIR"),
+        ([str(EXAMPLE), "--lanes", "1:2"], "--lanes needs --plot"),
+        ([str(EXAMPLE), "--lanes", "2:1"], "FROM:TO in seconds of the run, as in 3.9:4.3, not '2"),
+        ([str(EXAMPLE), "--lanes", "2"], "FROM:TO in seconds of the run, as in 3.9:4.3, not '2'"),
+        (
+            [str(EXAMPLE), "--plot", "--out", "out", "--lanes", "5:6"],
+            "--lanes begins at 5 s, slo_ms=25,policy=remontoir,seed=1 ends at 5 s",
+        ),
         ([str(EXAMPLE), "--log", "x"], "--log takes one run, this is 4: choose with --policy"),
         ([str(EXAMPLE), "--out", "/dev/null/x"], "--out /dev/null/x: Not a directory"),
         ([str(EXAMPLE), *ONE, "--log", "/dev/null/x"], "--log /dev/null/x: Not a directory"),

@@ -197,6 +197,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     compared = compare(
         args.file, args.policy, seed=args.seed, schedule_ahead_ms=args.schedule_ahead_ms
     )
+    if compared.warning:
+        console.print(compared.warning, style="yellow", markup=False)
     other = args.policy
     if args.schedule_ahead_ms is not None:
         other += f", schedule_ahead {args.schedule_ahead_ms:g} ms"
@@ -220,8 +222,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
             f"{counted(compared.num_uploads, 'request')} that had been refused before the body was "
             "read came in at once here: how long the body would have taken is not known."
         )
-    if compared.warning:
-        console.print(compared.warning, style="yellow", markup=False)
     console.print(CANNOT_TELL, style="dim")
 
 

@@ -11,11 +11,20 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from loadtest.recorded import opened, scheduler_of
+from loadtest.recorded import damage_of, opened, scheduler_of
 from loadtest.story import Story, arrivals_in, foreseen_story
 from loadtest.words import Words, listed, ms
 from scheduler.event_log import Foreseen, Handled, Named
-from scheduler.events import Expired, Outcome, Rejected, Reply, RequestArrived, Served
+from scheduler.events import (
+    Expired,
+    ModelAdded,
+    Outcome,
+    Rejected,
+    Reply,
+    RequestArrived,
+    Served,
+    WorkerJoined,
+)
 from scheduler.policies import PolicyError
 from scheduler.recording import Recording, RecordingError
 from scheduler.scheduler import Scheduler
@@ -106,6 +115,22 @@ def find(recording: Recording, wanted: str) -> str:
     raise RecordingError(f"no request {wanted} in it; `remontoir explain FILE --list` has them all")
 
 
+def models_in(recording: Recording) -> set[str]:
+    """All that it knows: served at some time, offered by a worker, or asked for in vain."""
+    models = {spec.name for spec in recording.header.models}
+    for entry in recording:
+        if isinstance(entry, Foreseen):
+            models.add(entry.event.model)
+        elif isinstance(entry, Handled):
+            event = entry.event
+            models.update(request.model for request in arrivals_in(event))
+            if isinstance(event, ModelAdded):
+                models.add(event.spec.name)
+            elif isinstance(event, WorkerJoined):
+                models.update(spec.name for spec in event.models)
+    return models
+
+
 def tell(recording: Recording, request_id: str) -> list[str]:
     """The story of a request, with an id of the list. Raises PolicyError."""
     scheduler: Scheduler | None = scheduler_of(recording.header)
@@ -161,18 +186,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         with opened(args.file, "looking for it") as recording:
             request_id = find(recording, args.request_id)
+        damage = damage_of(recording, args.file)
         with opened(args.file, "running it again") as recording:
             told = tell(recording, request_id)
     except (RecordingError, PolicyError) as error:
         print(f"remontoir explain: {error}", file=sys.stderr)
         return 2
-    for sentence in told:
+    for sentence in (*damage, *told):
         console.print(sentence)
     return 0
 
 
 def print_list(args: argparse.Namespace, console: Console) -> None:
-    """One line each, for eyes and grep."""
+    """One line each, for eyes and grep. Raises RecordingError for a model that it does not know.
+
+    The file is read twice: what is missing of it is known at its end, and belongs before the list.
+    """
+    with opened(args.file, "looking through it") as recording:
+        models = models_in(recording)
+        if args.model is not None and args.model not in models:
+            known = listed(sorted(models)) or "none"
+            raise RecordingError(f"no model {args.model!r} in it; there are {known}")
+    for sentence in damage_of(recording, args.file):
+        console.print(sentence)
     num_lines = 0
     with opened(args.file, "reading") as recording:
         console.print(

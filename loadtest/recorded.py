@@ -25,7 +25,8 @@ PIECE_BYTES = 256 * 1024
 def opened(path: Path, doing: str) -> Iterator[Recording]:
     """The recording of a file. On a terminal, a bar on stderr says how much of it was read.
 
-    Raises RecordingError with the path in front, for files that cannot be read too.
+    Raises RecordingError with the path in front, for files that cannot be read too. What is wrong
+    with a file that is not whole goes before what is not found in it.
     """
     bar = Progress(
         TextColumn(doing),
@@ -36,6 +37,7 @@ def opened(path: Path, doing: str) -> Iterator[Recording]:
         transient=True,
         disable=not sys.stderr.isatty(),
     )
+    recording: Recording | None = None
     try:
         with path.open("rb") as file, bar:
             task = bar.add_task(doing, total=path.stat().st_size)
@@ -45,11 +47,13 @@ def opened(path: Path, doing: str) -> Iterator[Recording]:
                     yield piece
                     bar.advance(task, len(piece))
 
-            yield Recording(pieces())
+            recording = Recording(pieces())
+            yield recording
     except OSError as error:
         raise RecordingError(f"{path}: {error.strerror}") from error
     except RecordingError as error:
-        raise RecordingError(f"{path}: {error}") from error
+        damage = "" if recording is None or recording.cut is None else f"{recording.cut}; "
+        raise RecordingError(f"{path}: {damage}{error}") from error
 
 
 def scheduler_of(
@@ -65,11 +69,14 @@ def scheduler_of(
     return Scheduler(header.config, header.models, policy=chosen)
 
 
+def damage_of(recording: Recording, path: Path) -> list[str]:
+    """What is missing of a file that is not whole, once all of it was read."""
+    return [] if recording.cut is None else [f"{path}: {recording.cut}."]
+
+
 def said_of(recording: Recording, path: Path) -> str:
     """What a reader should know of the file before they believe figures; "" mostly."""
-    said = []
-    if recording.cut is not None:
-        said.append(f"{path}: {recording.cut}.")
+    said = damage_of(recording, path)
     if recording.header.product_version != __version__:
         said.append(
             f"{path} was recorded by version {recording.header.product_version}, this is "

@@ -133,13 +133,13 @@ def _run_exact(path: Path, console: Console) -> int:
     with opened(path, "replaying") as recording:
         replayed = replay(recording)
     took_s = time.perf_counter() - begin_s
-    say_counts(console, replayed)
-    console.print(f"It took {took_s:.1f} s.", style="dim")
     if said := said_of(recording, path):
         console.print(said, style="yellow", markup=False)
+    say_counts(console, replayed, is_whole=recording.cut is None)
+    console.print(f"It took {took_s:.1f} s.", style="dim")
     difference = replayed.difference
     if difference is None:
-        return 0
+        return 0 if recording.cut is None else 1
     console.print(
         f"The first difference is call {difference.call:,}, at {difference.at}: "
         f"{difference.event}.\nRecorded:\n{difference.recorded}\n"
@@ -149,8 +149,10 @@ def _run_exact(path: Path, console: Console) -> int:
     return 1
 
 
-def say_counts(console: Console, replayed: Replayed) -> None:
-    same = "Equal until it differs" if replayed.difference else "All equal"
+def say_counts(console: Console, replayed: Replayed, *, is_whole: bool) -> None:
+    same = "All equal" if is_whole else "Equal as far as it goes"
+    if replayed.difference:
+        same = "Equal until it differs"
     console.print(
         f"{same}: {counted(replayed.num_commands, 'decision')} on "
         f"{counted(replayed.num_events, 'event')} and "
@@ -167,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
         prog="remontoir replay",
         description="Run a recording (`remontoir serve --record FILE`) again in virtual time and "
         "check that the same decisions come out, each of them exactly. Exit code 1: they do not, "
-        "and the first difference is shown.",
+        "and the first difference is shown; or the file is not whole, and what is left is equal.",
         epilog="With --policy: what another policy would have done with the recorded arrivals, "
         "cancellations, workers and models. What runs takes as long as it took on the recorded "
         "worker (drawn by --seed from its own executions of that model and batch size). What this "

@@ -123,6 +123,20 @@ def written(path: Path, entries: Iterable[Entry], header: Header = HEADER) -> Pa
     return path
 
 
+def cut(recording: Path, path: Path) -> Path:
+    """The same file without its last bytes: only its first block is whole."""
+    path.write_bytes(recording.read_bytes()[:-10])
+    return path
+
+
+def damaged(recording: Path, path: Path) -> Path:
+    """The same file with a bit flipped right behind its header: no block can be read."""
+    content = bytearray(recording.read_bytes())
+    content[len(encode_header(HEADER)) + 20] ^= 1
+    path.write_bytes(content)
+    return path
+
+
 def _block(entries: Iterable[Entry]) -> bytes:
     encoder = LogEncoder()
     for entry in entries:

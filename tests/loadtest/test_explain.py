@@ -19,7 +19,7 @@ from scheduler.events import (
     WorkerLost,
 )
 from scheduler.scheduler import Scheduler
-from tests.loadtest.recorded_day import day, instant, request, written
+from tests.loadtest.recorded_day import cut, day, instant, request, written
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,24 @@ def test_the_list_is_narrowed(told: Told, flags: list[str], ids: set[str]) -> No
 
 
 def test_an_empty_list_says_so(told: Told) -> None:
-    assert "No request of that kind is in it." in told("--list", "--model", "none")
+    assert "No request of that kind is in it." in told("--list", "--late", "--model", "s")
+
+
+def test_a_model_that_the_recording_does_not_know_is_an_error(told: Told, recording: Path) -> None:
+    line = told("--list", "--model", "nosuch", exit_code=2)
+    assert line == f"remontoir explain: {recording}: no model 'nosuch' in it; there are a, b, s\n"
+
+
+def test_what_is_missing_of_a_recording_is_said_first(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = cut(recording, tmp_path / "cut.rec")
+    told, damage = Told(path, capsys), "it was cut in the middle of what follows block 1"
+    for arguments in (["3"], ["--list"], ["--list", "--late", "--model", "s"]):
+        assert told(*arguments).startswith(f"{path}: {damage}.\n")
+    for arguments in (["4711"], ["--list", "--model", "nosuch"]):
+        line = told(*arguments, exit_code=2)
+        assert line.startswith(f"remontoir explain: {path}: {damage}; no ")
 
 
 def test_a_late_answer_is_told_as_such(

@@ -9,7 +9,7 @@ from loadtest import replay
 from loadtest.counterfactual import Comparison, compare
 from loadtest.recorded_durations import RecordedDurations
 from scheduler.actions import Code, EvictWeights, Infer, InferResult, LoadResult, LoadWeights, Span
-from scheduler.event_log import Entry, Foreseen, Handled
+from scheduler.event_log import Ended, Entry, Foreseen, Handled
 from scheduler.events import (
     ActionFinished,
     Event,
@@ -24,7 +24,7 @@ from scheduler.events import (
     Tick,
     WorkerJoined,
 )
-from tests.loadtest.recorded_day import HEADER, day, instant, request, written
+from tests.loadtest.recorded_day import HEADER, cut, damaged, day, instant, request, written
 from tests.scheduler.story import device_spec, model_spec, ms
 
 
@@ -80,7 +80,7 @@ def test_a_decision_that_differs_is_found_and_told_in_words(
     flipped = changed(entries, index, commands=[other, *entry.commands[1:]])
     assert replay.main([str(written(tmp_path / "r", flipped))]) == 1
     said = capsys.readouterr().out
-    assert said.startswith("Equal until it differs: ")
+    assert said.splitlines()[1].startswith("Equal until it differs: ")
     assert "Recorded:\n  send w2#two-2 action 1: execute 1 row of a, of 1 request (1), to" in said
     assert "Replayed:\n  send w1#one-1 action 1: execute 1 row of a, of 1 request (1), to" in said
 
@@ -112,10 +112,39 @@ def test_a_scheduler_that_broke_breaks_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     back = [Handled(instant(2), Tick(), []), Handled(instant(1), Tick(), None)]
-    assert replay.main([str(written(tmp_path / "r", back))]) == 0
+    assert replay.main([str(written(tmp_path / "r", [*back, Ended("it broke")]))]) == 0
+    assert "it broke: ValueError: now went back" in capsys.readouterr().out
+
+
+def test_what_is_missing_of_a_recording_is_said_first_and_is_no_success(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = cut(recording, tmp_path / "cut.rec")
+    assert replay.main([str(path)]) == 1
+    first, *_, equal, _ = capsys.readouterr().out.splitlines()
+    assert first == f"{path}: it was cut in the middle of what follows block 1."
+    assert equal.startswith("Equal as far as it goes: ")
+    path = damaged(recording, tmp_path / "flip.rec")
+    assert replay.main([str(path)]) == 1
     said = capsys.readouterr().out
-    assert "it broke: ValueError: now went back" in said
-    assert "it does not end in order" in said
+    assert said.startswith(f"{path}: what follows block 0 is damaged: ")
+    assert "Equal as far as it goes: 0 decisions on 0 events" in said
+    killed = written(tmp_path / "killed.rec", day()[:-1])
+    assert replay.main([str(killed)]) == 1
+    assert capsys.readouterr().out.startswith(f"{killed}: it does not end in order: ")
+
+
+def test_what_is_missing_of_a_recording_is_said_before_another_policys_figures(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = cut(recording, tmp_path / "cut.rec")
+    assert replay.main([str(path), "--policy", "fifo"]) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: it was cut in the middle of what follows")
+    path = damaged(recording, tmp_path / "flip.rec")
+    assert replay.main([str(path), "--policy", "fifo"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"remontoir replay: {path}: what follows block 0 is damaged: ")
+    assert line.endswith("; no request in it was answered")
 
 
 def test_a_scheduler_that_breaks_now_is_a_difference(

@@ -18,7 +18,7 @@ from rich.table import Table
 from loadtest.recorded import opened, said_of, scheduler_of
 from loadtest.recorded_durations import RecordedDurations, Sources
 from loadtest.report import percent, shown
-from loadtest.results import Collector, Group, summarise
+from loadtest.results import Collector, Group, Tables, summarise
 from loadtest.words import counted
 from scheduler.event_log import Foreseen, Handled
 from scheduler.events import (
@@ -35,6 +35,7 @@ from scheduler.policies import parse
 from scheduler.recording import Recording, RecordingError
 from scheduler.scheduler import Scheduler
 from scheduler.simulation import Simulation
+from scheduler.spec import SECOND_NS
 
 CANNOT_TELL = (
     "What this cannot tell: clients that wait, retry or give up would have behaved otherwise with "
@@ -43,9 +44,10 @@ CANNOT_TELL = (
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of one day, twice; per second, from its first arrival to its last."""
+    """Figures of one day, twice; what is per second is so of all the recorded time."""
 
     recorded_policy: str
+    recorded_ns: int  # from the first event to the last
     recorded: Group
     other: Group
     sources: Sources  # of the durations of the other run's actions
@@ -147,15 +149,17 @@ def _note_refused(
     collector(entry.now, arrived, [Reply(request_id, refusal)])
 
 
-def _as_recorded(recording: Recording, durations: RecordedDurations) -> Collector:
-    """What was decided, whatever today's scheduler would decide, and how long it took."""
+def _as_recorded(recording: Recording, durations: RecordedDurations) -> tuple[Tables, int]:
+    """What was decided, whatever today's scheduler would decide, and over how long."""
     collector: Collector | None = None
-    num_foreseen = 0
+    num_foreseen = first_ns = last_ns = 0
     for entry in recording:
         if not isinstance(entry, Handled | Foreseen):
             continue
         if collector is None:
-            collector = Collector(Scheduler(), origin_ns=entry.now)
+            first_ns = entry.now
+            collector = Collector(Scheduler(), origin_ns=first_ns)
+        last_ns = entry.now
         if isinstance(entry, Handled):
             durations.learn(entry)
             collector(entry.now, entry.event, entry.commands or [])
@@ -165,7 +169,7 @@ def _as_recorded(recording: Recording, durations: RecordedDurations) -> Collecto
             _note_refused(collector, entry, entry.refusal, -num_foreseen)
     if collector is None or not collector.num_answered:
         raise RecordingError("no request in it was answered")
-    return collector
+    return collector.tables(), last_ns - first_ns
 
 
 def compare(
@@ -175,15 +179,16 @@ def compare(
     parse(policy, schedule_ahead_ms=schedule_ahead_ms)  # before minutes of reading
     durations = RecordedDurations(seed=seed)
     with opened(path, "as recorded") as recording:
-        recorded = _as_recorded(recording, durations).tables()
+        recorded, recorded_ns = _as_recorded(recording, durations)
     with opened(path, f"with {policy}") as recording:
         scheduler = scheduler_of(recording.header, policy, schedule_ahead_ms)
         other = _Other(recording, scheduler, durations)
         other.run()
-    arrivals_ns = recorded.requests["arrival_ns"]
-    window = int(arrivals_ns.min()), int(arrivals_ns.max()) + 1
+    # A request may have arrived a little before the first event, which told of it.
+    window = min(0, int(recorded.requests["arrival_ns"].min())), recorded_ns + 1
     return Comparison(
         recorded_policy=recording.header.policy,
+        recorded_ns=recorded_ns,
         recorded=summarise(recorded, window).run,
         other=summarise(other.collector.tables(), window).run,
         sources=durations.sources,
@@ -203,6 +208,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.schedule_ahead_ms is not None:
         other += f", schedule_ahead {args.schedule_ahead_ms:g} ms"
     console.print(f"Recorded: {compared.recorded_policy}. Instead: {other}.", markup=False)
+    console.print(f"Per second: of {compared.recorded_ns / SECOND_NS:.1f} s of recorded time.")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     table.add_column("recorded", justify="right")

@@ -24,6 +24,7 @@ from scheduler.events import (
     Tick,
     WorkerJoined,
 )
+from scheduler.spec import SECOND_NS
 from tests.loadtest.recorded_day import HEADER, cut, damaged, day, instant, request, written
 from tests.scheduler.story import device_spec, model_spec, ms
 
@@ -192,6 +193,20 @@ def test_another_policy_meets_the_same_requests(recording: Path) -> None:
     assert compared.recorded.mean_batch > 1
     assert compared.other.mean_batch == 1
     assert compared.recorded.cancelled == 1
+
+
+def test_goodput_is_per_second_of_the_recorded_time(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the time that an exact replay speaks of; arrivals of a burst may be over in no time."""
+    compared = compare(recording, "fifo", seed=1)
+    recorded_s = compared.recorded_ns / SECOND_NS
+    for group in (compared.recorded, compared.other):
+        assert group.goodput_per_s == pytest.approx(group.good / recorded_s)
+    assert replay.main([str(recording), "--policy", "fifo"]) == 0
+    assert f"Per second: of {recorded_s:.1f} s of recorded time." in capsys.readouterr().out
+    assert replay.main([str(recording)]) == 0
+    assert f"in {recorded_s:.1f} s of recorded time." in capsys.readouterr().out
 
 
 def test_the_same_seed_says_the_same_and_another_does_not(recording: Path) -> None:

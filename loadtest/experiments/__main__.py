@@ -24,7 +24,10 @@ REPORT = Path("docs/measurements/scheduler.md")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if all ran, whatever was met; 2 for a question that makes no sense."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.verbose and not options.list:
+        parser.error("--verbose goes with --list")
     console = Console(stderr=True, highlight=False)
     length = Length.FULL if options.full else Length.QUICK if options.quick else Length.DEFAULT
     try:
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"experiments: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     if options.list:
-        _list(jobs)
+        _list(chosen, jobs, is_verbose=options.verbose)
         return 0
     out_dir = Path(options.out)
     store = Store(out_dir)
@@ -80,10 +83,27 @@ def _chosen(only: Sequence[str]) -> list[Experiment]:
     return [e for e in EXPERIMENTS if not numbers or e.number in numbers]
 
 
-def _list(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        print(f"{job.case.duration_s:8.1f} virtual s  {job.name}")
-    print(f"{len(jobs)} jobs, {sum(job.case.duration_s for job in jobs):,.0f} virtual s")
+def _list(chosen: Sequence[Experiment], jobs: Sequence[Job], *, is_verbose: bool) -> None:
+    """How much there is of every scenario; `is_verbose`: every job."""
+    if is_verbose:
+        for job in jobs:
+            print(f"{job.case.duration_s:8.1f} virtual s  {job.name}")
+    else:
+        scenarios: dict[tuple[str, str], list[Job]] = {}
+        for job in jobs:
+            scenarios.setdefault((job.experiment, job.case.scenario), []).append(job)
+        for (number, scenario), of_scenario in scenarios.items():
+            print(f"{number:5} {scenario:20} {_amount(of_scenario)}")
+    print(f"{'all':26} {_amount(jobs)}")
+    if later := [experiment.number for experiment in chosen if experiment.more_jobs is not None]:
+        print(f"Of {', '.join(later)} there will be more, which depends on what these find.")
+
+
+def _amount(jobs: Sequence[Job]) -> str:
+    """A measurement of cost is a run, too; a bound plays nothing."""
+    runs = [job for job in jobs if job.kind != "bound"]
+    virtual_s = sum(job.case.duration_s for job in runs)
+    return f"{len(runs):5} runs {len(jobs) - len(runs):5} bounds {virtual_s:8,.0f} virtual s"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     lengths = parser.add_mutually_exclusive_group()
     lengths.add_argument("--full", action="store_true", help="the papers' lengths: many hours")
     lengths.add_argument("--quick", action="store_true", help="one seed, little time: does it run?")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
+    parser.add_argument("--jobs", type=_positive, default=2, metavar="N", help="runs at a time (2)")
     parser.add_argument(
         "--out", default="bench-results/experiments", metavar="DIR", help="records of the runs"
     )
@@ -111,7 +131,14 @@ def _parser() -> argparse.ArgumentParser:
         help="the page (default: docs/measurements/scheduler.md if all is run, else in --out)",
     )
     parser.add_argument("--list", action="store_true", help="only say what would be played")
+    parser.add_argument("--verbose", action="store_true", help="with --list: every single run")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs, from 1 on")
+    return int(text)
 
 
 if __name__ == "__main__":

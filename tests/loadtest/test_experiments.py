@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from loadtest.experiments import azure, azure_load, compared
+from loadtest.experiments.__main__ import main
 from loadtest.experiments.beaten import beaten_text
 from loadtest.experiments.jobs import Job, Length, Record, bounds, cases, runs, shortened
 from loadtest.experiments.pace import Pace
@@ -142,6 +143,40 @@ def test_records_of_another_length_or_kind_have_other_files():
     longer = msgspec.structs.replace(job, case=msgspec.structs.replace(job.case, duration_s=5.0))
     stems = {job.stem, longer.stem, msgspec.structs.replace(job, kind="bound").stem}
     assert len(stems) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--jobs", "0"], "argument --jobs: '0' is no number of runs, from 1 on"),
+        (["--jobs", "two"], "argument --jobs: 'two' is no number of runs, from 1 on"),
+        (["--verbose"], "--verbose goes with --list"),
+    ],
+)
+def test_what_was_asked_wrongly_is_said_before_anything_is_played(arguments, message, capsys):  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_list_is_a_line_for_each_scenario_or_for_each_job(capsys):  # type: ignore[no-untyped-def]
+    jobs = find("6.1").jobs(Length.QUICK)
+    played = [job for job in jobs if job.kind != "bound"]
+    assert main(["--list", "--quick", "--only", "6.1"]) == 0
+    first, second, total, later = capsys.readouterr().out.splitlines()
+    assert sorted([first.split()[:2], second.split()[:2]]) == [
+        ["6.1", "61-compared"], ["6.1", "61-sweep"],
+    ]  # fmt: skip
+    seconds = sum(job.case.duration_s for job in played)
+    assert total.split() == [
+        "all", str(len(played)), "runs", str(len(jobs) - len(played)), "bounds",
+        f"{seconds:,.0f}", "virtual", "s",
+    ]  # fmt: skip
+    assert later == "Of 6.1 there will be more, which depends on what these find."
+    assert main(["--list", "--verbose", "--quick", "--only", "6.1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("virtual s  ")[1] for line in lines[:-2]] == [job.name for job in jobs]
 
 
 # --- records and their words

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 import yaml
 
+from loadtest.scenario_keys import keys_given_twice, known_keys, no_key, steps_of
 from loadtest.scenario_setup import Crash, Setup, Stall
 from loadtest.workloads import WorkloadEntry
 from scheduler.policies import PolicyError
@@ -21,8 +22,8 @@ from scheduler.policies import parse as parse_policy
 
 Value = str | int | float | bool  # of a variable
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-_WHERE = re.compile(r"^(?P<what>.*) - at `(?P<where>(?:key in )?\$.*)`$", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<where>.*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"contains unknown field `(.*)`")
 _Kind = TypeVar("_Kind")
 
 
@@ -154,7 +155,7 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True):
 def load(path: str | Path) -> Scenario:
     """Read a scenario and check every one of its runs. Raises ScenarioError."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = _tree_of(Path(path).read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise ScenarioError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -179,17 +180,33 @@ def load(path: str | Path) -> Scenario:
     return scenario
 
 
+def _tree_of(text: str, path: str) -> Any:
+    """What yaml.safe_load gives. Raises ScenarioError for a key that is given twice."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        for mistake in keys_given_twice(node):
+            raise ScenarioError(f"{path}: {mistake}")
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
 def _convert(tree: dict[str, Any], kind: type[_Kind], path: str) -> _Kind:
     """Raises ScenarioError: which key, what is wrong with it, and what it is."""
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
         found = _WHERE.match(str(error))
-        if found is None:
-            raise ScenarioError(f"{path}: {error}") from error
-        where = found["where"].removeprefix("key in ").removeprefix("$").removeprefix(".")
+        assert found is not None  # it matches any text
+        what, where = found["what"].removeprefix("Object "), found["where"] or ""
         value = _value_at(tree, where)
-        what = found["what"].removeprefix("Object ")
+        if unknown := _UNKNOWN.fullmatch(what):
+            known = known_keys(kind, tree, where)
+            if not where:
+                known = [*_Head.__struct_fields__, *known]  # of the file both are
+            what = no_key(unknown[1], value[unknown[1]], known)
+            raise ScenarioError(": ".join(filter(None, (path, where, what)))) from error
         if where.endswith("].kind"):
             raise ScenarioError(f"{path}: {where}: {value!r} is none of {_kinds(where)}") from error
         raise ScenarioError(
@@ -199,9 +216,9 @@ def _convert(tree: dict[str, Any], kind: type[_Kind], path: str) -> _Kind:
 
 def _value_at(tree: Any, where: str) -> Any:
     """What stands at a path like `models[0].count`, as far as it can be followed."""
-    for key, index in _STEP.findall("." + where):
+    for step in steps_of(where):
         try:
-            tree = tree[int(index)] if index else tree[key]
+            tree = tree[step]
         except (KeyError, IndexError, TypeError):
             break
     return tree

@@ -155,9 +155,39 @@ sample_ms: 50
     [
         ("duration_s: 2", "", "missing required field `duration_s`"),
         ("duration_s: 2", "duration_s: two", "duration_s: Expected `float`, got `str`, in 'two'"),
-        ("duration_s: 2", "duration_ms: 2", "unknown field `duration_ms`"),
+        (
+            "duration_s: 2",
+            "durations_s: 2",
+            "no key 'durations_s' (2), the nearest is 'duration_s'; there are name, description, "
+            "seeds, policies, variables, duration_s, models, workload, devices, faults, warmup_s,",
+        ),
         ("name: small", "title: small", "missing required field `name`"),
-        ("name: m,", "nam: m,", "models[0]: contains unknown field `nam`, in {'nam'"),
+        (
+            "name: m,",
+            "nam: m,",
+            "models[0]: no key 'nam' ('m'), the nearest is 'name'; there are name, profile, count,",
+        ),
+        (
+            "v100/resnet50_v2",
+            "{first: 1}",
+            "models[0].profile: no key 'first' (1), the nearest is 'first_ms'; there are first_ms,",
+        ),
+        (
+            "models: m,",
+            "models: m, rate: 3,",
+            "workload[0]: no key 'rate' (3), the nearest is 'rate_per_s'; there are kind, models,",
+        ),
+        (
+            "slo_ms: 50",
+            "slo_ms: [{slo_ms: 5, share: 1}]",
+            "workload[0].slo_ms[0]: no key 'share' (1); there are slo_ms, weight",
+        ),
+        (
+            "duration_s: 2",
+            "duration_s: 2\nduration_s: 3",
+            "duration_s is given twice, in line 3 and",
+        ),
+        ("name: m,", "name: m, name: n,", "models[0].name is given twice, in line 4 and in line 4"),
         ("profile: v100", "count: 0, profile: v100", "models[0]: count 0 is less than 1"),
         ("{name: m,", '{name: "m{profile}",', "name 'm{profile}' has {profile} in it if, and only"),
         ("resnet50_v2}", "resnet50_v2}, 7", "models[1]: Expected `object`, got `int`, in 7"),
@@ -210,7 +240,8 @@ def test_a_mistake_is_named_with_its_place(
         ("jitter_ms: -1", "devices[0]: jitter_ms -1 is negative"),
         ("spikes: {probability: 2, min_ms: 1, max_ms: 2}", "probability 2 is not in 0 ... 1"),
         ("spikes: {probability: 1, min_ms: 3, max_ms: 2}", "3 ... 2 ms is no range"),
-        ("gpus: 2", "devices[0]: contains unknown field `gpus`"),
+        ("gpus: 2", "devices[0]: no key 'gpus' (2); there are count, pages,"),
+        ("spikes: {chance: 1}", "devices[0].spikes: no key 'chance' (1); there are probability,"),
     ],
 )
 def test_a_mistake_about_devices_is_named(tmp_path: Path, devices: str, message: str) -> None:
@@ -227,6 +258,10 @@ def test_a_mistake_about_devices_is_named(tmp_path: Path, devices: str, message:
         ("kind: stall, at_s: -1, stall_ms: 5", "faults[0]: at_s -1 is negative"),
         ("kind: stall, at_s: 1, stall_ms: 0", "stall_ms 0 is not positive"),
         ("kind: stall, at_s: 1, stall_ms: 5, every_s: 0", "every_s 0.0 is not positive"),
+        (
+            "kind: stall, at: 1",
+            "faults[0]: no key 'at' (1), the nearest is 'at_s'; there are kind,",
+        ),
         ("kind: flood, at_s: 1", "faults[0].kind: 'flood' is none of crash, stall"),
     ],
 )

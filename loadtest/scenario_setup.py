@@ -4,7 +4,9 @@ Owns the words of a scenario's body, their defaults and their checks. It reads n
 (loadtest/scenario.py) and builds nothing (loadtest/stage.py).
 """
 
+import math
 import re
+from collections.abc import Iterator
 
 import msgspec
 
@@ -15,6 +17,14 @@ from scheduler.spec import MILLISECOND_NS, SchedulerConfig
 def _need(is_so: bool, otherwise: str) -> None:
     if not is_so:
         raise ValueError(otherwise)
+
+
+def _need_finite(said: msgspec.Struct) -> None:
+    """YAML knows .nan and .inf; no key of a scenario means something with them."""
+    for field in said.__struct_fields__:
+        value = getattr(said, field)
+        if isinstance(value, float):
+            _need(math.isfinite(value), f"{field} {value} is no finite number")
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,6 +40,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: str | None = None
 
     def __post_init__(self) -> None:
+        _need_finite(self)
         line = [self.first_ms, self.each_ms, self.load_ms, self.weights_mb]
         measured = [self.catalogue, self.model]
         is_line = None not in line and measured == [None, None]
@@ -73,6 +84,7 @@ class SpikeTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_ms: float
 
     def __post_init__(self) -> None:
+        _need_finite(self)
         _need(0 <= self.probability <= 1, f"probability {self.probability:g} is not in 0 ... 1")
         _need(
             0 <= self.min_ms <= self.max_ms, f"{self.min_ms:g} ... {self.max_ms:g} ms is no range"
@@ -99,6 +111,7 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     jitter_ms: float = 0.0
 
     def __post_init__(self) -> None:
+        _need_finite(self)
         _need(self.resident in ("all", "none", "fit"), f"resident {self.resident!r}: all|none|fit")
         for field in ("count", "pages", "page_mb"):
             _need(getattr(self, field) >= 1, f"{field} {getattr(self, field)} is less than 1")
@@ -124,6 +137,7 @@ class Crash(
     detect_ms: float = 1000.0  # the silence after which a gateway gives a worker up
 
     def __post_init__(self) -> None:
+        _need_finite(self)
         _need(self.at_s >= 0, f"at_s {self.at_s:g} is negative")
         _need(self.detect_ms >= 0, f"detect_ms {self.detect_ms:g} is negative")
         _need(self.down_s is None or self.down_s > 0, f"down_s {self.down_s} is not positive")
@@ -144,6 +158,7 @@ class Stall(
     every_s: float | None = None
 
     def __post_init__(self) -> None:
+        _need_finite(self)
         _need(self.at_s >= 0, f"at_s {self.at_s:g} is negative")
         _need(self.stall_ms > 0, f"stall_ms {self.stall_ms:g} is not positive")
         _need(self.every_s is None or self.every_s > 0, f"every_s {self.every_s} is not positive")
@@ -166,6 +181,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     sample_ms: float = 100.0
 
     def __post_init__(self) -> None:
+        _need_finite(self)
         for field in ("models", "workload", "devices"):
             _need(bool(getattr(self, field)), f"{field} is empty")
         full_s = self.duration_s if self.full_duration_s is None else self.full_duration_s
@@ -185,6 +201,15 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 )
         self.scheduler_config()
 
+    def never_reached(self, duration_s: float) -> Iterator[str]:
+        """A sentence on each fault that comes too late for a run of this length."""
+        for fault in self.faults:
+            if fault.at_s >= duration_s:
+                yield (
+                    f"faults: the {fault.__struct_config__.tag} at {fault.at_s:g} s comes after "
+                    f"the end of the run, at {duration_s:g} s"
+                )
+
     def scheduler_config(self) -> SchedulerConfig:
         """`scheduler` as the core wants it: fields that are `_ns` there may be `_ms` here.
 
@@ -193,6 +218,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         fields = SchedulerConfig.__struct_fields__
         given: dict[str, object] = {"reply_margin_ns": round(self.client_delay_ms * MILLISECOND_NS)}
         for key, value in self.scheduler.items():
+            if isinstance(value, float):
+                _need(math.isfinite(value), f"scheduler: {key} {value} is no finite number")
             in_ns = key.removesuffix("_ms") + "_ns"
             if key in fields:
                 given[key] = value

@@ -90,6 +90,9 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
         except ValueError as error:
             raise ScenarioError(f"{scenario.path}: {error}") from error
     _check_leavings(options)
+    # No error: a run is cut short by --duration-s, too. Each once, whatever the number of runs.
+    for warning in dict.fromkeys(w for c in cases for w in c.setup.never_reached(c.duration_s)):
+        errors.print(f"{scenario.path}: {warning}", style="yellow", markup=False, soft_wrap=True)
     wanted = Wanted(
         out=options.out,
         format=options.format,

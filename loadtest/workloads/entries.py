@@ -59,13 +59,19 @@ class Entry(
 
     def need_positive(self, **fields: float) -> None:
         for field, value in fields.items():
-            if not 0 < value < math.inf:
+            self.need_finite(field, value)
+            if value <= 0:
                 self.refuse(field, f"{value} is not positive")
 
     def need_not_negative(self, **fields: float) -> None:
         for field, value in fields.items():
-            if not 0 <= value < math.inf:
-                self.refuse(field, f"{value} is negative or not finite")
+            self.need_finite(field, value)
+            if value < 0:
+                self.refuse(field, f"{value} is negative")
+
+    def need_finite(self, field: str, value: float) -> None:
+        if not math.isfinite(value):
+            self.refuse(field, f"{value} is no finite number")
 
 
 class RatedEntry(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):

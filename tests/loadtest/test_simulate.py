@@ -406,6 +406,17 @@ def test_a_missing_library_is_named_before_anything_is_played(
         simulate_command._check_leavings(options, find=lambda _: None)
 
 
+def test_a_fault_after_the_end_of_a_run_is_spoken_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main([str(EXAMPLE), *ONE, "--set", "slo_ms=30,40", "--duration-s", "3.5"])
+    assert capsys.readouterr().err == (
+        f"{EXAMPLE}: faults: the crash at 4 s comes after the end of the run, at 3.5 s\n"
+    )
+    main([str(EXAMPLE), *ONE])
+    assert capsys.readouterr().err == ""
+
+
 def test_what_cannot_be_built_is_refused_with_the_files_name(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(EXAMPLE.read_text("utf-8").replace("v100/resnet50_v2", "v100/resnet51"))

@@ -182,8 +182,9 @@ def test_closed_loops_are_passed_over_and_open_loops_are_no_closed_loops() -> No
     ("fields", "error"),
     [
         ({"rate_per_s": 0}, "poisson 'busy': rate_per_s 0.0 is not positive"),
-        ({"rate_per_s": float("inf")}, "rate_per_s inf is not positive"),
+        ({"rate_per_s": float("inf")}, "rate_per_s inf is no finite number"),
         ({"skew": -1}, "skew -1.0 is negative"),
+        ({"skew": float("nan")}, "skew nan is no finite number"),
         ({"slo_ms": 0}, "slo_ms 0.0 is not positive"),
         ({"slo_ms": []}, "slo_ms is an empty mix"),
         ({"slo_ms": [{"slo_ms": 1, "weight": 0}]}, "weight 0.0 is not positive"),

@@ -18,6 +18,7 @@ from loadtest.results import Collector, RunMeta, Summary, Tables, summarise, ver
 from loadtest.scenario import Case
 from loadtest.stage import models_of, schedule_faults, workers_of
 from loadtest.workloads import Ask, closed_loops, open_loop
+from scheduler.device import DeviceMirror
 from scheduler.events import Command, Event, Outcome, RequestArrived
 from scheduler.scheduler import Scheduler
 from scheduler.simulation import Arrival, Observer, Simulation
@@ -30,12 +31,14 @@ class Run(msgspec.Struct, kw_only=True):
     """What a run left behind. `tables` and `summary` are None where nothing was collected.
 
     `handle_wall_ns` is wall time inside Scheduler.handle, `wall_ns` that of the whole run.
+    `num_outliers` are durations so far above the usual that estimates took in a part of them only.
     """
 
     case: Case
     num_requests: int
     num_events: int
     anomalies: dict[str, int]
+    num_outliers: int
     wall_ns: int
     handle_wall_ns: int
     tables: Tables | None = None
@@ -85,12 +88,18 @@ def run(
     tables = summary = None
     if play.collector is not None:
         tables = play.collector.tables()
-        summary = summarise(tables, window_of(case), handle_wall_ns=play.handle_wall_ns)
+        summary = summarise(
+            tables,
+            window_of(case),
+            handle_wall_ns=play.handle_wall_ns,
+            outliers=play.num_outliers,
+        )
     return Run(
         case=case,
         num_requests=play.num_requests,
         num_events=play.num_events,
         anomalies=dict(Counter(play.scheduler.anomalies)),
+        num_outliers=play.num_outliers,
         wall_ns=wall_ns,
         handle_wall_ns=play.handle_wall_ns,
         tables=tables,
@@ -132,6 +141,8 @@ class _Play:
         self._loops = closed_loops(
             setup.workload, duration_s=case.duration_s, seed=case.seed, models=names
         )
+        # who was there at some sample or at the end: what a lost one has counted still counts
+        self._devices: dict[str, DeviceMirror] = {}
         self._open_loops: dict[int, Ask] = {}  # all and only open requests of closed loops
         watchers = [w for w in (self.collector, observer) if w is not None]
         if log is not None:
@@ -155,6 +166,11 @@ class _Play:
         if self.collector is not None or self._progress is not None:
             simulation.call_at(0, self._sample)
         simulation.run(self._open_loop())
+        self._devices.update(self.scheduler.devices)
+
+    @property
+    def num_outliers(self) -> int:
+        return sum(device.num_outliers for device in self._devices.values())
 
     def _open_loop(self) -> Iterator[Arrival]:
         arrival = self._arrival
@@ -201,6 +217,7 @@ class _Play:
 
     def _sample(self) -> None:
         now = self._simulation.now
+        self._devices.update(self.scheduler.devices)
         if self.collector is not None:
             self.collector.sample(now, self.scheduler)
         if self._progress is not None:

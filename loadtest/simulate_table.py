@@ -48,7 +48,9 @@ def print_lines(console: Console, lines: Sequence[Line], *, shows_bound: bool = 
         table.add_column(heading, no_wrap=True)
     table.add_column("policy", overflow="fold")  # what is cut first: a figure never is
     table.add_column("seed", no_wrap=True)
-    for heading in (*FIGURES, *["of bound"] * shows_bound):
+    has_outliers = any(line.summary.outliers for line in lines)
+    more = (*["outliers"] * has_outliers, *["of bound"] * shows_bound)
+    for heading in (*FIGURES, *more):
         table.add_column(
             heading.replace("/", "\n/").replace(" ", "\n"), justify="right", no_wrap=True
         )
@@ -58,6 +60,7 @@ def print_lines(console: Console, lines: Sequence[Line], *, shows_bound: bool = 
             line.case.policy,
             str(line.case.seed),
             *_figures(line),
+            *[f"{line.summary.outliers or 0:,}"] * has_outliers,
             *[_percent(_share_of_bound(line), 1)] * shows_bound,
         )
     console.print(table)

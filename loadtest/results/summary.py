@@ -101,7 +101,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """`run` over everything; the rest by the stream's number, the model's or the tenant's name.
 
     `handle_us` is wall time in `Scheduler.handle` per request, where it was measured; `of_bound` is
-    there where the bound was asked for.
+    there where the bound was asked for. `outliers` are durations of the whole run that were clipped
+    in the scheduler's estimates, None where nobody counted.
     """
 
     window_begin_ns: int
@@ -112,14 +113,20 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     tenants: dict[str, Group]
     handle_us: float | None = None
     of_bound: OfBound | None = None
+    outliers: int | None = None
 
 
 def summarise(
-    tables: Tables, window: tuple[int, int], *, handle_wall_ns: int | None = None
+    tables: Tables,
+    window: tuple[int, int],
+    *,
+    handle_wall_ns: int | None = None,
+    outliers: int | None = None,
 ) -> Summary:
     """Figures of what arrived (for actions: was sent) in [window[0], window[1]).
 
-    `handle_wall_ns` is the wall time spent in `Scheduler.handle` in the whole run.
+    `handle_wall_ns` is the wall time spent in `Scheduler.handle` in the whole run; `outliers` is
+    passed on.
     """
     begin_ns, end_ns = window
     if end_ns <= begin_ns:
@@ -153,6 +160,7 @@ def summarise(
             if handle_wall_ns is None or not num_all
             else handle_wall_ns / num_all / MICROSECOND_NS
         ),
+        outliers=outliers,
     )
 
 

@@ -144,6 +144,8 @@ def test_the_cores_wall_time_is_shared_among_all_requests() -> None:
     tables = told.collector.tables()
     assert summarise(tables, (0, 10), handle_wall_ns=60_000).handle_us == 15
     assert summarise(tables, (0, 10)).handle_us is None
+    assert summarise(tables, (0, 10)).outliers is None
+    assert summarise(tables, (0, 10), outliers=3).outliers == 3
     assert summarise(script().collector.tables(), (0, 10), handle_wall_ns=1).handle_us is None
 
 

@@ -14,7 +14,7 @@ from loadtest.bound.of_case import bound_of
 from loadtest.bound_share import of_bound
 from loadtest.results import OfBound, read
 from loadtest.scenario import Case, ScenarioError, load
-from loadtest.scenario_setup import Crash, Devices, Models, Profile, Setup
+from loadtest.scenario_setup import Crash, Devices, Models, Profile, Setup, SpikeTimes
 from loadtest.simulate import Run, run, window_of
 from loadtest.simulate_command import main
 from loadtest.simulate_table import Line, print_lines
@@ -151,6 +151,36 @@ def test_a_line_of_the_log_is_an_event_and_what_was_decided() -> None:
                 assert line[2][1] == command.action.action_id
     kinds = {type(event) for _, event, _ in seen}
     assert {RequestArrived, RequestsArrived, ActionFinished} <= kinds
+
+
+def test_outliers_are_counted_also_those_of_a_worker_that_is_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every twentieth execution on w0 takes 40 ms more, until it is lost; none on w1."""
+    spikes = SpikeTimes(probability=0.05, min_ms=40.0, max_ms=40.0)
+    setup = Setup(
+        duration_s=4.0,
+        models=(Models(name="m", profile=LINE),),
+        devices=(Devices(resident="all", spikes=spikes), Devices(resident="all")),
+        faults=(Crash(worker=0, at_s=3.0, detect_ms=10.0),),
+        workload=(STEADY,),
+    )
+    played = run(Case(scenario="test", setup=setup, duration_s=4.0))
+    assert played.summary is not None
+    assert 0 < played.num_outliers == played.summary.outliers < 50
+    calm = run(case(STEADY))
+    assert calm.summary is not None
+    assert calm.num_outliers == calm.summary.outliers == 0
+    lines = [
+        Line(case=of.case, summary=of.summary, num_requests=1, wall_us=1.0, anomalies={})
+        for of in (played, calm)
+        if of.summary is not None
+    ]
+    print_lines(Console(width=120), lines)
+    first, second = capsys.readouterr().out.splitlines()[-3:-1]
+    assert (first.split()[-1], second.split()[-1]) == (str(played.num_outliers), "0")
+    print_lines(Console(width=120), lines[1:])
+    assert "outliers" not in capsys.readouterr().out
 
 
 def test_without_a_collector_only_the_work_is_counted() -> None:

@@ -183,5 +183,5 @@ def test_an_unknown_experiment_is_a_question_that_makes_no_sense(
 
 
 def test_the_list_plays_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list", "--quick", "--only", "6.6"]) == 0
+    assert main(["--list", "--verbose", "--quick", "--only", "6.6"]) == 0
     assert "cost 66-scale" in capsys.readouterr().out

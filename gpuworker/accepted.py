@@ -2,13 +2,18 @@
 
 It owns the way from an accepted order to its one report: the page table is asked at the instant of
 the start, the backend does the work, every failure becomes a code. Nothing here waits or chooses.
+
+Where a backend copies inputs and outputs while another batch executes, an Infer passes through
+three lanes: its input phase in the first (InputPhase), its execution in the second, its output
+phase in the third (OutputPhase). Elsewhere the EXEC lane does all three.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from gpuworker.backend import Backend, EngineError, InvalidInput, Staged
+from gpuworker.backend import Backend, DeviceLost, EngineError, InvalidInput, Staged
+from gpuworker.lane import Work
 from gpuworker.page_cache import PageCache, PageRefusal
 from scheduler.actions import (
     NO_SPAN,
@@ -42,6 +47,7 @@ class Bench(NamedTuple):
     pages: PageCache
     finish: Callable[[Finished], None]  # callable from any thread
     clock: Callable[[], int] = time.monotonic_ns
+    deliver: Callable[[Work], None] | None = None  # where output phases are done, if elsewhere
 
 
 class AcceptedInfer:
@@ -49,6 +55,7 @@ class AcceptedInfer:
 
     __slots__ = (
         "_bench",
+        "_exec",
         "_input",
         "_received_ns",
         "_session",
@@ -84,6 +91,7 @@ class AcceptedInfer:
         self._views = views
         self._staged: Staged = None
         self._input = NO_SPAN
+        self._exec = NO_SPAN
 
     def prepare(self) -> bool:
         bench = self._bench
@@ -95,7 +103,7 @@ class AcceptedInfer:
             self.refuse(Code.INVALID_INPUT, str(error))
             return False
         except Exception as error:
-            self.refuse(Code.ENGINE_ERROR, f"input phase: {_describe(error)}")
+            self._finish(Code.ENGINE_ERROR, f"input phase: {_describe(error)}", fatal=_fatal(error))
             return False
         self._views = ()  # the received frames are freed now, not after the execution
         end_ns = bench.clock()
@@ -109,40 +117,62 @@ class AcceptedInfer:
         except PageRefusal as refusal:
             self.refuse(refusal.code, str(refusal))
             return
-        failure: str | None = None
+        failure: Exception | None = None
         device_ns = 0
         begin_ns = bench.clock()
         try:
             device_ns = bench.backend.execute(self._staged)
         except Exception as error:
-            failure = _describe(error)
-        exec_end_ns = bench.clock()
+            failure = error
+        end_ns = bench.clock()
         # Before the report: whoever reads it may evict the model at once.
         bench.pages.unpin(model)
         if failure is not None:
-            self.refuse(Code.ENGINE_ERROR, failure)
+            self._drop(Code.ENGINE_ERROR, _describe(failure), _fatal(failure))
             return
-        exec_span = Span(begin_ns, exec_end_ns, device_ns)
+        self._exec = Span(begin_ns, end_ns, device_ns)
+        if bench.deliver is None:
+            self.deliver()
+        else:
+            bench.deliver(OutputPhase(self))
+
+    def deliver(self) -> None:
+        """The output phase, of a batch that was executed."""
+        bench = self._bench
+        staged, self._staged = self._staged, None
+        begin_ns = bench.clock()
         try:
-            tensors, buffers = bench.backend.unstage(self._staged)
+            tensors, buffers = bench.backend.unstage(staged)
         except Exception as error:
-            self._finish(Code.ENGINE_ERROR, f"output phase: {_describe(error)}", exec_span)
+            self._finish(
+                Code.ENGINE_ERROR, f"output phase: {_describe(error)}", fatal=_fatal(error)
+            )
             return
         end_ns = bench.clock()
-        output = Span(exec_end_ns, end_ns, end_ns - exec_end_ns)
-        self._finish(Code.OK, "", exec_span, output, tensors, buffers)
+        output = Span(begin_ns, end_ns, end_ns - begin_ns)
+        self._finish(Code.OK, "", output, tensors, buffers)
 
     def refuse(self, code: Code, message: str) -> None:
-        self._finish(code, message)
+        self._drop(code, message)
+
+    def _drop(self, code: Code, message: str, fatal: str | None = None) -> None:
+        """It ends here: what was staged of it is not wanted any more."""
+        staged, self._staged = self._staged, None
+        if staged is not None:
+            try:
+                self._bench.backend.discard(staged)
+            except Exception as error:
+                fatal = fatal or _fatal(error) or f"discarding a batch: {_describe(error)}"
+        self._finish(code, message, fatal=fatal)
 
     def _finish(
         self,
         code: Code,
         message: str,
-        exec_span: Span = NO_SPAN,
         output: Span = NO_SPAN,
         tensors: tuple[RequestTensors, ...] = (),
         buffers: Sequence[Buffer] = (),
+        fatal: str | None = None,
     ) -> None:
         result = InferResult(
             self.order.action_id,
@@ -150,10 +180,55 @@ class AcceptedInfer:
             message,
             self._received_ns,
             self._input,
-            exec_span,
+            self._exec,
             output,
         )
-        self._bench.finish(Finished(self._session, result, tensors, buffers))
+        self._bench.finish(Finished(self._session, result, tensors, buffers, fatal))
+
+
+class InputPhase:
+    """An Infer's input phase in a lane of its own, in order of arrival; then it is `put` on."""
+
+    is_prepared = True
+    earliest_ns = 0
+
+    def __init__(self, infer: AcceptedInfer, put: Callable[[Work], None]) -> None:
+        self._infer = infer
+        self._put = put
+        self.model = infer.model
+        self.latest_ns = infer.latest_ns
+
+    def prepare(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        if self._infer.prepare():
+            self._put(self._infer)
+
+    def refuse(self, code: Code, message: str) -> None:
+        self._infer.refuse(code, message)
+
+
+class OutputPhase:
+    """An Infer's output phase in a lane of its own, in order of execution."""
+
+    is_prepared = True
+    earliest_ns = 0
+    latest_ns = 2**63 - 1  # it was executed, so it is answered
+
+    def __init__(self, infer: AcceptedInfer) -> None:
+        self._infer = infer
+        self.model = infer.model
+
+    def prepare(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        self._infer.deliver()
+
+    def refuse(self, code: Code, message: str) -> None:
+        """Not for what was executed: the answer is there."""
+        self._infer.deliver()
 
 
 class AcceptedLoad:
@@ -185,7 +260,7 @@ class AcceptedLoad:
             device_ns = bench.backend.load(model, pages)
         except Exception as error:
             bench.pages.release(model)
-            self.refuse(Code.LOAD_FAILED, f"{model}: {_describe(error)}")
+            self._finish(Code.LOAD_FAILED, f"{model}: {_describe(error)}", NO_SPAN, _fatal(error))
             return
         end_ns = bench.clock()
         bench.pages.commit(model)
@@ -194,9 +269,9 @@ class AcceptedLoad:
     def refuse(self, code: Code, message: str) -> None:
         self._finish(code, message, NO_SPAN)
 
-    def _finish(self, code: Code, message: str, load: Span) -> None:
+    def _finish(self, code: Code, message: str, load: Span, fatal: str | None = None) -> None:
         result = LoadResult(self.order.action_id, code, message, self._received_ns, load)
-        self._bench.finish(Finished(self._session, result))
+        self._bench.finish(Finished(self._session, result, fatal=fatal))
 
 
 class AcceptedEvict:
@@ -243,9 +318,14 @@ class AcceptedEvict:
         self._bench.finish(Finished(self._session, result, fatal=fatal))
 
 
+def _fatal(error: Exception) -> str | None:
+    """Why the process cannot go on after this; None if it can."""
+    return str(error) if isinstance(error, DeviceLost) else None
+
+
 def _describe(error: Exception) -> str:
     """What an EngineError says; any other exception with its type in front."""
     text = str(error)
-    if isinstance(error, EngineError):
+    if isinstance(error, EngineError | DeviceLost):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -23,13 +23,26 @@ class EngineError(Exception):
     """The engine failed while executing."""
 
 
+class DeviceLost(Exception):
+    """The device is broken for good, for this process: only a new one may find it again."""
+
+
 class Backend(Protocol):
     """One device and the engine that executes on it.
 
-    `load` and `evict` are called by the LOAD lane only and never at the same time; `stage`,
-    `execute` and `unstage` by the EXEC lane only. The two lanes do run at the same time, but never
-    on the same model's weights: the page cache pins what executes.
+    `load` and `evict` are called by the LOAD lane only and never at the same time, `execute` by the
+    EXEC lane only. The two lanes do run at the same time, but never on the same model's weights:
+    the page cache pins what executes. `stage` and `unstage` are called by the EXEC lane too, or
+    where `overlaps_io` by one thread each, while another batch executes. Any of them may raise
+    DeviceLost.
     """
+
+    overlaps_io: bool
+    """Whether inputs and outputs of other batches are copied while one executes."""
+
+    def bind_thread(self) -> None:
+        """Called first by every thread that calls anything else, but the one that made it."""
+        ...
 
     @property
     def device(self) -> DeviceSpec: ...
@@ -58,8 +71,8 @@ class Backend(Protocol):
     ) -> Staged:
         """The input phase: check, join and pad the requests' rows. Raises InvalidInput.
 
-        May run before the weights are resident. What it returns may be dropped without being
-        executed. The views are the received frames; they may be kept for as long as they are used.
+        May run before the weights are resident. What it returns is executed and unstaged, or else
+        discarded. The views are the received frames; they may be kept for as long as they are used.
         """
         ...
 
@@ -75,6 +88,10 @@ class Backend(Protocol):
 
         The buffers must never change again: they are sent without copying.
         """
+        ...
+
+    def discard(self, staged: Staged) -> None:
+        """A staged batch is not unstaged: it was not executed, or that failed."""
         ...
 
     def close(self) -> None: ...

@@ -59,14 +59,26 @@ Receive = Callable[[int | None], Item | None]
 
 
 class Lane:
-    """The lane without its thread: `run` returns when Stop has been received."""
+    """The lane without its thread: `run` returns when Stop has been received.
 
-    def __init__(self, *, receive: Receive, clock: Callable[[], int]) -> None:
+    `on_flushed` is told of each Flush once nothing of before it can come out of this lane any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        receive: Receive,
+        clock: Callable[[], int],
+        on_flushed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._receive = receive
         self._clock = clock
+        self._on_flushed = on_flushed
         # All and only work received and not yet reported: (earliest_ns, arrival, work).
         self._heap: list[tuple[int, int, Work]] = []
         self._num_received = 0
+        # (model, since when) of what runs; other threads may read it
+        self.running: tuple[str, int] | None = None
 
     def run(self) -> None:
         wait_ns: int | None = None
@@ -80,6 +92,7 @@ class Lane:
             else:
                 if isinstance(item, Flush):
                     self._flush()
+                    self._on_flushed()
                 else:
                     heapq.heappush(self._heap, (item.earliest_ns, self._num_received, item))
                     self._num_received += 1
@@ -105,7 +118,9 @@ class Lane:
         if now < work.earliest_ns:
             return work.earliest_ns - now
         heapq.heappop(self._heap)
+        self.running = work.model, now
         work.run()
+        self.running = None
         return 0
 
     def _flush(self) -> None:
@@ -128,14 +143,20 @@ class LaneThread:
         clock: Callable[[], int],
         on_start: Callable[[], None],
         on_death: Callable[[str, BaseException], None],
+        on_flushed: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         # A queue in C whose timed `get` is both the wait for work and the wait for a window.
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._lane = Lane(receive=self._receive, clock=clock)
+        self._lane = Lane(receive=self._receive, clock=clock, on_flushed=on_flushed)
         self._on_start = on_start
         self._on_death = on_death
         self._thread = threading.Thread(target=self._main, name=f"lane-{name}", daemon=True)
+
+    @property
+    def running(self) -> tuple[str, int] | None:
+        """The model that something is done for right now, and since when."""
+        return self._lane.running
 
     def start(self) -> None:
         self._thread.start()

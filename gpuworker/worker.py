@@ -19,10 +19,17 @@ from collections.abc import Callable, Mapping
 import zmq
 
 from gpuworker import linux, orders
-from gpuworker.accepted import AcceptedEvict, AcceptedInfer, AcceptedLoad, Bench, Finished
+from gpuworker.accepted import (
+    AcceptedEvict,
+    AcceptedInfer,
+    AcceptedLoad,
+    Bench,
+    Finished,
+    InputPhase,
+)
 from gpuworker.backend import Backend
 from gpuworker.gateway_link import GatewayLink
-from gpuworker.lane import Flush, LaneThread, Stop
+from gpuworker.lane import Flush, LaneThread, Stop, Work
 from gpuworker.page_cache import PageCache
 from scheduler import wire
 from scheduler.actions import Action, Code, EvictWeights, Infer, LoadWeights, Result
@@ -49,6 +56,8 @@ LANE_SLICE_NS = 10_000_000
 # With short turns alone, whoever has just had a few milliseconds' worth of them must wait for as
 # long. On a CPU of its own, or among several, a lane does not need to be nice.
 NICE_ON_ONE_CPU = 10
+# A lane that is at one thing for so long will not come back: nobody waits for a batch of a minute.
+STUCK_AFTER_NS = 60 * SECOND_NS
 # How long a lane that is still busy may delay the exit once the worker is refused or broken.
 JOIN_TIMEOUT_S = 1.0
 # A session no gateway ever has: that of orders the worker gives itself.
@@ -76,9 +85,21 @@ class Worker:
         self._clock = clock
         self._pages = PageCache(backend.device.total_pages)
         self._finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
-        self._bench = Bench(backend, self._pages, self._on_lane_finished, clock)
-        self._exec_lane = self._lane("exec", self._start_lane)
-        self._load_lane = self._lane("load", self._start_lane)
+        self._exec_lane = self._lane("exec")
+        self._load_lane = self._lane("load")
+        # In the order in which an Infer passes through them.
+        self._lanes = [self._exec_lane, self._load_lane]
+        self._flushed_first = [self._exec_lane, self._load_lane]
+        self._input_lane: LaneThread | None = None
+        deliver: Callable[[Work], None] | None = None
+        if backend.overlaps_io:
+            # What is still in its input phase comes into the EXEC lane before that is flushed.
+            self._input_lane = self._lane("input", on_flushed=lambda: self._exec_lane.put(Flush()))
+            output_lane = self._lane("output")
+            deliver = output_lane.put
+            self._lanes = [self._input_lane, *self._lanes, output_lane]
+            self._flushed_first = [self._input_lane, self._load_lane]
+        self._bench = Bench(backend, self._pages, self._on_lane_finished, clock, deliver)
         self._link = GatewayLink(connect, context)
 
         self._session = 0
@@ -100,8 +121,8 @@ class Worker:
 
     def run(self) -> int:
         """Serve until stopped, dismissed, refused or broken, then free everything."""
-        self._exec_lane.start()
-        self._load_lane.start()
+        for lane in self._lanes:
+            lane.start()
         try:
             while True:
                 self._see_to_what_is_due(self._clock())
@@ -113,7 +134,7 @@ class Worker:
                 if frames is not None:
                     self._on_frames(frames)
         finally:
-            self._close()
+            self.close()
 
     # What arrives
 
@@ -179,16 +200,18 @@ class Worker:
         bench = self._bench
         match action:
             case Infer():
-                self._exec_lane.put(
-                    AcceptedInfer(
-                        bench,
-                        action,
-                        session=session,
-                        received_ns=received_ns,
-                        tensors=tensors,
-                        views=views,
-                    )
+                infer = AcceptedInfer(
+                    bench,
+                    action,
+                    session=session,
+                    received_ns=received_ns,
+                    tensors=tensors,
+                    views=views,
                 )
+                if self._input_lane is None:
+                    self._exec_lane.put(infer)
+                else:
+                    self._input_lane.put(InputPhase(infer, self._exec_lane.put))
             case LoadWeights():
                 self._load_lane.put(
                     AcceptedLoad(bench, action, session=session, received_ns=received_ns)
@@ -239,6 +262,8 @@ class Worker:
         """Act on flags and on the time: broken, stop, silence, Hello."""
         if self._parent_pid is not None and os.getppid() != self._parent_pid:
             self._stop_reason = "the parent process is gone"
+        if self._broken_reason is None:
+            self._broken_reason = self._stuck(now)
         if self._broken_reason is not None:
             _log.critical("giving up: %s", self._broken_reason)
             self._exit_code = EXIT_BROKEN
@@ -252,6 +277,18 @@ class Worker:
                 self._end_session(f"nothing heard from the gateway for {silence_s:.1f} s")
         elif now >= self._hello_due_ns and self._num_accepted == 0:
             self._say_hello(now)
+
+    def _stuck(self, now: int) -> str | None:
+        """Which lane does not come back from what it does, for how long."""
+        for lane in self._lanes:
+            running = lane.running
+            if running is not None and now - running[1] > STUCK_AFTER_NS:
+                model, since_ns = running
+                return (
+                    f"the {lane.name} lane has been at {model} for"
+                    f" {(now - since_ns) / SECOND_NS:.0f} s: the device does not answer"
+                )
+        return None
 
     def _say_hello(self, now: int) -> None:
         hello = wire.Hello(
@@ -285,26 +322,34 @@ class Worker:
             self._exit_code = EXIT_DONE
 
     def _flush_lanes(self) -> None:
-        self._exec_lane.put(Flush())
-        self._load_lane.put(Flush())
+        for lane in self._flushed_first:
+            lane.put(Flush())
 
-    def _close(self) -> None:
-        lanes = (self._exec_lane, self._load_lane)
-        for lane in lanes:
+    def close(self) -> None:
+        """Give everything back. What a lane still works with is left, until this is called again:
+        its thread is a daemon and ends with the process.
+        """
+        have_ended = []
+        for lane in self._lanes:
             lane.put(Stop())
-        # Not `all(...)` over a generator: both are waited for.
-        have_ended = [lane.join(JOIN_TIMEOUT_S) for lane in lanes]
+            have_ended.append(lane.join(JOIN_TIMEOUT_S))
         if all(have_ended):
             self._link.close()
             self._backend.close()
-        # else a lane still works with both; its thread is a daemon and ends with the process.
 
     # The lanes' side
 
-    def _lane(self, name: str, on_start: Callable[[], None]) -> LaneThread:
-        return LaneThread(name, clock=self._clock, on_start=on_start, on_death=self._on_lane_death)
+    def _lane(self, name: str, on_flushed: Callable[[], None] = lambda: None) -> LaneThread:
+        return LaneThread(
+            name,
+            clock=self._clock,
+            on_start=self._start_lane,
+            on_death=self._on_lane_death,
+            on_flushed=on_flushed,
+        )
 
     def _start_lane(self) -> None:
+        self._backend.bind_thread()
         linux.set_timer_slack(TIMER_SLACK_NS)
         linux.set_time_slice(LANE_SLICE_NS)
         if linux.num_usable_cpus() == 1:

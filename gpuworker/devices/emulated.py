@@ -67,6 +67,8 @@ def read_models(emulation: str) -> list[EmulatedModel]:
 class EmulatedBackend:
     """A `gpuworker.backend.Backend`."""
 
+    overlaps_io = False
+
     def __init__(
         self,
         emulation: str,
@@ -88,6 +90,9 @@ class EmulatedBackend:
             total_pages=cache_bytes // page_bytes,
             shares_exec_core=False,
         )
+
+    def bind_thread(self) -> None:
+        """All threads are alike."""
 
     def load(self, model: str, pages: Sequence[int]) -> int:
         begin_ns = self._clock()
@@ -142,6 +147,9 @@ class EmulatedBackend:
         row_bytes = staged.model.output_row_bytes
         tensors = tuple((TensorMeta((rows, row_bytes), rows * row_bytes),) for rows in staged.rows)
         return tensors, [bytes(rows * row_bytes) for rows in staged.rows]
+
+    def discard(self, staged: StagedRows) -> None:
+        """Nothing is held but memory."""
 
     def close(self) -> None:
         self._mapped.clear()

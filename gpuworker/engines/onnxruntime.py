@@ -54,6 +54,8 @@ class OnnxRuntimeBackend:
     whose artifact is gone; one that is larger than the cache has no session and is never loaded.
     """
 
+    overlaps_io = False  # copies would take turns with the execution on the same cores
+
     def __init__(
         self,
         *,
@@ -110,6 +112,9 @@ class OnnxRuntimeBackend:
         session.evict()
         return session
 
+    def bind_thread(self) -> None:
+        """All threads are alike."""
+
     def load(self, model: str, pages: Sequence[int]) -> int:
         return self._session(model).load(pages)
 
@@ -140,6 +145,9 @@ class OnnxRuntimeBackend:
 
     def unstage(self, staged: StagedBatch) -> tuple[tuple[RequestTensors, ...], list[Buffer]]:
         return self._layouts[staged.model].split(staged.rows, staged.outputs)
+
+    def discard(self, staged: StagedBatch) -> None:
+        """Nothing is held but memory."""
 
     def close(self) -> None:
         """Sessions first: they point into the pages."""

@@ -12,8 +12,8 @@ from typing import TypeVar
 import pytest
 import zmq
 
-from gpuworker.backend import EngineError, InvalidInput
-from gpuworker.worker import Worker
+from gpuworker.backend import DeviceLost, EngineError, InvalidInput
+from gpuworker.worker import EXIT_BROKEN, STUCK_AFTER_NS, Worker
 from scheduler import wire
 from scheduler.actions import (
     NO_SPAN,
@@ -63,7 +63,8 @@ class ManualClock:
 class PuppetBackend:
     """Echoes each request's bytes. `gate` holds executions until it is opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, overlaps_io: bool = False) -> None:
+        self.overlaps_io = overlaps_io
         self.device = DeviceSpec(
             kind="puppet", page_bytes=PAGE_BYTES, total_pages=4, shares_exec_core=False
         )
@@ -72,9 +73,18 @@ class PuppetBackend:
         self.failures: dict[str, BaseException] = {}
         self.log: list[str] = []
         self.executing: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.staged: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.gate = threading.Event()
         self.gate.set()
         self.is_closed = False
+        self.bound: set[str] = set()
+
+    def bind_thread(self) -> None:
+        self.bound.add(threading.current_thread().name)
+
+    def discard(self, staged: tuple[str, list[bytes]]) -> None:
+        self._fail("discard")
+        self.log.append(f"discard {staged[0]}")
 
     def load(self, model: str, pages: Sequence[int]) -> int:
         self._fail("load")
@@ -92,7 +102,9 @@ class PuppetBackend:
         views: Sequence[Sequence[memoryview]],
     ) -> tuple[str, list[bytes]]:
         self._fail("stage")
-        return order.model, [bytes(request[0]) for request in views]
+        content = [bytes(request[0]) for request in views]
+        self.staged.put(content[0])
+        return order.model, content
 
     def execute(self, staged: tuple[str, list[bytes]]) -> int:
         self.executing.put(staged[0])
@@ -118,9 +130,9 @@ class PuppetBackend:
 class Rig:
     """A worker in a thread, and the gateway it talks to, played by hand."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, overlaps_io: bool = False) -> None:
         self.address = address
-        self.backend = PuppetBackend()
+        self.backend = PuppetBackend(overlaps_io=overlaps_io)
         self.clock = ManualClock()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.worker: Worker | None = None
@@ -214,9 +226,17 @@ class Rig:
         self._exit_codes.put(self.worker.run())
 
 
+@pytest.fixture(params=[False, True], ids=["one lane", "three lanes"])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    """Input and output phases in the EXEC lane, or in lanes of their own."""
+    rig = Rig(f"ipc://{tmp_path}/workers", overlaps_io=request.param)
+    yield rig
+    rig.close()
+
+
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(f"ipc://{tmp_path}/workers")
+def overlapping(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(f"ipc://{tmp_path}/workers", overlaps_io=True)
     yield rig
     rig.close()
 
@@ -461,6 +481,81 @@ def test_a_failed_eviction_is_reported_and_ends_the_process(rig: Rig) -> None:
     assert rig.exit_code() == 1
 
 
+@pytest.mark.parametrize("phase", ["stage", "execute", "unstage"])
+def test_a_lost_device_fails_the_batch_and_ends_the_process(
+    rig: Rig, phase: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.join().load("a")
+    rig.backend.failures[phase] = DeviceLost("gpu 0 is lost: CUDA_ERROR_ECC_UNCORRECTABLE")
+    rig.order(infer(1), b"abcd")
+    result = rig.result()
+    assert result.code is Code.ENGINE_ERROR
+    assert "gpu 0 is lost" in result.message
+    assert rig.exit_code() == EXIT_BROKEN
+    assert "giving up: gpu 0 is lost: CUDA_ERROR_ECC_UNCORRECTABLE" in caplog.text
+
+
+def test_a_device_lost_while_loading_ends_the_process(rig: Rig) -> None:
+    rig.join()
+    rig.backend.failures["load"] = DeviceLost("gpu 0 is lost")
+    rig.order(load(1, "a"))
+    assert rig.result().code is Code.LOAD_FAILED
+    assert rig.exit_code() == EXIT_BROKEN
+
+
+def test_a_device_that_does_not_come_back_ends_the_process(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.join().load("a")
+    rig.backend.gate.clear()
+    rig.order(infer(1), b"abcd")
+    rig.executing()
+    rig.clock.now_ns += STUCK_AFTER_NS + 1
+    rig.say(wire.Ping(1))  # it looks at its clock at the latest then
+    assert rig.exit_code() == EXIT_BROKEN
+    assert "the exec lane has been at a for 60 s: the device does not answer" in caplog.text
+    rig.backend.gate.set()
+    assert rig.worker is not None
+    rig.worker.close()
+    assert rig.backend.is_closed
+
+
+def test_a_batch_that_fails_or_is_refused_is_discarded_once(rig: Rig) -> None:
+    rig.join()
+    rig.order(infer(1), b"abcd")  # its weights are not there
+    assert rig.code() is Code.WEIGHTS_MISSING
+    rig.load("a")
+    rig.backend.failures["execute"] = EngineError("no")
+    rig.order(infer(2), b"abcd")
+    assert rig.code() is Code.ENGINE_ERROR
+    rig.order(infer(3), b"abcd")
+    assert rig.code() is Code.OK
+    assert rig.backend.log == ["discard a", "load a 1", "discard a"]
+
+
+def test_inputs_of_the_next_batch_are_staged_while_one_executes(overlapping: Rig) -> None:
+    rig = overlapping.join()
+    rig.load("a")
+    rig.backend.gate.clear()
+    rig.order(infer(1), b"abcd")
+    rig.executing()
+    rig.order(infer(2), b"efgh")
+    rig.backend.staged.get(timeout=PATIENCE_S)
+    assert rig.backend.staged.get(timeout=PATIENCE_S) == b"efgh"  # and the first still executes
+    rig.backend.gate.set()
+    assert [rig.result().action_id, rig.result().action_id] == [1, 2]
+
+
+def test_every_lane_binds_itself_to_the_device(rig: Rig) -> None:
+    rig.join().load("a")
+    lanes = {"lane-exec", "lane-load"}
+    if rig.backend.overlaps_io:
+        lanes |= {"lane-input", "lane-output"}
+        rig.order(infer(1), b"abcd")
+        assert rig.code() is Code.OK
+    assert rig.backend.bound == lanes
+
+
 def test_a_dead_lane_ends_the_process(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.join().load("a")
     rig.backend.failures["execute"] = SystemExit("out of the thread")
@@ -498,7 +593,7 @@ def test_after_a_rejoin_only_what_is_true_is_told(rig: Rig) -> None:
     rig.welcome()
     rig.order(infer(5), b"abcd")
     assert rig.result().action_id == 5
-    assert rig.backend.log == ["load a 1"]
+    assert [entry for entry in rig.backend.log if entry != "discard a"] == ["load a 1"]
 
 
 def test_a_silent_gateway_is_greeted_again(rig: Rig) -> None:
@@ -567,16 +662,20 @@ def test_stopping_finishes_what_runs_refuses_the_rest_and_says_goodbye(
     rig.say(wire.Ping(1))
     rig.expect(wire.Pong)
     stop(rig)
-    waiting = rig.result()  # the load lane is idle, so it answers at once
-    assert (waiting.action_id, waiting.code) == (3, Code.SHUTTING_DOWN)
+    answers: dict[int, Code] = {}
+
+    def answered(action_id: int) -> Code:
+        while action_id not in answers:
+            result = rig.result()
+            answers[result.action_id] = result.code
+        return answers[action_id]
+
+    assert answered(3) is Code.SHUTTING_DOWN  # the load lane is idle, so it answers at once
     rig.order(infer(4), b"abcd")
-    new = rig.result()
-    assert (new.action_id, new.code) == (4, Code.SHUTTING_DOWN)
+    assert answered(4) is Code.SHUTTING_DOWN
+    assert 1 not in answers
     rig.backend.gate.set()
-    assert [(r.action_id, r.code) for r in (rig.result(), rig.result())] == [
-        (1, Code.OK),
-        (2, Code.SHUTTING_DOWN),
-    ]
+    assert (answered(1), answered(2)) == (Code.OK, Code.SHUTTING_DOWN)
     rig.expect(wire.Goodbye)
     assert rig.exit_code() == 0
     assert rig.backend.is_closed

@@ -10,6 +10,7 @@ range is a segmentation fault by design; never put accessible memory there "to b
 import ctypes
 import mmap
 import os
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -161,6 +162,25 @@ class HostPages:
             -1,
             0,
         )
+
+    def load(self, addresses: AddressRange, pages: Sequence[int], blob: Bytes) -> int:
+        """Map and copy; how long that took in ns. If it raises, nothing is mapped."""
+        if blob.nbytes > addresses.num_bytes:
+            raise ValueError(f"{blob.nbytes} bytes for a range of {addresses.num_bytes} bytes")
+        begin_ns = time.monotonic_ns()
+        self.map(addresses, pages)
+        try:
+            self.copy_in(addresses, blob)
+        except BaseException:
+            self.unmap(addresses)
+            raise
+        return time.monotonic_ns() - begin_ns
+
+    def unload(self, addresses: AddressRange) -> None:
+        self.unmap(addresses)
+
+    def read(self, addresses: AddressRange, num_bytes: int) -> Bytes:
+        return addresses.bytes_at(0, num_bytes).copy()
 
     def copy_in(self, addresses: AddressRange, blob: Bytes) -> None:
         """Copy `blob` to the start of a mapped range. Other threads run meanwhile."""

@@ -7,7 +7,6 @@ notices. It must never run without its pages: it would read unmapped addresses.
 
 import functools
 import mmap
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,19 +85,13 @@ class PagedSession:
 
     def load(self, pages: Sequence[int]) -> int:
         """Map and copy; returns how long that took in ns. If it raises, nothing is mapped."""
-        begin_ns = time.monotonic_ns()
-        self._pages.map(self._addresses, pages)
-        try:
-            self._pages.copy_in(self._addresses, self._blob)
-        except BaseException:
-            self._pages.unmap(self._addresses)
-            raise
+        duration_ns = self._pages.load(self._addresses, pages, self._blob)
         self.is_resident = True
-        return time.monotonic_ns() - begin_ns
+        return duration_ns
 
     def evict(self) -> None:
         self.is_resident = False
-        self._pages.unmap(self._addresses)
+        self._pages.unload(self._addresses)
 
     def run(self, inputs: dict[str, Array]) -> list[Array]:
         """All outputs, in declared order. Raises NotResident, or what ONNX Runtime raises."""

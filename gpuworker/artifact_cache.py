@@ -24,6 +24,7 @@ FORMAT_VERSION = 2
 
 GRAPH_FILE = "graph.onnx"
 WEIGHTS_FILE = "weights.bin"
+PLAN_FILE = "model.plan"
 MANIFEST_FILE = "artifact.json"
 
 
@@ -44,10 +45,36 @@ class SampleInputs(msgspec.Struct, frozen=True):
     integers_below: int
 
 
+class PlanVariant(msgspec.Struct, frozen=True):
+    """One way to execute a TensorRT plan: its optimisation profile, for inputs of these shapes.
+
+    `input_shapes` are whole shapes, batch axis included, in the order of the model's inputs.
+    """
+
+    profile: int
+    batch_size: int
+    input_shapes: tuple[tuple[int, ...], ...]
+
+
+class PlanNeeds(msgspec.Struct, frozen=True):
+    """Device memory that a plan needs beside its pages, in bytes: to execute, which all plans
+    share (scratch, inputs, outputs), and of its own (`resident`: kernels, contexts, graphs).
+    """
+
+    scratch: int
+    inputs: int
+    outputs: int
+    resident: int
+
+
 class Artifact(msgspec.Struct, frozen=True):
+    """`weights` are those of an ONNX graph; `variants` and `needs` are a TensorRT plan's."""
+
     spec: ModelSpec
-    weights: tuple[WeightTensor, ...]
-    samples: tuple[SampleInputs, ...]
+    weights: tuple[WeightTensor, ...] = ()
+    samples: tuple[SampleInputs, ...] = ()
+    variants: tuple[PlanVariant, ...] = ()
+    needs: PlanNeeds | None = None
 
 
 class StoredArtifact(msgspec.Struct, frozen=True):
@@ -61,6 +88,10 @@ class StoredArtifact(msgspec.Struct, frozen=True):
     @property
     def weights_path(self) -> Path:
         return self.directory / WEIGHTS_FILE
+
+    @property
+    def plan_path(self) -> Path:
+        return self.directory / PLAN_FILE
 
 
 class _Manifest(msgspec.Struct, frozen=True):

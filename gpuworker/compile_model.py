@@ -24,7 +24,7 @@ from gpuworker.model_store import ModelConfig, RepositoryModel
 from gpuworker.profiling import measure, measure_load, measure_shapes
 from gpuworker.sample_inputs import DeclaredTensor, ProbeError, make_inputs
 from gpuworker.shape_probe import ProbedModel, probe
-from scheduler.spec import MILLISECOND_NS, ModelProfile, ModelSpec
+from scheduler.spec import MILLISECOND_NS, ModelProfile, ModelSpec, ShapeProfile
 
 PLATFORM = "onnxruntime_onnx"  # Triton's word for it
 
@@ -142,13 +142,14 @@ def _open(candidate: _Candidate, pages: HostPages) -> PagedSession:
 
 
 def _probe(session: PagedSession, config: ModelConfig) -> ProbedModel:
-    inputs = tuple(map(_declared, session.declared_inputs))
-    outputs = tuple(map(_declared, session.declared_outputs))
+    inputs = tuple(map(declared_tensor, session.declared_inputs))
+    outputs = tuple(map(declared_tensor, session.declared_outputs))
     with _resident(session):
         return probe(session.run, inputs, outputs, config.profile_shapes)
 
 
-def _declared(node: Any) -> DeclaredTensor:
+def declared_tensor(node: Any) -> DeclaredTensor:
+    """ONNX Runtime's description of a tensor. Raises CompileError."""
     if node.type not in OIP_OF_ORT:
         raise CompileError(f"{node.name} is a {node.type}, which cannot be sent to clients")
     dims = tuple(
@@ -184,20 +185,42 @@ def fewest_byte_seconds(weights_bytes: Sequence[int], exec_ns: Sequence[int]) ->
 
 
 def _spec(model: RepositoryModel, session: PagedSession, probed: ProbedModel) -> ModelSpec:
-    config = model.config
     with _resident(session):
-        shapes = measure_shapes(session.run, probed, _wanted_batch_sizes(config, probed))
+        shapes = measure_shapes(session.run, probed, wanted_batch_sizes(model.config, probed))
         load_ns = measure_load(session)
+    return model_spec(
+        model,
+        platform=PLATFORM,
+        probed=probed,
+        shapes=shapes,
+        load_ns=load_ns,
+        weights_bytes=session.weights_bytes,
+        runs_exact_batch=probed.can_batch,
+    )
+
+
+def model_spec(
+    model: RepositoryModel,
+    *,
+    platform: str,
+    probed: ProbedModel,
+    shapes: tuple[ShapeProfile, ...],
+    load_ns: int,
+    weights_bytes: int,
+    runs_exact_batch: bool,
+) -> ModelSpec:
+    """What is known of a compiled model, in the words of everybody else."""
+    config = model.config
     return ModelSpec(
         name=model.name,
         version=model.version,
         content_hash=model.content_hash,
-        platform=PLATFORM,
+        platform=platform,
         inputs=probed.inputs,
         outputs=probed.outputs,
         batch_sizes=tuple(shapes[0].exec_ns),
-        runs_exact_batch=probed.can_batch,
-        weights_bytes=session.weights_bytes,
+        runs_exact_batch=runs_exact_batch,
+        weights_bytes=weights_bytes,
         profile=ModelProfile(load_ns=load_ns, shapes=shapes),
         default_slo_ns=None
         if config.default_slo_ms is None
@@ -206,7 +229,7 @@ def _spec(model: RepositoryModel, session: PagedSession, probed: ProbedModel) ->
     )
 
 
-def _wanted_batch_sizes(config: ModelConfig, probed: ProbedModel) -> tuple[int, ...]:
+def wanted_batch_sizes(config: ModelConfig, probed: ProbedModel) -> tuple[int, ...]:
     """Ascending from 1; what config.yaml wishes, as far as the model can."""
     if not probed.can_batch:
         return (1,)

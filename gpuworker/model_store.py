@@ -16,6 +16,7 @@ import yaml
 from gpuworker.config import ConfigError
 
 MODEL_FILE = "model.onnx"
+PLAN_MODEL_FILE = "model.plan"
 CONFIG_FILE = "config.yaml"
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -52,8 +53,11 @@ class RepositoryModel(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
-def scan_repository(models_dir: Path) -> list[RepositoryModel]:
-    """Every model of the repository, by name. Raises RepositoryError where there is none."""
+def scan_repository(models_dir: Path, *, takes_plans: bool = False) -> list[RepositoryModel]:
+    """Every model of the repository, by name. Raises RepositoryError where there is none.
+
+    `takes_plans`: a TensorRT plan goes before an ONNX file; elsewhere it is none.
+    """
     if not models_dir.is_dir():
         raise RepositoryError(f"--models {models_dir}: no such directory")
     directories = sorted(
@@ -63,10 +67,10 @@ def scan_repository(models_dir: Path) -> list[RepositoryModel]:
         raise RepositoryError(
             f"--models {models_dir}: it holds no model (<model>/<version>/{MODEL_FILE})"
         )
-    return [_read_model(directory) for directory in directories]
+    return [_read_model(directory, takes_plans) for directory in directories]
 
 
-def _read_model(directory: Path) -> RepositoryModel:
+def _read_model(directory: Path, takes_plans: bool) -> RepositoryModel:
     name = directory.name
     try:
         version = _highest_version(directory)
@@ -76,7 +80,14 @@ def _read_model(directory: Path) -> RepositoryModel:
     if version is None:
         return RepositoryModel(name=name, problem=f"no version directory ({name}/1, ...)")
     path = directory / version / MODEL_FILE
-    problem = None if path.is_file() else f"no {MODEL_FILE} in version {version}"
+    plan = directory / version / PLAN_MODEL_FILE
+    problem = None
+    if plan.is_file() and takes_plans:
+        path = plan
+    elif plan.is_file() and not path.is_file():
+        problem = f"{PLAN_MODEL_FILE} needs a GPU (--device cuda:0), and there is no {MODEL_FILE}"
+    elif not path.is_file():
+        problem = f"no {MODEL_FILE} in version {version}"
     config = ModelConfig()
     try:
         config = _read_config(directory / CONFIG_FILE)

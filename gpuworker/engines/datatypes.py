@@ -40,3 +40,5 @@ NUMPY_OF_OIP: dict[str, "np.dtype[Any]"] = {
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(np.object_),
 }
+
+OIP_OF_NUMPY = {dtype: name for name, dtype in NUMPY_OF_OIP.items() if name != "BYTES"}

@@ -1,0 +1,304 @@
+"""The GPU backend: TensorRT engines over the device's pages.
+
+Owns one session per model that fits the cache, made at start, and the memory that all of them
+execute in. It obeys: which pages a model gets and when it leaves is the worker's page table's
+business. One batch executes at a time; inputs of the next and outputs of the last are copied
+meanwhile.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pycuda.driver as cuda
+
+from gpuworker.artifact_cache import Artifact, ArtifactCache, StoredArtifact
+from gpuworker.backend import DeviceLost, EngineError, InvalidInput
+from gpuworker.config import MEBIBYTE, ConfigError
+from gpuworker.devices.cuda import CudaPages
+from gpuworker.devices.cuda_context import CudaContext
+from gpuworker.devices.cuda_memory import CudaError, fault
+from gpuworker.devices.host import DeviceError
+from gpuworker.devices.host_store import HostStore
+from gpuworker.engines.batch_tensors import BatchLayout
+from gpuworker.engines.datatypes import NUMPY_OF_OIP
+from gpuworker.engines.io_slots import IoSlot, IoSlots, device_memory
+from gpuworker.engines.tensorrt_api import TensorRt
+from gpuworker.engines.tensorrt_memory import EngineMemory
+from gpuworker.engines.tensorrt_session import (
+    Arena,
+    EngineRefused,
+    Gpu,
+    Prepared,
+    TensorRtSession,
+    bytes_of,
+)
+from scheduler.actions import Infer
+from scheduler.spec import DeviceSpec, ModelSpec
+from scheduler.wire import Buffer, RequestTensors
+
+_log = logging.getLogger("gpuworker")
+
+# One executes, one waits with its inputs there, one is on its way in, one on its way out.
+NUM_SLOTS = 4
+# Of the device's memory, left alone where the cache's size is not given: what the driver and
+# TensorRT take as they go (a fragment per module, timing buffers) and nobody can count before.
+SPARE_BYTES = 512 * MEBIBYTE
+
+
+def engine_key(api: TensorRt, context: CudaContext) -> str:
+    """What a plan of this engine depends on besides the model."""
+    return f"tensorrt-{api.version}-sm{context.compute_capability}-{context.name}"
+
+
+class StagedBatch:
+    """One batch between its phases. It has a slot until it is unstaged or discarded."""
+
+    __slots__ = ("batch_size", "model", "prepared", "rows", "slot")
+
+    def __init__(
+        self, model: str, rows: tuple[int, ...], batch_size: int, prepared: Prepared, slot: IoSlot
+    ) -> None:
+        self.model = model
+        self.rows = rows
+        self.batch_size = batch_size
+        self.prepared = prepared
+        self.slot = slot
+
+
+class TensorRtBackend:
+    """Raises ConfigError where the cache does not fit onto the card.
+
+    `cache_bytes` None: what is free beside scratch, inputs, outputs and the engines themselves. A
+    model whose session cannot be made is served as unavailable, with the reason; one that is larger
+    than the cache has no session and is never loaded.
+    """
+
+    overlaps_io = True
+
+    def __init__(
+        self,
+        *,
+        specs: Sequence[ModelSpec],
+        cache_dir: Path,
+        cache_bytes: int | None,
+        page_bytes: int,
+        context: CudaContext,
+        api: TensorRt,
+        shared_store: int | None = None,
+    ) -> None:
+        self._context = context
+        self._api = api
+        artifacts = ArtifactCache(cache_dir, engine_key=engine_key(api, context))
+        stored = {
+            spec.name: artifacts.find(spec.name, spec.version, spec.content_hash)
+            for spec in specs
+            if spec.unavailable_reason is None
+        }
+        there = [found.artifact for found in stored.values() if found is not None]
+        self._held: list[cuda.DeviceAllocation] = []
+        try:
+            arena = self._arena(there)
+            self._arena_inputs, self._arena_outputs = arena.inputs, arena.outputs
+            self._slots = IoSlots(
+                context,
+                num_slots=NUM_SLOTS,
+                input_bytes=_most(there, "inputs"),
+                output_bytes=_most(there, "outputs"),
+            )
+        except MemoryError as error:
+            raise ConfigError(f"{context.name} is too small to execute: {error}") from error
+        if cache_bytes is None:
+            cache_bytes = self._default_cache_bytes(there, page_bytes)
+        self.device = DeviceSpec(
+            kind=f"cuda {context.name}",
+            page_bytes=page_bytes,
+            total_pages=cache_bytes // page_bytes,
+            shares_exec_core=False,
+        )
+        self._pages = CudaPages(context, page_bytes=page_bytes, total_pages=self.device.total_pages)
+        memory = EngineMemory()
+        # Kept: TensorRT does not hold on to what it is given.
+        self._allocator = api.allocator(memory.allocate, memory.deallocate)
+        runtime = api.module.Runtime(api.logger)
+        runtime.gpu_allocator = self._allocator
+        self._gpu = Gpu(
+            api=api,
+            context=context,
+            pages=self._pages,
+            memory=memory,
+            runtime=runtime,
+            stream=context.stream(),
+            store=HostStore(context, shared_store),
+        )
+        self._sessions: dict[str, TensorRtSession] = {}
+        self._layouts: dict[str, BatchLayout] = {}
+        self.models: Mapping[str, ModelSpec] = {
+            spec.name: self._add(spec, stored.get(spec.name), arena) for spec in specs
+        }
+
+    def bind_thread(self) -> None:
+        self._context.bind_thread()
+
+    def load(self, model: str, pages: Sequence[int]) -> int:
+        try:
+            return self._session(model).load(pages)
+        except (DeviceError, cuda.Error) as error:
+            raise self._or_lost(error) from error
+
+    def evict(self, model: str) -> None:
+        self._session(model).evict()
+
+    def stage(
+        self,
+        order: Infer,
+        tensors: Sequence[RequestTensors],
+        views: Sequence[Sequence[memoryview]],
+    ) -> StagedBatch:
+        session = self._session(order.model)
+        arrays = list(self._layouts[order.model].join(order, tensors, views).values())
+        shapes = tuple(array.shape for array in arrays)
+        prepared = session.of_shapes(shapes)
+        if prepared is None:
+            raise InvalidInput(
+                f"{order.model}: no plan for a batch of {order.batch_size} with inputs of shapes"
+                f" {[list(shape) for shape in shapes]}"
+            )
+        slot = self._slots.take()
+        try:
+            for tensor, array in zip(prepared.inputs, arrays, strict=True):
+                tensor.of(slot.host_inputs)[...] = array
+            self._slots.send(slot, bytes_of(prepared.inputs))
+        except BaseException as error:
+            self._slots.give_back(slot)
+            if isinstance(error, cuda.Error):
+                raise self._or_lost(error) from error
+            raise
+        return StagedBatch(order.model, order.rows, order.batch_size, prepared, slot)
+
+    def execute(self, staged: StagedBatch) -> int:
+        session, slot, prepared = self._session(staged.model), staged.slot, staged.prepared
+        if not session.is_resident:
+            raise EngineError(f"{staged.model}: the weights are not resident")
+        stream = self._gpu.stream
+        num_inputs, num_outputs = bytes_of(prepared.inputs), bytes_of(prepared.outputs)
+        try:
+            stream.wait_for_event(slot.arrived)
+            slot.begin.record(stream)
+            if num_inputs:
+                cuda.memcpy_dtod_async(self._arena_inputs, slot.inputs, num_inputs, stream)
+            session.execute(prepared)
+            if num_outputs:
+                cuda.memcpy_dtod_async(slot.outputs, self._arena_outputs, num_outputs, stream)
+            slot.end.record(stream)
+            slot.executed.record(stream)
+            slot.end.synchronize()
+            return int(slot.end.time_since(slot.begin) * 1e6)
+        except EngineRefused as error:
+            raise EngineError(f"{staged.model}: {error}") from error
+        except (CudaError, cuda.Error) as error:
+            raise self._or_lost(error, staged.model) from error
+
+    def unstage(self, staged: StagedBatch) -> tuple[tuple[RequestTensors, ...], list[Buffer]]:
+        outputs = staged.prepared.outputs
+        try:
+            content = self._slots.fetch(staged.slot, bytes_of(outputs))
+        except cuda.Error as error:
+            raise self._or_lost(error, staged.model) from error
+        finally:
+            self._slots.give_back(staged.slot)
+        # Clients are told the model's types; TensorRT 8 has no INT64, and gives INT32 for it.
+        arrays = [
+            tensor.of(content).astype(NUMPY_OF_OIP[spec.datatype], copy=False)
+            for tensor, spec in zip(outputs, self.models[staged.model].outputs, strict=True)
+        ]
+        return self._layouts[staged.model].split(staged.rows, arrays)
+
+    def discard(self, staged: StagedBatch) -> None:
+        # Its inputs may still be on their way: whoever takes the slot next enqueues behind them,
+        # but writes the host's side at once.
+        staged.slot.arrived.synchronize()
+        self._slots.give_back(staged.slot)
+
+    def close(self) -> None:
+        """Sessions first: they point into the pages."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        self._pages.close()
+
+    def _arena(self, artifacts: Sequence[Artifact]) -> Arena:
+        scratch_bytes = _most(artifacts, "scratch")
+        inputs, outputs = _most(artifacts, "inputs"), _most(artifacts, "outputs")
+        self._held = [device_memory(size) for size in (scratch_bytes, inputs, outputs)]
+        scratch, first, second = (int(allocation) for allocation in self._held)
+        # An engine is warmed up with what lies here: zeros are valid indices, garbage is not.
+        cuda.memset_d8(first, 0, max(1, inputs))
+        return Arena(scratch, scratch_bytes, first, second)
+
+    def _default_cache_bytes(self, artifacts: Sequence[Artifact], page_bytes: int) -> int:
+        free = self._context.free_bytes()
+        own = sum(artifact.needs.resident for artifact in artifacts if artifact.needs is not None)
+        cache_bytes = (free - own - SPARE_BYTES) // page_bytes * page_bytes
+        if cache_bytes < page_bytes:
+            raise ConfigError(
+                f"{self._context.name} has {free // MEBIBYTE} MiB free, {own // MEBIBYTE} MiB for"
+                f" {len(artifacts)} engines and {SPARE_BYTES // MEBIBYTE} MiB to spare leave no"
+                " page for weights"
+            )
+        return cache_bytes
+
+    def _add(self, spec: ModelSpec, stored: StoredArtifact | None, arena: Arena) -> ModelSpec:
+        """Make the model's session, if it can be served; returns the spec to report."""
+        if spec.unavailable_reason is not None:
+            return spec
+        if spec.num_pages(self.device.page_bytes) > self.device.total_pages:
+            return spec
+        if stored is None:
+            return _unavailable(spec, "its plan is missing or damaged")
+        try:
+            self._sessions[spec.name] = TensorRtSession(
+                self._gpu,
+                stored.plan_path.read_bytes(),
+                name=spec.name,
+                inputs=[tensor.name for tensor in spec.inputs],
+                outputs=[tensor.name for tensor in spec.outputs],
+                weights_bytes=spec.weights_bytes,
+                variants=stored.artifact.variants,
+                arena=arena,
+            )
+        except Exception as error:  # one model's failure, of whatever kind, is not the worker's
+            lost = fault()
+            if lost is not None:
+                raise ConfigError(
+                    f"{self._context.name} broke while model {spec.name} was made ready: {lost}"
+                ) from error
+            _log.exception("model %s: no session", spec.name)
+            return _unavailable(spec, f"its engine cannot be made ready: {error}")
+        self._layouts[spec.name] = BatchLayout(spec)
+        return spec
+
+    def _session(self, model: str) -> TensorRtSession:
+        session = self._sessions.get(model)
+        if session is None:
+            raise EngineError(f"{model} cannot be served by this worker")
+        return session
+
+    def _or_lost(self, error: Exception, model: str = "") -> Exception:
+        """What to raise for an error of the driver: the device may be gone with it."""
+        lost = fault()
+        if lost is not None:
+            return DeviceLost(f"{self._context.name} is lost: {lost}")
+        return EngineError(f"{model}: {error}" if model else str(error))
+
+
+def _most(artifacts: Sequence[Artifact], need: str) -> int:
+    needs: list[Any] = [artifact.needs for artifact in artifacts if artifact.needs is not None]
+    return max((getattr(found, need) for found in needs), default=0)
+
+
+def _unavailable(spec: ModelSpec, reason: str) -> ModelSpec:
+    _log.warning("model %s is unavailable: %s", spec.name, reason)
+    return msgspec.structs.replace(spec, unavailable_reason=reason)

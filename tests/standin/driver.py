@@ -1,0 +1,59 @@
+"""The stand-in for NVIDIA's driver library: built from libcuda.c, and told what to do by tests."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+SOURCE = Path(__file__).parent / "libcuda.c"
+
+OUT_OF_MEMORY = 2
+ECC_UNCORRECTABLE = 214
+NOT_READY = 600
+ILLEGAL_ADDRESS = 700
+LAUNCH_FAILED = 719
+
+
+def compiler() -> str | None:
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+
+
+def build(directory: Path) -> Path:
+    """libcuda.so.1, and libcuda.so for a linker. Raises CalledProcessError."""
+    library = directory / "libcuda.so.1"
+    command = [compiler() or "cc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared"]
+    command += ["-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(SOURCE)]
+    subprocess.run([*command, "-ldl", "-lpthread"], check=True)
+    (directory / "libcuda.so").symlink_to(library.name)
+    return library
+
+
+class StandIn:
+    """In this process, in the place of the real one, for whoever loads the driver after it."""
+
+    def __init__(self, library: Path) -> None:
+        # By its soname it is then found in place of any libcuda.so.1 that the machine has.
+        self._library = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        self._library.standin_calls.restype = ctypes.c_long
+
+    def fail(self, name: str, code: int, *, skip: int = 0, times: int = 1) -> None:
+        """After `skip` more calls of this name the next `times` answer `code`."""
+        self._library.standin_fail(name.encode(), code, skip, times)
+
+    def calls(self, name: str) -> int:
+        """Since the library was loaded."""
+        return int(self._library.standin_calls(name.encode()))
+
+    def die(self, code: int = ECC_UNCORRECTABLE) -> None:
+        """The device breaks: from now on every call answers so."""
+        self._library.standin_die(code)
+
+    def heal(self) -> None:
+        self._library.standin_heal()
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(build(Path(sys.argv[1])))

@@ -285,6 +285,7 @@ def simulate(
     out: flags.OutDir = None,
     format_: flags.TableFormat = None,
     plot: flags.Plot = False,
+    lanes: flags.Lanes = None,
     bound: flags.OfBound = False,
     log: flags.DecisionLogFile = None,
     jobs: flags.Jobs = None,
@@ -305,7 +306,9 @@ def simulate(
     for flag, values in (("--policy", policy), ("--seed", seed), ("--set", set_)):
         command += [text for value in values or () for text in (flag, str(value))]
     command += [*["--full"] * full, *["--plot"] * plot, *["--bound"] * bound]
-    command += _given_flags(duration_s=duration_s, out=out, format=format_, log=log, jobs=jobs)
+    command += _given_flags(
+        duration_s=duration_s, out=out, format=format_, lanes=lanes, log=log, jobs=jobs
+    )
     os.execv(sys.executable, command)
 
 
@@ -350,7 +353,8 @@ def replay(
     """Run a recording again: are the decisions the same? With another policy?
 
     Without --policy every decision must come out as recorded; the first that
-    does not is shown, and the exit code is 1.
+    does not is shown, and the exit code is 1, as it is for a file that is not
+    whole.
 
     With --policy the recorded arrivals, cancellations, workers and models meet
     that policy. What runs takes as long as it did on the recorded worker, drawn

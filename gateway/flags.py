@@ -278,6 +278,15 @@ TableFormat = Annotated[
 Plot = Annotated[
     bool, typer.Option("--plot", help="Pictures too, and a page that shows them: DIR/index.html.")
 ]
+Lanes = Annotated[
+    str | None,
+    typer.Option(
+        "--lanes",
+        metavar="FROM:TO",
+        help="With --plot: the seconds of the run that the picture of the lanes shows.",
+        show_default="100 ms after the warm-up",
+    ),
+]
 OfBound = Annotated[
     bool,
     typer.Option(

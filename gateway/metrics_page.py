@@ -199,9 +199,9 @@ def _lanes(devices: list[tuple[str, DeviceView]]) -> Iterator[str]:
         [(labels, device.num_held_late) for labels, device in devices],
     )
     yield _family(
-        "exec_outliers_total",
+        "outliers_total",
         "counter",
-        "Executions that took over three times the usual: clipped in the estimates.",
+        "Executions and LOADs that took over three times the usual: clipped in the estimates.",
         [(labels, device.num_outliers) for labels, device in devices],
     )
 

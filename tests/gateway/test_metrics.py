@@ -207,7 +207,7 @@ def test_gauges_are_read_from_the_scheduler() -> None:
     assert observed.value("gap_rate", worker="w") == 0.1
     assert observed.value("held_executions_total", worker="w") == 50
     assert observed.value("held_executions_late_total", worker="w") == 5
-    assert observed.value("exec_outliers_total", worker="w") == 2
+    assert observed.value("outliers_total", worker="w") == 2
     assert observed.value("build_info", version="1.2.3") == 1
 
 

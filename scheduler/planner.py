@@ -13,14 +13,15 @@ from scheduler.events import Expired, Reason, Send
 from scheduler.ledger import Ledger
 from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
 from scheduler.policies.protocols import Policy
+from scheduler.policies.residency import LoadPlan
 from scheduler.request import Request, RequestState
 from scheduler.spec import MILLISECOND_NS
 from scheduler.state import ModelState
 from scheduler.work_tracker import WorkTracker
 
 FOREVER_NS: Final = 2**62
-# A device at work looks so often for a LOAD that nobody waits for; of those that have none, so many
-# look when a request has to wait.
+# A device looks so often for a LOAD that nobody waits for; of those that have nothing to do, so many
+# are asked for a copy of a model whose requests have to wait.
 SPECULATE_EVERY_NS: Final = 2 * MILLISECOND_NS
 MAX_IDLE: Final = 4
 
@@ -62,9 +63,10 @@ class Planner:
                 self.plan_loads(device, now)
                 if not model.needs_load:
                     break
-        elif model.num_queued and self._is_speculative and self._state.idle:
+        elif self._is_speculative and model.num_queued and not model.loading_on:
             for device in list(islice(self._state.idle.values(), MAX_IDLE)):
-                self.plan_loads(device, now)
+                if self._plan_copy(device, model, now):
+                    break
 
     def plan_refused_cold(self, model: ModelState, now: int) -> None:
         """A request was refused because the weights are absent: have them for the next one."""
@@ -128,7 +130,7 @@ class Planner:
             return
         if not state.may_load:
             # Nobody waits for it: a look now and then is enough.
-            if device.num_infers and now < device.speculates_at_ns:
+            if now < device.speculates_at_ns:
                 return
             device.speculates_at_ns = now + SPECULATE_EVERY_NS
         send_at_ns = device.load_lane.free_at(now) - device.schedule_ahead_ns
@@ -140,13 +142,26 @@ class Planner:
             if device.retry_until_ns > now:
                 self._ledger.wake_by(device, device.next_retry_ns(now))
         else:
-            for name in plan.evict:
-                self.send_evict(device, name, now)
-            self._send_load(device, plan.model, now)
-            for name in plan.evict:
-                displaced = state.models.get(name)
-                if displaced is not None and displaced.needs_load:
-                    self.plan_for(displaced, now)  # another device may take it in
+            self._carry_out(device, plan, now)
+
+    def _plan_copy(self, device: DeviceMirror, model: ModelState, now: int) -> bool:
+        """Let a device with nothing to do take a copy of what waits elsewhere; whether it does."""
+        send_at_ns = device.load_lane.free_at(now) - device.schedule_ahead_ns
+        if device.num_moves or device.is_stopping or send_at_ns > now:
+            return False
+        plan = self._residency.copy_of(self._state, device, model, now)
+        if plan is not None:
+            self._carry_out(device, plan, now)
+        return plan is not None
+
+    def _carry_out(self, device: DeviceMirror, plan: LoadPlan, now: int) -> None:
+        for name in plan.evict:
+            self.send_evict(device, name, now)
+        self._send_load(device, plan.model, now)
+        for name in plan.evict:
+            displaced = self._state.models.get(name)
+            if displaced is not None and displaced.needs_load:
+                self.plan_for(displaced, now)  # another device may take it in
 
     def _send_infer(self, device: DeviceMirror, plan: BatchPlan, now: int) -> None:
         queue, requests, start_ns = plan.queue, plan.requests, plan.start_ns

@@ -46,7 +46,8 @@ class ModelState:
         self.queues: dict[str, ModelQueue] = {}  # all and only non-empty queues, by batch key
         self.num_queued = 0
         self.demand = Demand()
-        self.offered_by: list[DeviceMirror] = []  # devices that could serve it, in order of joining
+        # devices that could serve it, in order of joining
+        self.offered_by: dict[DeviceMirror, None] = {}
         self._num_fitting = 0
         self.holders: list[DeviceMirror] = []  # devices where it is RESIDENT
         self.loading_on: list[DeviceMirror] = []  # devices where it is LOADING
@@ -81,12 +82,12 @@ class ModelState:
 
     def offer(self, device: DeviceMirror) -> None:
         """The device can serve this model from now on."""
-        self.offered_by.append(device)
+        self.offered_by[device] = None
         self._num_fitting += self.fits(device)
 
     def withdraw(self, device: DeviceMirror) -> None:
         """The device is gone."""
-        self.offered_by.remove(device)
+        del self.offered_by[device]
         self._num_fitting -= self.fits(device)
         if device in self.holders:
             self.holders.remove(device)
@@ -102,12 +103,13 @@ class ModelState:
 
     def reference(self) -> DeviceMirror:
         """The device whose estimates stand for the model where no device is chosen yet."""
-        return self.holders[0] if self.holders else self.offered_by[0]
+        return self.holders[0] if self.holders else next(iter(self.offered_by))
 
     def quickest_ns(self, queue: ModelQueue, rows: int) -> int:
         """Planned execution on the fastest device that counts."""
-        devices = self.holders or self.offered_by
-        return min(device.exec_estimate(queue).plan[rows] for device in devices)
+        return min(
+            device.exec_estimate(queue).plan[rows] for device in self.holders or self.offered_by
+        )
 
 
 class SchedulerState:

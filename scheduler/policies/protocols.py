@@ -13,7 +13,7 @@ from scheduler.policies.admission import Admission
 from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
 from scheduler.policies.residency import LoadPlan
 from scheduler.request import Request
-from scheduler.state import SchedulerState
+from scheduler.state import ModelState, SchedulerState
 
 
 class AdmissionPolicy(Protocol):
@@ -33,12 +33,19 @@ class BatchingPolicy(Protocol):
 
 class ResidencyPolicy(Protocol):
     is_speculative: bool
-    """Whether it may want a LOAD that no request waits for, so that it is asked on every look at a
-    device that executes nothing.
+    """Whether it may want a LOAD that no request waits for, so that it is asked without that too,
+    now and then.
     """
 
     def next_load(self, state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
         """The next LOAD for a device whose load lane is about to be free, with what must go."""
+
+    def copy_of(
+        self, state: SchedulerState, device: DeviceMirror, model: ModelState, now: int
+    ) -> LoadPlan | None:
+        """A further copy of a model that waits elsewhere, for a device with nothing to do. Asked
+        only if `is_speculative`.
+        """
 
 
 class ScheduleAhead(Protocol):

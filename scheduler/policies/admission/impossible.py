@@ -40,7 +40,7 @@ def _refuse_for_ever(
     name = request.model
     fitting = [d for d in model.offered_by if model.fits(d)]
     if not fitting:
-        device = model.offered_by[0]
+        device = next(iter(model.offered_by))
         return Rejected(
             Reason.LARGER_THAN_CACHE,
             f"{name} needs {model.spec.num_pages(device.spec.page_bytes)} pages, the cache of"

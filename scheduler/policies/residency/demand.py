@@ -11,6 +11,8 @@ from scheduler.state import ModelState, SchedulerState
 
 # Models that are refused for being cold which are looked at, the latest first.
 MAX_REFUSED: Final = 16
+# Models with waiting requests that may get a copy, those first that have been waiting longest.
+MAX_WAITING: Final = 32
 
 
 class DemandResidency:
@@ -42,8 +44,13 @@ class DemandResidency:
         if plan is None:
             plan = _refused(state, device, now)
         if plan is None and self.is_speculative:
-            plan = replica_for(state, device, now)
+            plan = replica_for(state, device, now, islice(state.waiting.values(), MAX_WAITING))
         return plan
+
+    def copy_of(
+        self, state: SchedulerState, device: DeviceMirror, model: ModelState, now: int
+    ) -> LoadPlan | None:
+        return replica_for(state, device, now, (model,))
 
 
 def _demand(candidate: tuple[float, ModelState]) -> float:

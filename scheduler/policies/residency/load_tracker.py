@@ -7,7 +7,7 @@ and the source's LoadTracker). The sums are done when they are asked for; nothin
 from typing import Final
 
 from scheduler.device import DeviceMirror, Outstanding, Weights, WeightsState
-from scheduler.policies.residency import LoadPlan
+from scheduler.policies.residency import LoadPlan, LoadsWhatIsWanted
 from scheduler.policies.residency.room import can_load
 from scheduler.request import Request
 from scheduler.spec import MILLISECOND_NS
@@ -21,14 +21,12 @@ BUFFER_NS: Final = 5 * MILLISECOND_NS
 LEAST_OUTSTANDING_NS: Final = MILLISECOND_NS
 
 
-class LoadTracker:
+class LoadTracker(LoadsWhatIsWanted):
     """`capacity_ns`: how much work a device does in time; the source takes the usual SLO.
 
     `never_stops`: as published, a model with any demand is loaded onto ever more devices.
     `never_expires`: as published, demand counts until its request is sent or given up.
     """
-
-    is_speculative = False
 
     def __init__(
         self, *, capacity_ns: int, never_stops: bool = False, never_expires: bool = False

@@ -1,15 +1,13 @@
 """Baseline: LOAD whoever waits, EVICT the least recently used."""
 
 from scheduler.device import DeviceMirror, Weights
-from scheduler.policies.residency import LoadPlan
+from scheduler.policies.residency import LoadPlan, LoadsWhatIsWanted
 from scheduler.policies.residency.room import can_load, make_room
 from scheduler.state import SchedulerState
 
 
-class LruResidency:
+class LruResidency(LoadsWhatIsWanted):
     """See the module."""
-
-    is_speculative = False
 
     def next_load(self, state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
         for model in state.wanted():

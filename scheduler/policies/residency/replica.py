@@ -5,7 +5,7 @@ for it, unless it is hardly used. Clockwork got such copies by accident, from a 
 stopped, and was the better for it under bursts (docs/policies.md).
 """
 
-from itertools import islice
+from collections.abc import Iterable
 from typing import Final
 
 from scheduler.device import DeviceMirror
@@ -13,8 +13,6 @@ from scheduler.policies.residency import LoadPlan
 from scheduler.policies.residency.room import can_load, least_valuable, make_room
 from scheduler.state import ModelState, SchedulerState
 
-# Models with waiting requests that are looked at, those first that have been waiting longest.
-MAX_CANDIDATES: Final = 32
 # For a device that has nothing to do: so many LOADs must the queue's own devices need for it.
 WORTHWHILE_WAIT: Final = 2
 # For one that has: the head has waited this part of the time until it must start, so that its own
@@ -24,10 +22,12 @@ TROUBLED: Final = 0.5
 HARDLY_USED: Final = 1.0
 
 
-def replica_for(state: SchedulerState, device: DeviceMirror, now: int) -> LoadPlan | None:
-    """The model of which most requests per millisecond of LOAD would be saved by a copy here."""
+def replica_for(
+    state: SchedulerState, device: DeviceMirror, now: int, candidates: Iterable[ModelState]
+) -> LoadPlan | None:
+    """The candidate of which most requests per millisecond of LOAD would be saved by a copy."""
     best: tuple[float, ModelState] | None = None
-    for model in islice(state.waiting.values(), MAX_CANDIDATES):
+    for model in candidates:
         if not model.holders or model.loading_on or not can_load(device, model, now):
             continue
         load_ns = device.estimates(model.name).load_plan_ns

@@ -21,6 +21,7 @@ import msgspec
 from loadtest.bench import Bench
 from loadtest.machine import SERVER_CPU
 from loadtest.score import percentile
+from loadtest.simulate import GC_THRESHOLDS
 from scheduler import build
 from scheduler.events import Command, Event, RequestArrived, Served
 from scheduler.scheduler import Scheduler
@@ -63,8 +64,6 @@ BUSY = tuple(
     Size(n, 8, REQUEST_RATE, first_ns=1_200_000, each_ns=350_000, is_spread=True) for n in (50, 500)
 )
 SLO_NS = 100 * MILLISECOND_NS
-# Of the garbage collector, as the gateway sets it (gateway/assembly.py).
-GC_THRESHOLDS = (20_000, 20, 20)
 # The part of such a run that does not count: estimates of a model on a device are made when they
 # are first asked for, once in the life of a worker.
 WARMUP_SHARE = 0.2

@@ -25,6 +25,8 @@ from scheduler.simulation import Arrival, Observer, Simulation
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelSpec
 
 Progress = Callable[[int], None]  # hears the virtual instant, in ns
+# Of the garbage collector where time is measured, as the gateway sets it (gateway/assembly.py).
+GC_THRESHOLDS = (20_000, 20, 20)
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -58,6 +60,15 @@ class Run(msgspec.Struct, kw_only=True):
         )
 
 
+class Cost(msgspec.Struct, kw_only=True):
+    """What the measured part of a run took of the scheduler: wall time inside its `handle`."""
+
+    num_requests: int
+    num_events: int
+    handle_wall_ns: int
+    anomalies: dict[str, int]
+
+
 def window_of(case: Case) -> tuple[int, int]:
     """The measured part: requests that arrive after the warm-up, before the end."""
     return round(case.setup.warmup_s * SECOND_NS), round(case.duration_s * SECOND_NS)
@@ -74,7 +85,7 @@ def run(
     """Play a case to its end: until every request that came before `duration_s` is answered.
 
     `observer` sees every (now, event, commands), `log` gets the decision log; `collects` off for
-    runs of which only decisions per second matter. Raises ValueError for a case that cannot be.
+    runs of which only the decisions matter. Raises ValueError for a case that cannot be.
     """
     play = _Play(case, collects=collects, observer=observer, log=log, progress=progress)
     gc.collect()
@@ -104,6 +115,34 @@ def run(
         handle_wall_ns=play.handle_wall_ns,
         tables=tables,
         summary=summary,
+    )
+
+
+def cost_of(case: Case) -> Cost:
+    """Play a case for what its decisions cost once it is warm: that devices join and models are
+    met for the first time happens before. The collector of garbage is set as in the gateway.
+    """
+    play = _Play(case, collects=False, observer=None, log=None, progress=None)
+    thresholds = gc.get_threshold()
+    before: list[int] = []
+
+    def begin() -> None:
+        gc.collect()
+        gc.freeze()
+        before.extend([play.num_requests, play.num_events, play.handle_wall_ns])
+
+    play.call_at(window_of(case)[0], begin)
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        play.run()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+    return Cost(
+        num_requests=play.num_requests - before[0],
+        num_events=play.num_events - before[1],
+        handle_wall_ns=play.handle_wall_ns - before[2],
+        anomalies=dict(Counter(play.scheduler.anomalies)),
     )
 
 
@@ -157,6 +196,10 @@ class _Play:
             handle=self._timed_handle,
         )
         schedule_faults(setup, self._simulation, models, seed=case.seed, duration_s=case.duration_s)
+
+    def call_at(self, at_ns: int, call: Callable[[], None]) -> None:
+        """Before it runs: have something done at an instant of it."""
+        self._simulation.call_at(at_ns, call)
 
     def run(self) -> None:
         simulation = self._simulation

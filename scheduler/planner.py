@@ -20,8 +20,8 @@ from scheduler.state import ModelState
 from scheduler.work_tracker import WorkTracker
 
 FOREVER_NS: Final = 2**62
-# A device looks so often for a LOAD that nobody waits for; of those that have nothing to do, so many
-# are asked for a copy of a model whose requests have to wait.
+# A device looks so often for a LOAD that nobody waits for; of those that have nothing to do, so
+# many are asked for a copy of a model whose requests have to wait.
 SPECULATE_EVERY_NS: Final = 2 * MILLISECOND_NS
 MAX_IDLE: Final = 4
 

@@ -24,7 +24,7 @@ REFRESH_CHANGE: Final = 0.01
 # Shape classes kept per model and device; clients choose sequence lengths, so there is a bound.
 MAX_SHAPES: Final = 64
 # Curves kept for who asks for the same one again: each model has one on every device.
-MAX_CURVES: Final = 1024
+MAX_CURVES: Final = 16384
 
 
 class RatioWindow:
@@ -241,14 +241,17 @@ class ModelEstimates:
         profile: ModelProfile = spec.profile
         self._profiles = profile.shapes
         self._load_base_ns = max(1, profile.load_ns)
-        self._load_window = RatioWindow()
+        self._load_window: RatioWindow | None = None  # until the first measurement
         self.load_plan_ns = self._load_base_ns
         self.shapes: dict[str, ExecEstimate] = {}  # by `exec`; least recently created first
 
     def observe_load(self, duration_ns: int) -> bool:
         """A LOAD kept the lane for so long; whether that was an outlier."""
-        is_outlier = self._load_window.add(duration_ns / self._load_base_ns)
-        self.load_plan_ns = max(1, int(self._load_base_ns * self._load_window.plan))
+        window = self._load_window
+        if window is None:
+            window = self._load_window = RatioWindow()
+        is_outlier = window.add(duration_ns / self._load_base_ns)
+        self.load_plan_ns = max(1, int(self._load_base_ns * window.plan))
         return is_outlier
 
     def exec(self, shape_key: str, elements: int) -> ExecEstimate:

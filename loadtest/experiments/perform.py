@@ -10,7 +10,7 @@ import msgspec
 
 from loadtest.experiments.bounding import bound_figures, window_figures
 from loadtest.experiments.jobs import Experiment, Job, Measured, Record
-from loadtest.simulate import Run, run
+from loadtest.simulate import Run, cost_of, run
 from scheduler import build
 
 Instants = tuple[float, float]  # of the clock on the wall, of this process' CPU time
@@ -47,22 +47,13 @@ def perform(job: Job, pictures_dir: str) -> Record:
 
 
 def _cost(job: Job, begin_s: Instants) -> Record:
-    """What the measured part cost: the whole run less one that ends with the warm-up.
-
-    The joining of devices, whose weights are entered one by one, is in both.
-    """
-    case = job.case
-    warmup_s = case.setup.warmup_s
-    prefix = msgspec.structs.replace(case.setup, warmup_s=0.0, duration_s=warmup_s)
-    prefix = msgspec.structs.replace(prefix, full_duration_s=None)
-    before = run(msgspec.structs.replace(case, setup=prefix, duration_s=warmup_s), collects=False)
-    whole = run(case, collects=False)
+    cost = cost_of(job.case)
     return msgspec.structs.replace(
         _record(job, Measured(), begin_s),
-        num_requests=whole.num_requests - before.num_requests,
-        num_events=whole.num_events - before.num_events,
-        handle_ns=whole.handle_wall_ns - before.handle_wall_ns,
-        anomalies=whole.anomalies,
+        num_requests=cost.num_requests,
+        num_events=cost.num_events,
+        handle_ns=cost.handle_wall_ns,
+        anomalies=cost.anomalies,
     )
 
 

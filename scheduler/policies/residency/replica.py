@@ -27,14 +27,17 @@ def replica_for(
 ) -> LoadPlan | None:
     """The candidate of which most requests per millisecond of LOAD would be saved by a copy."""
     best: tuple[float, ModelState] | None = None
+    own = device.peek_ready()
+    own_latest_ns = None if own is None else own.latest_start_ns
+    is_idle = own is None and not device.num_infers
     for model in candidates:
         if not model.holders or model.loading_on or not can_load(device, model, now):
             continue
         load_ns = device.estimates(model.name).load_plan_ns
-        if device.num_infers or device.peek_ready() is not None:
-            is_due = _is_in_trouble(model, device, now)
-        else:
+        if is_idle:
             is_due = _wait_ns(model, device, now) > WORTHWHILE_WAIT * load_ns
+        else:
+            is_due = _is_in_trouble(model, own_latest_ns, now)
         if is_due:
             saved = state.savable(model, device, now) / load_ns
             if saved > 0 and (best is None or saved > best[0]):
@@ -59,10 +62,8 @@ def _wait_ns(model: ModelState, device: DeviceMirror, now: int) -> int:
     return wait_ns
 
 
-def _is_in_trouble(model: ModelState, device: DeviceMirror, now: int) -> bool:
-    """Whether some head of it has waited long, and would go first on this device."""
-    own = device.peek_ready()
-    own_latest_ns = None if own is None else own.latest_start_ns
+def _is_in_trouble(model: ModelState, own_latest_ns: int | None, now: int) -> bool:
+    """Whether some head of it has waited long, and would go before what the device itself has."""
     for queue in model.queues.values():
         head = queue.head
         latest_ns = queue.latest_start_ns

@@ -17,7 +17,7 @@ from scheduler.spec import SECOND_NS
 
 EXEC_LOAD, AT_BATCH = 0.6, 8
 HOUR = 60  # minutes of the trace
-FIRST_MINUTES = 10  # that all policies are played for
+FIRST_MINUTES = 6  # that all policies are played for
 
 
 def scale_of(case: Case) -> float:

@@ -26,7 +26,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
-from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile
+from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile, run_devices
 from gateway.worker_link import BindError, WorkerLink
 from scheduler import __version__
 from scheduler.event_log import Header
@@ -35,6 +35,8 @@ from scheduler.scheduler import Scheduler
 from scheduler.spec import ModelSpec, SchedulerConfig
 
 logger = logging.getLogger(__name__)
+
+CPU = "cpu"
 
 # Longer than any SLO worth waiting for at the end, and within Kubernetes' usual 30 s in all.
 ANSWER_GRACE_S = 20.0
@@ -74,6 +76,7 @@ class Assembly:
         self._log_level = log_level
         self._workers_address = f"ipc://{directory}/workers"
         self._num_workers = config.workers if emulation is None else emulation.num_devices
+        self._device = CPU  # until `start` knows better
         self._worker_grace_s = WORKER_GRACE_S
         self._has_worker = asyncio.Event()
         self._failed_starts = 0
@@ -143,6 +146,7 @@ class Assembly:
 
     async def start(self) -> None:
         """Compiles, starts the workers and waits for the first. Raises ServeError."""
+        await self._find_devices()
         for spec in await self._compile():
             self.catalog[spec.name] = spec
             self._dispatcher.feed(ModelAdded(spec))
@@ -208,9 +212,34 @@ class Assembly:
         except OSError as error:
             raise ServeError(f"--record {file}: {error.strerror}", exit_code=2) from error
 
+    async def _find_devices(self) -> None:
+        """What `device` stands for here, so that a GPU that cannot be served on stops us now."""
+        if self._emulation is not None or self._config.device == CPU:
+            self._device = CPU
+            return
+        file = self._directory / "devices.json"
+        command = [*program("gpuworker"), "devices", "--device", self._config.device]
+        command += ["--out", str(file), "--log-level", self._log_level]
+        try:
+            devices = await run_devices(command, file)
+        except CompileError as error:
+            raise ServeError(str(error), exit_code=error.exit_code) from error
+        self._device = devices[0]
+        if self._device == CPU or not self._num_workers:
+            return
+        if self._num_workers > 1:
+            raise ServeError(
+                f"--workers {self._num_workers}: on GPUs there is one for each"
+                f" ({', '.join(devices)}); --device cpu serves on the CPU",
+                exit_code=2,
+            )
+        # One process starts the others, one for each GPU, and keeps them running.
+        self._device = "all" if len(devices) > 1 else devices[0]
+
     async def _compile(self) -> list[ModelSpec]:
         file = self._directory / "catalog.json"
         command = [*program("gpuworker"), "compile", "--catalog-out", str(file)]
+        command += ["--device", self._device]
         try:
             specs = await run_compile([*command, *self._common_flags()], file)
         except CompileError as error:
@@ -222,7 +251,9 @@ class Assembly:
 
     def _worker_command(self, index: int) -> list[str]:
         command = [*program("gpuworker"), "run", "--connect", self._workers_address]
-        command += ["--name", f"local-{index}", "--cache-mb", str(self._config.cache_mb)]
+        command += ["--name", f"local-{index}", "--device", self._device]
+        if self._config.cache_mb is not None:
+            command += ["--cache-mb", str(self._config.cache_mb)]
         return [*command, "--die-with-parent", *self._common_flags()]
 
     def _common_flags(self) -> list[str]:

@@ -60,6 +60,7 @@ def serve(
     models: flags.ModelsDir = None,
     host: flags.Host = None,
     port: flags.Port = None,
+    device: flags.Device = None,
     workers: flags.Workers = None,
     cache_mb: flags.CacheMb = None,
     page_mb: flags.PageMb = None,
@@ -83,6 +84,7 @@ def serve(
     Examples:
       remontoir serve --models demo-models
       remontoir serve --models demo-models --cache-mb 64
+      remontoir serve --models demo-models --device cuda:0
       remontoir serve --models demo-models --worker-bind tcp://0.0.0.0:7000
       remontoir serve --emulate clockwork-v100:4
       remontoir serve --emulate clockwork-v100 --policy clockwork --schedule-ahead-ms 5
@@ -95,6 +97,7 @@ def serve(
         "models_dir": None if models is None else str(models),
         "host": host,
         "port": port,
+        "device": device,
         "workers": workers,
         "cache_mb": cache_mb,
         "page_mb": page_mb,
@@ -121,13 +124,15 @@ def worker(
     connect: flags.Connect,
     models: flags.ModelsDir = None,
     name: flags.WorkerName = None,
+    device: flags.Device = None,
     cache_mb: flags.CacheMb = None,
     page_mb: flags.PageMb = None,
     cpu: flags.Cpu = None,
     cache_dir: flags.CacheDir = None,
     emulate: flags.EmulateOne = None,
 ) -> None:
-    """Join a gateway, on this machine or another, as one more worker, until stopped.
+    """Join a gateway, on this machine or another, as one more worker (or one for each GPU), until
+    stopped.
 
     DIR must hold the same models as the gateway's: one whose content differs
     is refused by name, the others are served.
@@ -135,6 +140,7 @@ def worker(
     \b
     Example:
       remontoir worker --connect tcp://10.0.0.1:7000 --models demo-models
+      remontoir worker --connect tcp://10.0.0.1:7000 --models demo-models --device cuda:0
     """
     if models is None and emulate is None:
         raise CommandError("which models? Give --models DIR.", exit_code=2)
@@ -142,6 +148,7 @@ def worker(
     command += _given_flags(
         models=models,
         name=name,
+        device=device,
         cache_mb=cache_mb,
         page_mb=page_mb,
         cpu=cpu,
@@ -154,6 +161,7 @@ def worker(
 @app.command("compile")
 def compile_models(
     models: flags.ModelsDir = None,
+    device: flags.CompileDevice = None,
     page_mb: flags.PageMb = None,
     cache_dir: flags.CacheDir = None,
     catalog_out: flags.CatalogOut = None,
@@ -173,7 +181,7 @@ def compile_models(
     with tempfile.TemporaryDirectory(prefix="remontoir-") as directory:
         catalogue = catalog_out or Path(directory) / "catalogue.json"
         command = [*program("gpuworker"), "compile", "--catalog-out", str(catalogue)]
-        command += _given_flags(models=models, page_mb=page_mb, cache_dir=cache_dir)
+        command += _given_flags(models=models, device=device, page_mb=page_mb, cache_dir=cache_dir)
         exit_code = subprocess.call(command)
         if exit_code != 0:  # the worker's program has said why
             raise typer.Exit(exit_code)

@@ -39,9 +39,10 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     emulate: str | None = None  # "clockwork-v100:4": emulated devices in place of real ones
     record: str | None = None  # a file for the event log; grows by the request, so: when asked
 
-    workers: Count = 1  # of our own, one device each; 0 where all join through worker_bind
+    device: str = "auto"  # every GPU there is; the CPU of a machine that has none
+    workers: Count = 1  # of our own on the CPU; 0 where all join through worker_bind
     worker_bind: str | None = None  # no door for other machines until it is asked for
-    cache_mb: Positive = 1024  # all demo models resident; fits the smallest cloud machine
+    cache_mb: Positive | None = None  # None: the device's; on the CPU all demo models, 1,024
     page_mb: Positive = 16  # the OSDI'20 paper's page: a cost per page below 1 % of its copy
     drain_s: Seconds = 5.0  # a load balancer's usual probe interval, so it sees readyz fail
 

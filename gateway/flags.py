@@ -60,11 +60,31 @@ Port = Annotated[
         "--port", help="Port to listen on; 0 takes a free one.", show_default=str(DEFAULTS.port)
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda:N|all|auto",
+        help="What to serve on: auto is all GPUs, a worker for each, or the CPU where there is "
+        "none.",
+        show_default=DEFAULTS.device,
+    ),
+]
+CompileDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda:N|auto",
+        help="What to compile for: auto is the first GPU, or the CPU where there is none.",
+        show_default=DEFAULTS.device,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
         "--workers",
-        help="Worker processes on this machine; 0 where all join from elsewhere.",
+        help="Worker processes on this machine's CPU (on GPUs there is one for each); 0 where all "
+        "join from elsewhere.",
         show_default=str(DEFAULTS.workers),
     ),
 ]
@@ -73,7 +93,7 @@ CacheMb = Annotated[
     typer.Option(
         "--cache-mb",
         help="Weights cache of each worker, MiB; models page in and out of it.",
-        show_default=str(DEFAULTS.cache_mb),
+        show_default="1024 on the CPU, all that is free on a GPU",
     ),
 ]
 PageMb = Annotated[

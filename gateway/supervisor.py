@@ -12,13 +12,15 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelSpec
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A crash is answered at once, a crash loop by patience: 0.1, 0.2, 0.4 ... 5 s.
 MIN_RESTART_DELAY_NS = 100 * MILLISECOND_NS
@@ -205,6 +207,28 @@ async def run_compile(
 
     Its progress bar and its complaints go to our stderr. Raises CompileError.
     """
+    await _run_to_its_end(command, what="compiling", env=env, spawn=spawn)
+    return _read(catalogue, list[ModelSpec])
+
+
+async def run_devices(
+    command: Sequence[str],
+    file: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    spawn: Spawn = spawn_process,
+) -> list[str]:
+    """Runs `python -m gpuworker devices … --out <file>` and reads the names, at least one.
+
+    Its complaints go to our stderr. Raises CompileError.
+    """
+    await _run_to_its_end(command, what="looking for devices", env=env, spawn=spawn)
+    return _read(file, list[str])
+
+
+async def _run_to_its_end(
+    command: Sequence[str], *, what: str, env: Mapping[str, str] | None, spawn: Spawn
+) -> None:
     try:
         process = await spawn(command, env)
     except OSError as error:
@@ -216,18 +240,17 @@ async def run_compile(
         await process.wait()
         raise
     if exit_code == 2:
-        raise CompileError("there is nothing to serve: see the line above", exit_code=2)
+        raise CompileError(f"{what} cannot go on: see the line above", exit_code=2)
     if exit_code != 0:
         ending = f"exit code {exit_code}" if exit_code > 0 else f"signal {-exit_code}"
-        raise CompileError(f"compiling ended with {ending}: {shlex.join(command)}", exit_code=1)
-    return _read_catalogue(catalogue)
+        raise CompileError(f"{what} ended with {ending}: {shlex.join(command)}", exit_code=1)
 
 
-def _read_catalogue(catalogue: Path) -> list[ModelSpec]:
+def _read(file: Path, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(catalogue.read_bytes(), type=list[ModelSpec])
+        return msgspec.json.decode(file.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CompileError(f"catalogue {catalogue}: {error}", exit_code=1) from error
+        raise CompileError(f"{file}: {error}", exit_code=1) from error
 
 
 def _signal(send: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m gpuworker run|compile`: settings from the command line, then one worker or one build.
+"""`python -m gpuworker run|compile|devices`: settings from the command line, then the work.
 
 It owns the process: signals, the CPU it runs on, its bond to the parent, its exit code. Engines are
 imported only when one is needed.
@@ -15,18 +15,28 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import msgspec
 
 from gpuworker import linux
 from gpuworker.backend import Backend
-from gpuworker.config import MEBIBYTE, ConfigError, WorkerConfig, default_cache_dir
+from gpuworker.config import (
+    CPU_CACHE_BYTES,
+    MEBIBYTE,
+    ConfigError,
+    WorkerConfig,
+    default_cache_dir,
+)
+from gpuworker.device_choice import AUTO, CPU, WORDS, devices_of, ordinal_of
 from gpuworker.devices.emulated import (
     EMULATIONS,
     EmulatedBackend,
     UnknownEmulation,
     emulated_specs,
 )
+from gpuworker.model_store import check_repository
+from scheduler.spec import ModelSpec
 
 EXIT_USAGE = 2
 # How long a thread that wants the interpreter waits before it asks the other to yield: a Pong must
@@ -53,15 +63,22 @@ def _run(args: argparse.Namespace) -> int:
     _exit_on_signals(parent_pid is not None)
     if parent_pid is not None:
         linux.die_with_parent()
+    if args.models is not None:
+        check_repository(args.models)
+    devices = (CPU,) if args.emulate is not None else devices_of(args.device)
+    if len(devices) > 1:
+        return _run_all(args, devices)
     config = WorkerConfig(
         connect=args.connect,
         name=args.name,
         models_dir=args.models,
         cache_dir=args.cache_dir,
-        cache_bytes=args.cache_mb * MEBIBYTE,
+        cache_bytes=None if args.cache_mb is None else args.cache_mb * MEBIBYTE,
         page_bytes=args.page_mb * MEBIBYTE,
         emulate=args.emulate,
         cpu=args.cpu,
+        device=devices[0],
+        host_store=args.host_store,
     )
     config.validate()
     if config.cpu is not None:
@@ -87,60 +104,142 @@ def _run(args: argparse.Namespace) -> int:
     if parent_pid is None:
         signal.signal(signal.SIGINT, stop)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return worker.run()
+    exit_code = worker.run()
+    if config.device != CPU:
+        _end_at_once(exit_code)
+    return exit_code
+
+
+def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
+    """One process for each GPU: pycuda and TensorRT are at their best with one device each."""
+    if args.models is None:
+        raise ConfigError("--models is needed, except with --emulate")
+    if args.cpu is not None:
+        raise ConfigError(f"--cpu {args.cpu}: {len(devices)} workers cannot share one CPU")
+    from gpuworker.launcher import run_all
+
+    specs = _compiled(args, devices[0])
+    common = ["--connect", args.connect, "--models", str(args.models)]
+    common += ["--cache-dir", str(args.cache_dir), "--page-mb", str(args.page_mb)]
+    common += ["--log-level", args.log_level]
+    if args.cache_mb is not None:
+        common += ["--cache-mb", str(args.cache_mb)]
+    sizes = {s.name: s.weights_bytes for s in specs if s.unavailable_reason is None}
+    return run_all(devices, common, name=args.name, weights_bytes=sizes)
+
+
+def _compiled(args: argparse.Namespace, device: str) -> list[ModelSpec]:
+    from gpuworker.compile import compile_repository
+
+    specs: list[ModelSpec] = compile_repository(
+        args.models,
+        args.cache_dir,
+        page_bytes=args.page_mb * MEBIBYTE,
+        device=device,
+        quiet=getattr(args, "quiet", True),
+    )
+    return specs
 
 
 def _backend(config: WorkerConfig) -> Backend:
     if config.emulate is not None:
         return EmulatedBackend(
-            config.emulate, cache_bytes=config.cache_bytes, page_bytes=config.page_bytes
+            config.emulate,
+            cache_bytes=config.cache_bytes or CPU_CACHE_BYTES,
+            page_bytes=config.page_bytes,
         )
     from gpuworker.compile import compile_repository
+
+    assert config.models_dir is not None  # validate() says so
+    specs = compile_repository(
+        config.models_dir,
+        config.cache_dir,
+        page_bytes=config.page_bytes,
+        device=config.device,
+        quiet=True,
+    )
+    if config.device != CPU:
+        return _gpu_backend(config, specs)
     from gpuworker.devices.host import DeviceError
     from gpuworker.engines.onnxruntime import OnnxRuntimeBackend
 
-    assert config.models_dir is not None  # validate() says so
+    cache_bytes = config.cache_bytes or CPU_CACHE_BYTES
     try:
-        specs = compile_repository(
-            config.models_dir, config.cache_dir, page_bytes=config.page_bytes, quiet=True
-        )
         return OnnxRuntimeBackend(
+            specs=specs,
+            cache_dir=config.cache_dir,
+            cache_bytes=cache_bytes,
+            page_bytes=config.page_bytes,
+        )
+    except DeviceError as error:
+        raise ConfigError(f"--cache-mb {cache_bytes // MEBIBYTE}: {error}") from error
+
+
+def _gpu_backend(config: WorkerConfig, specs: list[ModelSpec]) -> Backend:
+    # Imported here alone: there is none of it on a machine without a GPU.
+    from gpuworker.devices.cuda_context import CudaContext
+    from gpuworker.devices.host import DeviceError
+    from gpuworker.engines.tensorrt import TensorRtBackend
+    from gpuworker.engines.tensorrt_api import TensorRt
+
+    ordinal = ordinal_of(config.device)
+    assert ordinal is not None
+    try:
+        return TensorRtBackend(
             specs=specs,
             cache_dir=config.cache_dir,
             cache_bytes=config.cache_bytes,
             page_bytes=config.page_bytes,
+            context=CudaContext(ordinal),
+            api=TensorRt(),
+            shared_store=config.host_store,
         )
-    except DeviceError as error:
-        raise ConfigError(f"--cache-mb {config.cache_bytes // MEBIBYTE}: {error}") from error
+    except (DeviceError, MemoryError) as error:
+        raise ConfigError(f"--device {config.device}: {error}") from error
+
+
+def _end_at_once(exit_code: int) -> NoReturn:
+    """The driver gives back all that a process had; destructors of engines and contexts, in
+    whatever order the interpreter ends them, are good for a crash after a clean end.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def _devices(args: argparse.Namespace) -> int:
+    names = devices_of(args.device)
+    with _names_file("--out", args.out):
+        _write_atomically(args.out, msgspec.json.encode(names))
+    return 0
 
 
 def _compile(args: argparse.Namespace) -> int:
     catalogue: Path = args.catalog_out
-    with _names_catalogue(catalogue):  # now, not after minutes of compiling
+    with _names_file("--catalog-out", catalogue):  # now, not after minutes of compiling
         catalogue.parent.mkdir(parents=True, exist_ok=True)
     if args.emulate is not None:
         specs = emulated_specs(args.emulate)
     elif args.models is None:
         raise ConfigError("--models is needed, except with --emulate")
     else:
-        from gpuworker.compile import compile_repository
-
-        specs = compile_repository(
-            args.models, args.cache_dir, page_bytes=args.page_mb * MEBIBYTE, quiet=args.quiet
-        )
-    with _names_catalogue(catalogue):
+        check_repository(args.models)
+        device = devices_of(args.device)[0]
+        specs = _compiled(args, device)
+    with _names_file("--catalog-out", catalogue):
         _write_atomically(catalogue, msgspec.json.encode(specs))
     return 0
 
 
 @contextlib.contextmanager
-def _names_catalogue(path: Path) -> Iterator[None]:
+def _names_file(flag: str, path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise ConfigError(f"--catalog-out {path}: {path.parent} is no directory") from error
+        raise ConfigError(f"{flag} {path}: {path.parent} is no directory") from error
     except OSError as error:
-        raise ConfigError(f"--catalog-out {path}: {error.strerror}") from error
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from error
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
@@ -173,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m gpuworker",
         description="One device of Remontoir: carries out what its gateway orders.",
     )
-    commands = parser.add_subparsers(required=True, metavar="run|compile")
+    commands = parser.add_subparsers(required=True, metavar="run|compile|devices")
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -201,13 +300,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"no hardware, durations of a published profile: {', '.join(EMULATIONS)}",
     )
-
-    common.add_argument(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        default="info",
-        help="what goes to stderr (default: %(default)s)",
-    )
+    _add_device(common)
+    _add_log_level(common)
 
     run = commands.add_parser(
         "run", parents=[common], help="serve as one worker of a gateway until stopped"
@@ -222,10 +316,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--cache-mb",
         type=_positive,
-        default=1024,
         metavar="N",
-        help="size of the weights cache in MiB (default: %(default)s)",
+        help="size of the weights cache in MiB"
+        f" (default: {CPU_CACHE_BYTES // MEBIBYTE} on the CPU, all that is free on a GPU)",
     )
+    run.add_argument("--host-store", type=int, metavar="FD", help=argparse.SUPPRESS)
     run.add_argument("--cpu", type=int, metavar="N", help="run on this CPU only")
     run.add_argument(
         "--die-with-parent",
@@ -243,7 +338,30 @@ def _parser() -> argparse.ArgumentParser:
         "--catalog-out", type=Path, required=True, metavar="FILE", help="JSON list of model specs"
     )
     compile_.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    devices = commands.add_parser(
+        "devices", help="find what --device stands for here; write a JSON list of names"
+    )
+    devices.set_defaults(command=_devices)
+    _add_device(devices)
+    _add_log_level(devices)
+    devices.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON list")
     return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default=AUTO, metavar="NAME", help=f"{WORDS} (default: %(default)s)"
+    )
+
+
+def _add_log_level(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="what goes to stderr (default: %(default)s)",
+    )
 
 
 def _positive(text: str) -> int:

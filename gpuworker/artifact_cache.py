@@ -145,6 +145,11 @@ class ArtifactCache:
             shutil.rmtree(unfinished, ignore_errors=True)
         return StoredArtifact(directory, artifact)
 
+    def beside(self, name: str) -> Path:
+        """A file that all artifacts of this engine and kind of device share."""
+        key = hashlib.sha256(f"{self._engine_key}\n{FORMAT_VERSION}".encode()).hexdigest()[:24]
+        return self._cache_dir / f"{name}-{key}"
+
     @contextlib.contextmanager
     def lock(self, model: str, version: str, content_hash: str) -> Iterator[None]:
         """One process at a time; the kernel frees the lock of a process that dies."""

@@ -1,47 +1,81 @@
-"""Repository → catalogue: every model optimised, probed and profiled, once per content and machine.
+"""Repository → catalogue: every model optimised, probed and profiled, once per content and device.
 
 Owns the order of compiling and what the user sees of it. Each model is compiled in a process of its
 own: a model that crashes the engine, or never ends, becomes an unavailable one. Nothing a model
 does may raise out of here.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpuworker.artifact_cache import Artifact, ArtifactCache
-from gpuworker.compile_model import (
-    PLATFORM,
-    CompileAnswer,
-    CompileError,
-    CompileOrder,
-)
-from gpuworker.engines.onnxruntime import engine_key
+from gpuworker.compile_child import CompileAnswer, CompileOrder, CompileProgress
+from gpuworker.compile_model import PLATFORM, CompileError
+from gpuworker.device_choice import CPU, ordinal_of
 from gpuworker.model_store import RepositoryModel, scan_repository
 from scheduler.spec import ModelProfile, ModelSpec
 
-# The largest demo model takes 10 s; a model that takes this long is not coming back.
-COMPILE_TIMEOUT_S = 600.0
-COMPILE_COMMAND = (sys.executable, "-m", "gpuworker.compile_model")
+# The largest demo model takes 10 s; a model that takes this long is not coming back. TensorRT times
+# hundreds of kernels for each layer and batch size, which takes minutes for a network of many.
+CPU_TIMEOUT_S, GPU_TIMEOUT_S = 600.0, 7200.0
+COMPILE_COMMAND = (sys.executable, "-m", "gpuworker.compile_child")
+
+
+class Target(NamedTuple):
+    """What models are compiled for. `engine_key` is what else an artifact depends on."""
+
+    device: str
+    platform: str
+    engine_key: str
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device != CPU
+
+
+def target_of(device: str) -> Target:
+    """Of "cpu" or "cuda:N". Raises ConfigError where there is no such device."""
+    ordinal = ordinal_of(device)
+    if ordinal is None:
+        from gpuworker.engines import onnxruntime
+
+        return Target(device, PLATFORM, onnxruntime.engine_key())
+    from gpuworker.compile_plan import PLATFORM as PLAN_PLATFORM
+    from gpuworker.devices.cuda_context import describe
+    from gpuworker.engines import tensorrt
+    from gpuworker.engines.tensorrt_api import TensorRt
+
+    return Target(device, PLAN_PLATFORM, tensorrt.engine_key(TensorRt(), describe(ordinal)))
 
 
 def compile_repository(
-    models_dir: Path, cache_dir: Path, *, page_bytes: int, quiet: bool = False
+    models_dir: Path,
+    cache_dir: Path,
+    *,
+    page_bytes: int,
+    device: str = CPU,
+    quiet: bool = False,
 ) -> list[ModelSpec]:
     """The specs of all models, by name; compiles those that are not in the cache.
 
-    Raises RepositoryError where `models_dir` is no directory or holds no model. A model that cannot
-    be served has an `unavailable_reason`; it is tried again the next time.
+    Raises RepositoryError where `models_dir` is no directory or holds no model, and ConfigError
+    where there is no such device. A model that cannot be served has an `unavailable_reason`; it is
+    tried again the next time.
     """
-    models = scan_repository(models_dir)
-    artifacts = ArtifactCache(cache_dir, engine_key=engine_key())
+    target = target_of(device)
+    models = scan_repository(models_dir, takes_plans=target.is_gpu)
+    artifacts = ArtifactCache(cache_dir, engine_key=target.engine_key)
     specs = []
     progress = Progress(
         TextColumn("{task.description}"),
@@ -54,8 +88,14 @@ def compile_repository(
     with progress:
         task = progress.add_task("compiling", total=len(models))
         for model in models:
-            progress.update(task, description=f"compiling {model.name}")
-            spec = _spec_of(model, artifacts, page_bytes=page_bytes)
+            description = f"compiling {model.name}"
+            progress.update(task, description=description)
+
+            def show(said: CompileProgress, of: str = description) -> None:
+                text = f"{of}: {said.what} {said.done}/{said.of}"
+                progress.update(task, description=text)
+
+            spec = _spec_of(model, artifacts, target, page_bytes=page_bytes, on_progress=show)
             if spec.unavailable_reason is not None:
                 progress.console.print(
                     f"{model.name} is unavailable: {spec.unavailable_reason}", markup=False
@@ -66,10 +106,18 @@ def compile_repository(
     return specs
 
 
-def _spec_of(model: RepositoryModel, artifacts: ArtifactCache, *, page_bytes: int) -> ModelSpec:
+def _spec_of(
+    model: RepositoryModel,
+    artifacts: ArtifactCache,
+    target: Target,
+    *,
+    page_bytes: int,
+    on_progress: Callable[[CompileProgress], None],
+) -> ModelSpec:
     if model.problem is not None:
-        return _unavailable(model, model.problem)
+        return _unavailable(model, target, model.problem)
     identity = (model.name, model.version, model.content_hash)
+    timing_cache = artifacts.beside("timing-cache") if target.is_gpu else None
     try:
         with artifacts.lock(*identity):
             stored = artifacts.find(*identity)
@@ -77,20 +125,25 @@ def _spec_of(model: RepositoryModel, artifacts: ArtifactCache, *, page_bytes: in
                 stored = artifacts.store(
                     *identity,
                     lambda directory: compile_in_own_process(
-                        model, directory, page_bytes=page_bytes
+                        model,
+                        directory,
+                        page_bytes=page_bytes,
+                        device=target.device,
+                        timing_cache=timing_cache,
+                        on_progress=on_progress,
                     ),
                 )
     except (CompileError, OSError) as error:
-        return _unavailable(model, str(error))
+        return _unavailable(model, target, str(error))
     return stored.artifact.spec
 
 
-def _unavailable(model: RepositoryModel, reason: str) -> ModelSpec:
+def _unavailable(model: RepositoryModel, target: Target, reason: str) -> ModelSpec:
     return ModelSpec(
         name=model.name,
         version=model.version,
         content_hash=model.content_hash,
-        platform=PLATFORM,
+        platform=target.platform,
         inputs=(),
         outputs=(),
         batch_sizes=(1,),
@@ -106,34 +159,60 @@ def compile_in_own_process(
     directory: Path,
     *,
     page_bytes: int,
+    device: str = CPU,
+    timing_cache: Path | None = None,
+    on_progress: Callable[[CompileProgress], None] = lambda _: None,
     command: Sequence[str] = COMPILE_COMMAND,
-    timeout_s: float = COMPILE_TIMEOUT_S,
+    timeout_s: float | None = None,
 ) -> Artifact:
     """Fill `directory` by a child process. Raises CompileError, also where it dies or never ends.
 
-    The child reads one CompileOrder from its standard input and writes one CompileAnswer to its
-    standard output.
+    The child reads one CompileOrder from its standard input; to its standard output it writes lines
+    of CompileProgress, and at last one CompileAnswer.
     """
-    order = CompileOrder(model, directory, page_bytes, os.getpid())
+    order = CompileOrder(model, directory, page_bytes, os.getpid(), device, timing_cache)
+    if timeout_s is None:
+        timeout_s = CPU_TIMEOUT_S if device == CPU else GPU_TIMEOUT_S
     # What is importable here is importable there, however this process was started.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    is_late = threading.Event()
+
+    def give_up() -> None:
+        is_late.set()
+        child.kill()
+
+    timer = threading.Timer(timeout_s, give_up)
+    timer.daemon = True
+    timer.start()
+    answer: CompileAnswer | None = None
     try:
-        child = subprocess.run(
-            command,
-            input=order.to_json(),
-            stdout=subprocess.PIPE,
-            timeout=timeout_s,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise CompileError(f"compiling it took longer than {timeout_s:g} s") from error
-    try:
-        answer = msgspec.json.decode(child.stdout, type=CompileAnswer)
-    except msgspec.DecodeError as error:
-        raise CompileError(
-            f"compiling it ended its process ({_death(child.returncode)})"
-        ) from error
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with child.stdin, contextlib.suppress(BrokenPipeError):
+            child.stdin.write(order.to_json())
+            child.stdin.close()
+        for line in child.stdout:
+            with contextlib.suppress(msgspec.DecodeError):
+                said = msgspec.json.decode(line, type=CompileProgress | CompileAnswer)
+                if isinstance(said, CompileAnswer):
+                    answer = said
+                else:
+                    on_progress(said)
+    except BaseException:
+        child.kill()
+        raise
+    finally:
+        timer.cancel()
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+    if answer is None and is_late.is_set():
+        raise CompileError(f"compiling it took longer than {timeout_s:g} s")
+    if answer is None:
+        raise CompileError(f"compiling it ended its process ({_death(child.returncode)})")
     if answer.artifact is None:
         raise CompileError(answer.error)
     return answer.artifact

@@ -1,13 +1,10 @@
-"""One model, from its ONNX file to its artifact: optimise, find batch axes, measure.
+"""One model, from its ONNX file to its artifact for the CPU: optimise, find batch axes, measure.
 
 Owns the choices of compiling: which form of the weights is kept, which batch sizes are offered. It
-runs in a process of its own (compile.py), since the models are not ours and may end it.
+runs in a process of its own (compile_child.py), since the models are not ours and may end it.
 """
 
 import contextlib
-import os
-import signal
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from gpuworker import linux
 from gpuworker.artifact_cache import GRAPH_FILE, WEIGHTS_FILE, Artifact, WeightTensor
 from gpuworker.devices.host import HostPages
 from gpuworker.engines.datatypes import OIP_OF_ORT
@@ -37,31 +33,6 @@ MAX_GROWTH = 1.25
 
 class CompileError(Exception):
     """Why one model cannot be served."""
-
-
-class CompileOrder(msgspec.Struct, frozen=True):
-    """What the parent process wants: `directory` filled."""
-
-    model: RepositoryModel
-    directory: Path
-    page_bytes: int
-    parent_pid: int
-
-    def to_json(self) -> bytes:
-        return msgspec.json.encode(self, enc_hook=str)  # paths are all that JSON does not know
-
-    @staticmethod
-    def from_json(content: bytes) -> "CompileOrder":
-        return msgspec.json.decode(
-            content, type=CompileOrder, dec_hook=lambda _type, text: Path(text)
-        )
-
-
-class CompileAnswer(msgspec.Struct, frozen=True):
-    """What came of it: an artifact, or else why there is none."""
-
-    artifact: Artifact | None = None
-    error: str = ""
 
 
 class _Candidate(msgspec.Struct):
@@ -247,29 +218,3 @@ def _resident(session: PagedSession) -> Iterator[None]:
         yield
     finally:
         session.evict()
-
-
-def _main() -> None:
-    """`python -m gpuworker.compile_model`: one order from stdin, one answer to stdout."""
-    linux.die_with_parent()
-    # The terminal's Ctrl-C reaches this process too, but it is the parent's to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    order = CompileOrder.from_json(sys.stdin.buffer.read())
-    if os.getppid() != order.parent_pid:
-        return
-    # Whatever else the engine prints goes to stderr: stdout is the answer alone.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answer_file:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        try:
-            artifact = compile_model(order.model, order.directory, page_bytes=order.page_bytes)
-            answer = CompileAnswer(artifact=artifact)
-        except CompileError as error:
-            answer = CompileAnswer(error=str(error))
-        except Exception as error:  # the border of this process: the parent reports it
-            text = " ".join(str(error).split())[:500]
-            answer = CompileAnswer(error=f"{type(error).__name__}: {text}")
-        answer_file.write(msgspec.json.encode(answer))
-
-
-if __name__ == "__main__":
-    _main()

@@ -1,8 +1,8 @@
 """One model, from its ONNX file or its plan to a measured TensorRT plan on the GPU that serves.
 
 Owns the choices of compiling for a GPU: which batch sizes and shapes get an optimisation profile,
-and what is measured of the plan. It runs in a process of its own (compile.py): building may end it,
-and what TensorRT has taken of the card is free again when it is over.
+and what is measured of the plan. It runs in a process of its own (compile_child.py): building may
+end it, and what TensorRT has taken of the card is free again when it is over.
 """
 
 from collections.abc import Callable, Iterator, Sequence

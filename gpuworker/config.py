@@ -12,6 +12,10 @@ import msgspec
 MEBIBYTE = 1024 * 1024
 
 
+# The CPU's: all demo models resident, and no surprise on a laptop. A GPU's is what it has free.
+CPU_CACHE_BYTES = 1024 * MEBIBYTE
+
+
 class ConfigError(ValueError):
     """A setting cannot be used; the message names it and its value."""
 
@@ -21,10 +25,12 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     models_dir: Path | None  # None only for an emulated device
     cache_dir: Path
-    cache_bytes: int
+    cache_bytes: int | None  # None: the device's own default
     page_bytes: int
     emulate: str | None = None
     cpu: int | None = None
+    device: str = "cpu"  # or "cuda:N"
+    host_store: int | None = None  # descriptor of weights that the GPUs of this machine share
 
     def validate(self) -> None:
         """Raises ConfigError."""
@@ -36,7 +42,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--models is needed, except with --emulate")
         if self.page_bytes < MEBIBYTE or self.page_bytes % MEBIBYTE:
             raise ConfigError(f"a page of {self.page_bytes} bytes is not a whole number of MiB")
-        if self.cache_bytes < self.page_bytes:
+        if self.cache_bytes is not None and self.cache_bytes < self.page_bytes:
             raise ConfigError(
                 f"--cache-mb {self.cache_bytes / MEBIBYTE:g} holds no page of "
                 f"--page-mb {self.page_bytes / MEBIBYTE:g}"
@@ -44,10 +50,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
             usable = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             raise ConfigError(f"--cpu {self.cpu} is not among the usable CPUs {usable}")
-
-    @property
-    def total_pages(self) -> int:
-        return self.cache_bytes // self.page_bytes
 
 
 def default_cache_dir() -> Path:

@@ -7,26 +7,45 @@ devices/cuda_memory.py, and nowhere where there may be no GPU.
 """
 
 import atexit
-from typing import Any
+import contextlib
+from typing import Any, NamedTuple
 
 import numpy as np
 import pycuda.driver as cuda
 from cuda.bindings import driver
 
 from gpuworker.config import ConfigError
-from gpuworker.devices.cuda_memory import call
+from gpuworker.devices.cuda_memory import CudaError, call
 from gpuworker.devices.pages import Bytes
+
+
+class GpuKind(NamedTuple):
+    """What plans and profiles of one GPU hold for: others of the same kind."""
+
+    name: str
+    compute_capability: str
+
+
+def describe(ordinal: int) -> GpuKind:
+    """Without a context, which would take hundreds of MiB of it. Raises ConfigError."""
+    device = _device(ordinal)
+    major, minor = device.compute_capability()
+    return GpuKind(device.name(), f"{major}.{minor}")
+
+
+def _device(ordinal: int) -> Any:
+    cuda.init()
+    count = cuda.Device.count()
+    if ordinal >= count:
+        raise ConfigError(f"--device cuda:{ordinal}: this machine has {count} CUDA devices")
+    return cuda.Device(ordinal)
 
 
 class CudaContext:
     """Raises ConfigError where there is no such device, or one without virtual memory."""
 
     def __init__(self, ordinal: int) -> None:
-        cuda.init()
-        count = cuda.Device.count()
-        if ordinal >= count:
-            raise ConfigError(f"--device cuda:{ordinal}: this machine has {count} CUDA devices")
-        device = cuda.Device(ordinal)
+        device = _device(ordinal)
         attribute = driver.CUdevice_attribute
         if not call(
             driver.cuDeviceGetAttribute,
@@ -37,14 +56,15 @@ class CudaContext:
                 f"--device cuda:{ordinal}: {device.name()} has no virtual memory management"
             )
         self.ordinal = ordinal
-        self.name: str = device.name()
-        major, minor = device.compute_capability()
-        self.compute_capability = f"{major}.{minor}"
+        self.kind = describe(ordinal)
+        self.name = self.kind.name
         self._context = device.retain_primary_context()
         self._context.push()
         # pycuda aborts a process that ends with a context on its stack, whatever it ends for.
         atexit.register(self.close)
         self._handle = call(driver.cuCtxGetCurrent)
+        # What is pinned, by address: it must not be given back to the system before it is unpinned.
+        self._pinned: list[tuple[int, Bytes]] = []
 
     def bind_thread(self) -> None:
         """Make the context current in the calling thread."""
@@ -72,18 +92,24 @@ class CudaContext:
             raise MemoryError(f"{num_bytes >> 20} MiB of pinned memory: {error}") from error
         return memory
 
-    def pin(self, memory: Bytes) -> Bytes:
-        """Pin memory that is there already; it stays pinned as long as what is returned lives.
-
-        Raises MemoryError.
-        """
+    def pin(self, memory: Bytes) -> None:
+        """Pin memory that is there already, until the context is closed. Raises MemoryError."""
+        # Not by pycuda.register_host_memory: up to 2026.1 it gives back one reference too many.
+        address: int = memory.ctypes.data
         try:
-            pinned: Bytes = cuda.register_host_memory(memory)
-        except cuda.Error as error:
+            call(driver.cuMemHostRegister, address, memory.nbytes, 0)
+        except CudaError as error:
             raise MemoryError(f"pinning {memory.nbytes >> 20} MiB: {error}") from error
-        return pinned
+        self._pinned.append((address, memory))
+
+    def _unpin(self) -> None:
+        while self._pinned:
+            address, _memory = self._pinned.pop()
+            call(driver.cuMemHostUnregister, address)
 
     def close(self) -> None:
         """Nothing of the device may be used any more."""
         atexit.unregister(self.close)
+        with contextlib.suppress(CudaError):  # of a device that is lost nothing can be unpinned
+            self._unpin()
         self._context.pop()

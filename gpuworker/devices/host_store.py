@@ -28,7 +28,7 @@ class Pinning(Protocol):
     """What the store needs of a device's context."""
 
     def pinned(self, num_bytes: int) -> Bytes: ...
-    def pin(self, memory: Bytes) -> Bytes: ...
+    def pin(self, memory: Bytes) -> None: ...
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -71,14 +71,14 @@ class _Shared:
             self._places = msgspec.json.decode(index, type=dict[str, _Place])
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise DeviceError(f"descriptor {descriptor} is no store of weights: {error}") from error
-        self._pinned = pinning.pin(self._memory)
+        pinning.pin(self._memory)
 
     def keep(self, name: str, content: Bytes) -> Bytes | None:
         """None where there is no place for them, or another worker has other bytes."""
         place = self._places.get(name)
         if place is None or place.num_bytes != content.nbytes:
             return None
-        view: Bytes = self._pinned[place.offset : place.offset + place.num_bytes]
+        view: Bytes = self._memory[place.offset : place.offset + place.num_bytes]
         with _Lock(self._descriptor, place.flag):
             if not self._memory[place.flag]:
                 view[:] = content

@@ -18,7 +18,7 @@ from gpuworker.artifact_cache import Artifact, ArtifactCache, StoredArtifact
 from gpuworker.backend import DeviceLost, EngineError, InvalidInput
 from gpuworker.config import MEBIBYTE, ConfigError
 from gpuworker.devices.cuda import CudaPages
-from gpuworker.devices.cuda_context import CudaContext
+from gpuworker.devices.cuda_context import CudaContext, GpuKind
 from gpuworker.devices.cuda_memory import CudaError, fault
 from gpuworker.devices.host import DeviceError
 from gpuworker.devices.host_store import HostStore
@@ -48,9 +48,9 @@ NUM_SLOTS = 4
 SPARE_BYTES = 512 * MEBIBYTE
 
 
-def engine_key(api: TensorRt, context: CudaContext) -> str:
+def engine_key(api: TensorRt, kind: GpuKind) -> str:
     """What a plan of this engine depends on besides the model."""
-    return f"tensorrt-{api.version}-sm{context.compute_capability}-{context.name}"
+    return f"tensorrt-{api.version}-sm{kind.compute_capability}-{kind.name}"
 
 
 class StagedBatch:
@@ -91,7 +91,7 @@ class TensorRtBackend:
     ) -> None:
         self._context = context
         self._api = api
-        artifacts = ArtifactCache(cache_dir, engine_key=engine_key(api, context))
+        artifacts = ArtifactCache(cache_dir, engine_key=engine_key(api, context.kind))
         stored = {
             spec.name: artifacts.find(spec.name, spec.version, spec.content_hash)
             for spec in specs

@@ -191,7 +191,7 @@ def deserialised(gpu: Gpu, plan: bytes, addresses: AddressRange) -> tuple[Any, i
     if engine is None:
         raise EngineRefused(
             f"TensorRT {gpu.api.version} on {gpu.context.name} (compute capability"
-            f" {gpu.context.compute_capability}) does not take the plan:"
+            f" {gpu.context.kind.compute_capability}) does not take the plan:"
             f" {logger.last_error or 'it does not say why'}"
         )
     # All copies into the range are over then: TensorRT's streams are its own.

@@ -45,14 +45,19 @@ def running_gateway(
     scratch: Path,
     command: tuple[str, ...] = (sys.executable, "-m", "gateway"),
     cwd: Path = ROOT,
+    **settings: str,
 ) -> Iterator[RunningGateway]:
-    """Serves on a free port until the block ends. Temporary files go below `scratch`."""
+    """Serves on a free port until the block ends. Temporary files go below `scratch`; `settings`
+    are of its environment.
+    """
     temporary = scratch / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
         [*command, "serve", "--port", "0", *flags],
         cwd=cwd,
-        env=environment(TMPDIR=str(temporary), REMONTOIR_CACHE_DIR=str(scratch / "cache")),
+        env=environment(
+            TMPDIR=str(temporary), REMONTOIR_CACHE_DIR=str(scratch / "cache"), **settings
+        ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -385,7 +385,7 @@ def test_compiling_returns_the_catalogue(run: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "message", "exit_code"),
     [
-        ("sys.exit(2)", "there is nothing to serve: see the line above", 2),
+        ("sys.exit(2)", "compiling cannot go on: see the line above", 2),
         ("sys.exit(1)", "compiling ended with exit code 1: ", 1),
         ("import os; os.kill(os.getpid(), 9)", "compiling ended with signal 9: ", 1),
         ("pass", "No such file or directory", 1),

@@ -1,12 +1,11 @@
 """The stand-in driver, for tests of the CUDA device, and a context on it."""
 
-import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.standin.driver import StandIn, build, compiler
+from tests.standin.driver import StandIn, build, why_not
 
 if TYPE_CHECKING:
     from gpuworker.devices.cuda_context import CudaContext
@@ -14,19 +13,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def _driver(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
-    if compiler() is None:
-        pytest.skip("needs a C compiler")
-    missing = [name for name in ("cuda.bindings", "pycuda") if not _is_there(name)]
-    if missing:
-        pytest.skip(f"needs {' and '.join(missing)}: make cuda-packages")
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
     return StandIn(build(tmp_path_factory.mktemp("standin")))
-
-
-def _is_there(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 @pytest.fixture

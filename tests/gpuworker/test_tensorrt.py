@@ -61,7 +61,7 @@ class Compiled:
 
         assert model.problem is None
         cache = ArtifactCache(
-            self.directory / "cache", engine_key=engine_key(self.api, self.context)
+            self.directory / "cache", engine_key=engine_key(self.api, self.context.kind)
         )
         stored = cache.store(
             model.name,
@@ -320,7 +320,7 @@ def _respell(compiled: Compiled, name: str, **changes: str) -> None:
 
     spec = next(a.spec for a in compiled.artifacts if a.spec.name == name)
     cache = ArtifactCache(
-        compiled.directory / "cache", engine_key=engine_key(compiled.api, compiled.context)
+        compiled.directory / "cache", engine_key=engine_key(compiled.api, compiled.context.kind)
     )
     stored = cache.find(name, spec.version, spec.content_hash)
     assert stored is not None

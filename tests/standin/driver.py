@@ -1,11 +1,13 @@
 """The stand-in for NVIDIA's driver library: built from libcuda.c, and told what to do by tests."""
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent.parent
 SOURCE = Path(__file__).parent / "libcuda.c"
 
 OUT_OF_MEMORY = 2
@@ -17,6 +19,41 @@ LAUNCH_FAILED = 719
 
 def compiler() -> str | None:
     return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+
+
+def why_not() -> str | None:
+    """What is missing for tests with the stand-in, or None."""
+    if compiler() is None:
+        return "needs a C compiler"
+    missing = [name for name in ("cuda.bindings", "pycuda") if not _is_there(name)]
+    return f"needs {' and '.join(missing)}: make cuda-packages" if missing else None
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def environment(directory: Path, *, num_gpus: int = 1, tensorrt: str = "10.13.3") -> dict[str, str]:
+    """What a process needs to find `num_gpus` stand-ins and such a TensorRT; made in `directory`.
+
+    Raises CalledProcessError.
+    """
+    library = build(directory)
+    packages = directory / "packages"
+    packages.mkdir()
+    (packages / "tensorrt.py").write_text(
+        "import sys\n"
+        "from tests.standin.tensorrt import module\n"
+        f"sys.modules[__name__] = module({tensorrt!r})\n"
+    )
+    return {
+        "LD_LIBRARY_PATH": str(library.parent),
+        "PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)]),
+        "STANDIN_DEVICES": str(num_gpus),
+    }
 
 
 def build(directory: Path) -> Path:
@@ -44,6 +81,10 @@ class StandIn:
     def calls(self, name: str) -> int:
         """Since the library was loaded."""
         return int(self._library.standin_calls(name.encode()))
+
+    def corrupt(self, *, skip: int = 0) -> None:
+        """After `skip` more copies of streams into pages one arrives with a wrong byte."""
+        self._library.standin_corrupt(ctypes.c_long(skip))
 
     def die(self, code: int = ECC_UNCORRECTABLE) -> None:
         """The device breaks: from now on every call answers so."""

@@ -35,7 +35,7 @@ from gpuworker.devices.emulated import (
     UnknownEmulation,
     emulated_specs,
 )
-from gpuworker.model_store import check_repository
+from gpuworker.model_store import model_directories
 from scheduler.spec import ModelSpec
 
 EXIT_USAGE = 2
@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     if parent_pid is not None:
         linux.die_with_parent()
     if args.models is not None:
-        check_repository(args.models)
+        model_directories(args.models)  # before anything takes time
     devices = (CPU,) if args.emulate is not None else devices_of(args.device)
     if len(devices) > 1:
         return _run_all(args, devices)
@@ -224,7 +224,7 @@ def _compile(args: argparse.Namespace) -> int:
     elif args.models is None:
         raise ConfigError("--models is needed, except with --emulate")
     else:
-        check_repository(args.models)
+        model_directories(args.models)  # before anything takes time
         device = devices_of(args.device)[0]
         specs = _compiled(args, device)
     with _names_file("--catalog-out", catalogue):

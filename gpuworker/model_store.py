@@ -58,7 +58,13 @@ def scan_repository(models_dir: Path, *, takes_plans: bool = False) -> list[Repo
 
     `takes_plans`: a TensorRT plan goes before an ONNX file; elsewhere it is none.
     """
-    check_repository(models_dir)
+    return [_read_model(directory, takes_plans) for directory in model_directories(models_dir)]
+
+
+def model_directories(models_dir: Path) -> list[Path]:
+    """One for each model, by name. Raises RepositoryError where there is none."""
+    if not models_dir.is_dir():
+        raise RepositoryError(f"--models {models_dir}: no such directory")
     directories = sorted(
         path for path in models_dir.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
@@ -66,13 +72,7 @@ def scan_repository(models_dir: Path, *, takes_plans: bool = False) -> list[Repo
         raise RepositoryError(
             f"--models {models_dir}: it holds no model (<model>/<version>/{MODEL_FILE})"
         )
-    return [_read_model(directory, takes_plans) for directory in directories]
-
-
-def check_repository(models_dir: Path) -> None:
-    """Raises RepositoryError where it is no directory: before anything takes time."""
-    if not models_dir.is_dir():
-        raise RepositoryError(f"--models {models_dir}: no such directory")
+    return directories
 
 
 def _read_model(directory: Path, takes_plans: bool) -> RepositoryModel:

@@ -126,6 +126,8 @@ class ClockOffset:
                     self._span_for_gateway(result.input, now),
                     self._span_for_gateway(result.exec, now),
                     self._span_for_gateway(result.output, now),
+                    result.clock_mhz,
+                    result.power_mw,
                 )
             case LoadResult():
                 return LoadResult(

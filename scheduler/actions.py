@@ -82,7 +82,11 @@ NO_SPAN = Span(0, 0, 0)
 
 
 class InferResult(msgspec.Struct, frozen=True, tag="inferred", array_like=True, gc=False):
-    """Outcome of one Infer. Spans are NO_SPAN for phases that were not reached."""
+    """Outcome of one Infer. Spans are NO_SPAN for phases that were not reached.
+
+    `clock_mhz` and `power_mw` are what the device last said of itself, 0 where it says nothing: a
+    slow execution and a throttled clock look the same in a span.
+    """
 
     action_id: int
     code: Code
@@ -91,6 +95,8 @@ class InferResult(msgspec.Struct, frozen=True, tag="inferred", array_like=True, 
     input: Span = NO_SPAN
     exec: Span = NO_SPAN
     output: Span = NO_SPAN
+    clock_mhz: int = 0
+    power_mw: int = 0
 
 
 class LoadResult(msgspec.Struct, frozen=True, tag="loaded", array_like=True, gc=False):

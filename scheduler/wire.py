@@ -16,6 +16,20 @@ from scheduler.spec import DeviceSpec, ModelSpec
 WIRE_VERSION = 1
 # ZeroMQ's zero-copy bookkeeping costs as much as copying about this many bytes.
 SMALL_TENSOR_BYTES = 64 * 1024
+# What may hold a GPU's clocks down: NVML's "clocks event reasons", in the order of their bits.
+CLOCK_LIMITS = (
+    "gpu_idle",
+    "applications_clocks_setting",
+    "sw_power_cap",
+    "hw_slowdown",
+    "sync_boost",
+    "sw_thermal_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+    "display_clock_setting",
+    "board_limit",
+    "reliability",
+)
 
 Buffer = bytes | bytearray | memoryview  # memoryviews of bytes (format "B")
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -63,12 +77,30 @@ class Ping(msgspec.Struct, frozen=True, tag="ping", array_like=True, gc=False):
     sent_ns: int
 
 
+class DeviceSample(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a GPU says of itself at one instant; None for what it does not tell.
+
+    `energy_mj` only rises while its worker lives, from wherever it began. Utilisation is the share
+    of the time in which anything executed. Of `CLOCK_LIMITS`, those that hold the clocks down.
+    """
+
+    energy_mj: int | None = None
+    power_mw: int | None = None
+    sm_clock_mhz: int | None = None
+    utilisation_percent: int | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    temperature_c: int | None = None
+    clock_limits: tuple[str, ...] | None = None
+
+
 class Pong(msgspec.Struct, frozen=True, tag="pong", array_like=True, gc=False):
     """`ping_sent_ns` is the gateway's clock, the others the worker's."""
 
     ping_sent_ns: int
     received_ns: int
     sent_ns: int
+    sample: DeviceSample | None = None
 
 
 class Order(msgspec.Struct, frozen=True, tag="order", array_like=True, gc=False):

@@ -112,6 +112,10 @@ def test_results_arrive_on_our_clock_with_device_time_untouched() -> None:
     assert ahead().result_for_gateway(result, now=1000) == InferResult(
         7, Code.OK, "", 10, Span(20, 30, 9), Span(30, 70, 39), NO_SPAN
     )
+    told = InferResult(7, Code.OK, "", 5_000_010, clock_mhz=1410, power_mw=299_000)
+    assert ahead().result_for_gateway(told, now=1000) == InferResult(
+        7, Code.OK, "", 10, clock_mhz=1410, power_mw=299_000
+    )
     loaded = LoadResult(8, Code.OK, "", 5_000_010, Span(5_000_020, 5_000_030, 9))
     assert ahead().result_for_gateway(loaded, now=1000) == LoadResult(
         8, Code.OK, "", 10, Span(20, 30, 9)

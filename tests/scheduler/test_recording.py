@@ -72,6 +72,7 @@ EVENTS: list[Event] = [
     RequestsArrived((REQUEST, RequestArrived(8, "m", at(1), at(30)))),
     RequestCancelled(7),
     ActionFinished("w#1", InferResult(3, Code.OK, "", at(2), SPAN, SPAN, SPAN)),
+    ActionFinished("w#1", InferResult(4, Code.OK, "", at(2), SPAN, SPAN, SPAN, 1410, 299_000)),
     ActionFinished("w#1", LoadResult(4, Code.LOAD_FAILED, "copy", at(2), SPAN)),
     ActionFinished("w#1", EvictResult(5, Code.WEIGHTS_IN_USE, "busy", at(2))),
     WorkerJoined("w#1", device_spec(), (model_spec("m"), model_spec("n")), ("m",)),

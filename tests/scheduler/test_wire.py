@@ -20,9 +20,11 @@ from scheduler.actions import (
 )
 from scheduler.spec import ModelSpec
 from scheduler.wire import (
+    CLOCK_LIMITS,
     SMALL_TENSOR_BYTES,
     WIRE_VERSION,
     Buffer,
+    DeviceSample,
     Goodbye,
     Hello,
     Order,
@@ -64,7 +66,10 @@ TO_GATEWAY: list[ToGateway] = [
     Hello("w", "abc", device_spec(), (model_spec(), model_spec("n", exec_ms={1: 1})), ("m",)),
     Hello("", "", device_spec(shared=True), (), ()),
     Pong(1, 2, 3),
+    Pong(1, 2, 3, DeviceSample()),
+    Pong(1, 2, 3, DeviceSample(2**63, 299_000, 1980, 100, 2**36, 2**37, -5, CLOCK_LIMITS)),
     Report(InferResult(1, Code.OK, "", 5, SPAN, SPAN, NO_SPAN), METAS),
+    Report(InferResult(1, Code.OK, "", 5, SPAN, SPAN, SPAN, 1410, 299_000), METAS),
     Report(InferResult(1, Code.ENGINE_ERROR, "Ünicode \x00 text")),
     Report(LoadResult(2, Code.PAGES_EXHAUSTED, "need 13 pages, 9 free", 5, SPAN)),
     Report(EvictResult(3, Code.WEIGHTS_IN_USE, "", 5)),
@@ -82,6 +87,37 @@ def test_messages_to_a_worker_survive(message: ToWorker) -> None:
 @pytest.mark.parametrize("message", TO_GATEWAY, ids=lambda m: type(m).__name__)
 def test_messages_to_the_gateway_survive(message: ToGateway) -> None:
     assert decode_to_gateway(bytearray(encode(message))) == message
+
+
+# What a worker of the first release says.
+OLD_PONG = ("pong", 1, 2, 3)
+OLD_REPORT = ("report", ("inferred", 1, Code.OK, "", 5, SPAN, SPAN, NO_SPAN), ())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (OLD_PONG, Pong(1, 2, 3)),
+        (OLD_REPORT, Report(InferResult(1, Code.OK, "", 5, SPAN, SPAN, NO_SPAN))),
+    ],
+)
+def test_a_worker_that_knows_no_telemetry_is_understood(
+    old: tuple[object, ...], new: ToGateway
+) -> None:
+    header = bytes([WIRE_VERSION]) + msgspec.msgpack.encode(old)
+    assert decode_to_gateway(header) == new
+
+
+def test_a_gateway_that_knows_no_telemetry_understands_what_it_knows() -> None:
+    """Array encoding: fields that were appended are passed over (adr/0003)."""
+
+    class OldPong(msgspec.Struct, tag="pong", array_like=True):
+        ping_sent_ns: int
+        received_ns: int
+        sent_ns: int
+
+    header = encode(Pong(1, 2, 3, DeviceSample(power_mw=70_000)))
+    assert msgspec.msgpack.decode(header[1:], type=OldPong) == OldPong(1, 2, 3)
 
 
 def test_a_catalogue_survives_as_json() -> None:

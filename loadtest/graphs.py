@@ -99,10 +99,12 @@ class _Graph:
         return model
 
 
-def resnet(blocks: tuple[int, int, int, int], seed: int = 18) -> Any:
+def resnet(
+    blocks: tuple[int, int, int, int], seed: int = 18, *, input_type: int = TensorProto.UINT8
+) -> Any:
     """A ResNet of basic blocks (He et al., 2015), batch normalisation folded: (2, 2, 2, 2) is
     ResNet-18, 46.8 MB, (3, 4, 6, 3) is ResNet-34, 87 MB. Takes [N, 3, 224, 224] pictures as they
-    are stored, a byte a colour, and scales them itself.
+    are stored, a byte a colour, and scales them itself; `input_type` for the same as floats.
     """
     graph = _Graph(seed)
     data = graph.relu(graph.conv(graph.pixels(), (3, 64), kernel=7, stride=2))
@@ -119,7 +121,31 @@ def resnet(blocks: tuple[int, int, int, int], seed: int = 18) -> Any:
             given = made
     pooled = graph.node("Flatten", graph.node("GlobalAveragePool", data))
     result = graph.dense(pooled, (512, 1000), gain=1)
-    return graph.model("resnet", (3, 224, 224), result, 1000, input_type=TensorProto.UINT8)
+    return graph.model("resnet", (3, 224, 224), result, 1000, input_type=input_type)
+
+
+def resnet50(seed: int = 50, *, input_type: int = TensorProto.UINT8) -> Any:
+    """ResNet-50 (He et al., 2015), batch normalisation folded, strides in the 3x3 convolutions:
+    102 MB. Takes pictures as `resnet` does.
+    """
+    graph = _Graph(seed)
+    data = graph.relu(graph.conv(graph.pixels(), (3, 64), kernel=7, stride=2))
+    data = graph.node("MaxPool", data, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    given = 64
+    for inner, num_blocks in zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True):
+        made = 4 * inner
+        for block in range(num_blocks):
+            stride = 2 if block == 0 and inner != 64 else 1
+            path = graph.relu(graph.conv(data, (given, inner), kernel=1))
+            path = graph.relu(graph.conv(path, (inner, inner), kernel=3, stride=stride))
+            path = graph.conv(path, (inner, made), kernel=1, gain=0.2)
+            if block == 0:
+                data = graph.conv(data, (given, made), kernel=1, stride=stride, gain=1)
+            data = graph.relu(graph.node("Add", path, data))
+            given = made
+    pooled = graph.node("Flatten", graph.node("GlobalAveragePool", data))
+    result = graph.dense(pooled, (2048, 1000), gain=1)
+    return graph.model("resnet50", (3, 224, 224), result, 1000, input_type=input_type)
 
 
 def conv_chain(*, layers: int, channels: int = 32, size: int = 28, seed: int = 3) -> Any:

@@ -5,7 +5,7 @@ send. Late: a 200 after that. A refusal: 429, or 503; a miss the server admits t
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -72,11 +72,14 @@ def score(
     read: ReadAnswer,
     duration_s: float,
     start_ns: int,
+    is_right: Callable[[Floats, Floats], bool] | None = None,
 ) -> Score:
-    """`slo_ms[stream]`; `expected[stream][variant]` is the right output.
+    """`slo_ms[stream]`; `expected[stream][variant]` is the right output, `is_right` says how near
+    an output must be to it (`is_close`).
 
     `shots` may be those of some streams only; `duration_s` is the planned length of the run.
     """
+    is_right = is_right or is_close
     latencies: list[float] = []
     refusals: list[float] = []
     counts: Counter[str] = Counter()
@@ -87,9 +90,10 @@ def score(
         if shot.status == 200:
             answer = read_or_none(shot, read)
             variants = expected[shot.stream]
-            is_right = answer is not None and is_close(answer.output, variants[shot.variant])
-            counts["wrong"] += not is_right
-            counts["on_time"] += is_right and latency_ms <= slo_ms[shot.stream]
+            right = variants[shot.variant]
+            is_good = answer is not None and is_right(answer.output, right)
+            counts["wrong"] += not is_good
+            counts["on_time"] += is_good and latency_ms <= slo_ms[shot.stream]
             if latency_ms <= slo_ms[shot.stream]:
                 last_ns = max(last_ns, shot.done_ns)
             counts["late"] += latency_ms > slo_ms[shot.stream]

@@ -84,12 +84,15 @@ def remontoir(
     log_dir: Path,
     cpus: str = str(SERVER_CPU),
     flags: Sequence[str] = (),
+    start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[Server]:
     """Gateway and worker on the given cores, ready."""
     port = free_port()
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(models)]
     command += ["--cache-dir", str(cache_dir), "--port", str(port), "--drain-s", "0", *flags]
-    with _running("remontoir", command, port, cpus, log_dir, "/readyz") as server:
+    with _running(
+        "remontoir", command, port, cpus, log_dir, "/readyz", start_timeout_s=start_timeout_s
+    ) as server:
         yield server
 
 
@@ -126,6 +129,7 @@ def _running(
     log_dir: Path,
     ready_path: str,
     environ: Mapping[str, str] = {},  # a Mapping: nobody can change it
+    start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[Server]:
     pinned = on_cpus(cpus, command)
     log_dir.mkdir(parents=True, exist_ok=True)
@@ -142,7 +146,7 @@ def _running(
         )
     server = Server(name, port, shlex.join(pinned), process)
     try:
-        _wait_until_ready(server, ready_path, log_path)
+        _wait_until_ready(server, ready_path, log_path, start_timeout_s)
         yield server
         if process.poll() is not None:
             raise ServerError(f"{name} ended with {process.returncode}\n{_tail(log_path)}")
@@ -150,8 +154,8 @@ def _running(
         _stop(process)
 
 
-def _wait_until_ready(server: Server, path: str, log_path: Path) -> None:
-    give_up_s = time.monotonic() + START_TIMEOUT_S
+def _wait_until_ready(server: Server, path: str, log_path: Path, timeout_s: float) -> None:
+    give_up_s = time.monotonic() + timeout_s
     while time.monotonic() < give_up_s:
         if server.process.poll() is not None:
             code = server.process.returncode
@@ -160,7 +164,7 @@ def _wait_until_ready(server: Server, path: str, log_path: Path) -> None:
             if server.get(path, timeout_s=1.0)[0] == 200:
                 return
         time.sleep(0.05)
-    raise ServerError(f"{server.name} was not ready in {START_TIMEOUT_S:.0f} s\n{_tail(log_path)}")
+    raise ServerError(f"{server.name} was not ready in {timeout_s:.0f} s\n{_tail(log_path)}")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

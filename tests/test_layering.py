@@ -61,6 +61,16 @@ GPU_MODULES = (
     "gpuworker/engines/tensorrt.py",
     "gpuworker/engines/tensorrt_memory.py",
     "gpuworker/engines/tensorrt_session.py",
+    "gpuworker/gpu_check/bindings_only.py",
+    "gpuworker/gpu_check/busy_kernel.py",
+    "gpuworker/gpu_check/cycles.py",
+    "gpuworker/gpu_check/engine.py",
+    "gpuworker/gpu_check/engines.py",
+    "gpuworker/gpu_check/exactness.py",
+    "gpuworker/gpu_check/exec_times.py",
+    "gpuworker/gpu_check/loads.py",
+    "gpuworker/gpu_check/page_costs.py",
+    "gpuworker/gpu_check/pages.py",
 )
 # Heavy or rare libraries have few homes each.
 ONE_HOME = {

@@ -10,7 +10,8 @@
  * Only what the product calls is there; every other entry point that pycuda or cuda-bindings link
  * to answers CUDA_ERROR_NOT_SUPPORTED. `standin_*` is for tests: to make calls fail, and to count.
  *
- * Environment: STANDIN_DEVICES (1), STANDIN_TOTAL_MB of each (4096).
+ * Environment: STANDIN_DEVICES (1), STANDIN_TOTAL_MB of each (4096), STANDIN_CORRUPT (as
+ * standin_corrupt, for processes that a test starts).
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -37,6 +38,7 @@ enum { GRANULARITY = 2 << 20, MAX_DEVICES = 8, MAX_MAPPINGS = 65536, MAX_RANGES 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t moved = PTHREAD_COND_INITIALIZER;
 static int sticky;  /* once set, what every call answers */
+static long copies_until_corrupt = -1; /* into pages; -1: none goes wrong */
 
 /* --- what tests ask for ------------------------------------------------------------------- */
 
@@ -78,11 +80,16 @@ void standin_heal(void)
     pthread_mutex_lock(&lock);
     for (int i = 0; i < MAX_NAMES; i++)
         calls[i].times = 0;
+    copies_until_corrupt = -1;
     sticky = 0;
     pthread_mutex_unlock(&lock);
 }
 
 void standin_die(int code) { sticky = code; }
+
+/* After `skip` more copies that streams do into pages, one arrives with a wrong byte: the highest of
+ * its first float, so that a sum shows it. */
+void standin_corrupt(long skip) { copies_until_corrupt = skip; }
 
 static CUresult called(const char *name)
 {
@@ -125,6 +132,8 @@ CUresult cuInit(unsigned flags)
 {
     (void)flags;
     CALLED();
+    if (!is_initialised)
+        copies_until_corrupt = setting("STANDIN_CORRUPT", -1);
     is_initialised = 1;
     return num_devices() ? SUCCESS : NO_DEVICE;
 }
@@ -546,13 +555,18 @@ CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *address, void *memory, unsign
     return SUCCESS;
 }
 
-/* Whether all of it may be touched: in a mapping with access, or no address of reserved ranges. */
-static int is_accessible(CUdeviceptr address, size_t bytes)
+static int is_reserved(CUdeviceptr address, size_t bytes)
 {
     int is_ours = 0;
     for (int i = 0; i < num_reserved; i++)
         is_ours |= overlaps(address, bytes, reserved[i].address, reserved[i].bytes);
-    if (!is_ours)
+    return is_ours;
+}
+
+/* Whether all of it may be touched: in a mapping with access, or no address of reserved ranges. */
+static int is_accessible(CUdeviceptr address, size_t bytes)
+{
+    if (!is_reserved(address, bytes))
         return 1;
     size_t found = 0;
     for (int i = 0; i < num_mappings; i++) {
@@ -621,10 +635,20 @@ static CUresult enqueue(struct stream *stream, struct op op)
     return SUCCESS;
 }
 
+static void copy_later(struct op *op)
+{
+    if (copy(op->to, op->from, op->bytes) || copies_until_corrupt < 0)
+        return;
+    pthread_mutex_lock(&lock);
+    if (is_reserved(op->to, op->bytes) && copies_until_corrupt-- == 0)
+        ((unsigned char *)(uintptr_t)op->to)[3] ^= 0xFF;
+    pthread_mutex_unlock(&lock);
+}
+
 static void perform(struct op *op)
 {
     switch (op->kind) {
-    case COPY: copy(op->to, op->from, op->bytes); break;
+    case COPY: copy_later(op); break;
     case FILL: memset((void *)(uintptr_t)op->to, (int)op->from, op->bytes); break;
     case CALL: if (!sticky) op->function(op->argument); break;
     case RECORD: clock_gettime(CLOCK_MONOTONIC, &op->event->at); break;
@@ -834,6 +858,35 @@ CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, void
                    (struct op){.kind = FILL, .to = to, .from = value, .bytes = bytes});
 }
 
+/* Any kernel of any module: it does nothing, when it is waited for. */
+static void do_nothing(void *argument) { (void)argument; }
+
+CUresult cuModuleLoadData(void **module, const void *image)
+{
+    CALLED();
+    (void)image;
+    *module = &default_stream;
+    return SUCCESS;
+}
+
+CUresult cuModuleGetFunction(void **function, void *module, const char *name)
+{
+    CALLED();
+    (void)name;
+    *function = module;
+    return SUCCESS;
+}
+
+CUresult cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                        unsigned by, unsigned bz, unsigned shared, void *stream, void **parameters,
+                        void **extra)
+{
+    CALLED();
+    (void)function, (void)gx, (void)gy, (void)gz, (void)bx, (void)by, (void)bz, (void)shared;
+    (void)parameters, (void)extra;
+    return enqueue(stream_of(stream), (struct op){.kind = CALL, .function = do_nothing});
+}
+
 /* A graph is what was enqueued while its stream was captured, which then did not happen. */
 struct graph { struct op *ops; size_t num; };
 
@@ -909,7 +962,7 @@ N(cuCtxGetSharedMemConfig) N(cuCtxSetCacheConfig) N(cuCtxSetLimit) N(cuCtxSetSha
 N(cuDeviceCanAccessPeer) N(cuDeviceGetByPCIBusId) N(cuFuncGetAttribute) N(cuFuncSetAttribute)
 N(cuFuncSetBlockShape) N(cuFuncSetCacheConfig) N(cuFuncSetSharedSize) N(cuIpcCloseMemHandle)
 N(cuIpcGetEventHandle) N(cuIpcGetMemHandle) N(cuIpcOpenEventHandle) N(cuIpcOpenMemHandle_v2)
-N(cuLaunch) N(cuLaunchGrid) N(cuLaunchGridAsync) N(cuLaunchKernel) N(cuLinkAddData_v2)
+N(cuLaunch) N(cuLaunchGrid) N(cuLaunchGridAsync) N(cuLinkAddData_v2)
 N(cuLinkAddFile_v2) N(cuLinkComplete) N(cuLinkCreate_v2) N(cuLinkDestroy) N(cuMemAllocManaged)
 N(cuMemAllocPitch_v2) N(cuMemGetAddressRange_v2) N(cuMemHostGetFlags) N(cuMemcpy2DAsync_v2)
 N(cuMemcpy2DUnaligned_v2) N(cuMemcpy2D_v2) N(cuMemcpy3DAsync_v2) N(cuMemcpy3DPeer)
@@ -917,8 +970,8 @@ N(cuMemcpy3DPeerAsync) N(cuMemcpy3D_v2) N(cuMemcpyAtoA_v2) N(cuMemcpyAtoD_v2) N(
 N(cuMemcpyDtoA_v2) N(cuMemcpyHtoA_v2) N(cuMemcpyPeer) N(cuMemcpyPeerAsync) N(cuMemsetD16Async)
 N(cuMemsetD16_v2) N(cuMemsetD2D16Async) N(cuMemsetD2D16_v2) N(cuMemsetD2D32Async)
 N(cuMemsetD2D32_v2) N(cuMemsetD2D8Async) N(cuMemsetD2D8_v2) N(cuMemsetD32Async) N(cuMemsetD32_v2)
-N(cuModuleGetFunction) N(cuModuleGetGlobal_v2) N(cuModuleGetSurfRef) N(cuModuleGetTexRef)
-N(cuModuleLoad) N(cuModuleLoadData) N(cuModuleLoadDataEx) N(cuModuleUnload) N(cuParamSetSize)
+N(cuModuleGetGlobal_v2) N(cuModuleGetSurfRef) N(cuModuleGetTexRef)
+N(cuModuleLoad) N(cuModuleLoadDataEx) N(cuModuleUnload) N(cuParamSetSize)
 N(cuParamSetTexRef) N(cuParamSetf) N(cuParamSeti) N(cuParamSetv) N(cuProfilerInitialize)
 N(cuProfilerStart) N(cuProfilerStop) N(cuStreamAttachMemAsync) N(cuSurfRefGetArray)
 N(cuSurfRefSetArray) N(cuTexRefCreate) N(cuTexRefDestroy) N(cuTexRefGetAddressMode)

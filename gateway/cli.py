@@ -408,6 +408,33 @@ def explain(
     os.execv(sys.executable, command)
 
 
+@app.command(
+    "gpu-check", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def gpu_check(
+    more: typer.Context,
+    step: flags.CheckStep = None,
+    device: flags.CheckDevice = None,
+    out: flags.CheckOut = None,
+    quick: flags.Quick = False,
+) -> None:
+    """Measure what a GPU does with this product, bar by bar: LOADs, engines, many models over HTTP.
+
+    Models are made on the spot. The exit code is 0 if every bar is met, 1 if
+    one is missed, 2 if something is missing on this machine.
+
+    \b
+    Examples:
+      remontoir gpu-check --quick
+      remontoir gpu-check pages --device cuda:1
+      remontoir gpu-check product --names 50 --cached 20 --slo-ms 25
+    """
+    command = [*program("loadtest.gpu_check"), *([] if step is None else [step])]
+    command += ["--quick"] * quick
+    command += [*_given_flags(device=device, out=out), *more.args]
+    os.execv(sys.executable, command)
+
+
 @app.command()
 def version() -> None:
     """Print the version, and whether the scheduling core is the compiled one."""

@@ -357,3 +357,22 @@ DemoModelNames = Annotated[
 Into = Annotated[
     Path, typer.Option("--into", metavar="DIR", help="Model repository to put them into.")
 ]
+
+CheckStep = Annotated[
+    str | None,
+    typer.Argument(metavar="pages|engines|product|all", show_default="all", help="Which of them."),
+]
+CheckDevice = Annotated[
+    str | None,
+    typer.Option("--device", metavar="cuda:N", help="Which GPU.", show_default="cuda:0"),
+]
+CheckOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="JSON, logs and generated models go here.",
+        show_default="bench-results/gpu-check",
+    ),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Short: does it work at all?")]

@@ -35,6 +35,7 @@ COMMANDS = [
     "bound",
     "replay",
     "explain",
+    "gpu-check",
     "version",
 ]
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there

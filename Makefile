@@ -19,7 +19,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench experiments lock e2e-wheel clean distclean
+.PHONY: help install serve test check format bench experiments gpu-check lock e2e-wheel clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: $(DEV) ## measure: overload, gateway cost, paging, scheduler (ARGS=--help
 
 experiments: $(DEV) ## play the papers' experiments in virtual time, write docs/measurements/scheduler.md
 	@$(BIN)/python -m loadtest.experiments $(ARGS)
+
+gpu-check: $(RUNTIME) ## measure what an NVIDIA GPU does with this, bar by bar (ARGS=--quick; docs/gpu.md)
+	@$(BIN)/remontoir gpu-check $(ARGS)
 
 e2e-wheel: ## build, install and test both wheels, compiled and pure (minutes, network)
 	@$(PYTHON) tests/e2e/wheel.py

@@ -12,7 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from gpuworker.backend import Backend, DeviceLost, EngineError, InvalidInput, Staged
+from gpuworker.backend import (
+    Backend,
+    DeviceLost,
+    EngineError,
+    InvalidInput,
+    Staged,
+    Telemetry,
+)
 from gpuworker.lane import Work
 from gpuworker.page_cache import PageCache, PageRefusal
 from scheduler.actions import (
@@ -48,6 +55,7 @@ class Bench(NamedTuple):
     finish: Callable[[Finished], None]  # callable from any thread
     clock: Callable[[], int] = time.monotonic_ns
     deliver: Callable[[Work], None] | None = None  # where output phases are done, if elsewhere
+    telemetry: Telemetry | None = None
 
 
 class AcceptedInfer:
@@ -174,6 +182,8 @@ class AcceptedInfer:
         buffers: Sequence[Buffer] = (),
         fatal: str | None = None,
     ) -> None:
+        telemetry = self._bench.telemetry
+        clock_mhz, power_mw = (0, 0) if telemetry is None else _clock_and_power(telemetry)
         result = InferResult(
             self.order.action_id,
             code,
@@ -182,6 +192,8 @@ class AcceptedInfer:
             self._input,
             self._exec,
             output,
+            clock_mhz,
+            power_mw,
         )
         self._bench.finish(Finished(self._session, result, tensors, buffers, fatal))
 
@@ -316,6 +328,14 @@ class AcceptedEvict:
     def _finish(self, code: Code, message: str, fatal: str | None = None) -> None:
         result = EvictResult(self.order.action_id, code, message, self._received_ns)
         self._bench.finish(Finished(self._session, result, fatal=fatal))
+
+
+def _clock_and_power(telemetry: Telemetry) -> tuple[int, int]:
+    """MHz and mW, as far as they are known now."""
+    sample = telemetry.last
+    if sample is None:
+        return 0, 0
+    return sample.sm_clock_mhz or 0, sample.power_mw or 0
 
 
 def _fatal(error: Exception) -> str | None:

@@ -1,6 +1,6 @@
 """The seam between the worker runtime and what computes: one device with one engine on it.
 
-It owns the Protocol and the two exceptions a backend may refuse with, and nothing else. Everything
+It owns the Protocols and the exceptions a backend may refuse with, and nothing else. Everything
 above this line counts pages, windows and results; everything below it touches memory.
 """
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from scheduler.actions import Infer
 from scheduler.spec import DeviceSpec, ModelSpec
-from scheduler.wire import Buffer, RequestTensors
+from scheduler.wire import Buffer, DeviceSample, RequestTensors
 
 # What a backend keeps between the phases of one Infer; opaque to the runtime.
 Staged = Any
@@ -25,6 +25,17 @@ class EngineError(Exception):
 
 class DeviceLost(Exception):
     """The device is broken for good, for this process: only a new one may find it again."""
+
+
+class Telemetry(Protocol):
+    """What a device says of itself."""
+
+    @property
+    def last(self) -> DeviceSample | None:
+        """The last sample, at once: asked for with every batch and every ping, by any thread."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Backend(Protocol):
@@ -50,6 +61,11 @@ class Backend(Protocol):
     @property
     def models(self) -> Mapping[str, ModelSpec]:
         """Every model of the repository by name, also those with an `unavailable_reason`."""
+        ...
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """The same from the start to the end; None for a device that says nothing of itself."""
         ...
 
     def load(self, model: str, pages: Sequence[int]) -> int:

@@ -81,6 +81,7 @@ class Worker:
         self._name = name
         self._incarnation = uuid.uuid4().hex
         self._backend = backend
+        self._telemetry = backend.telemetry
         self._parent_pid = parent_pid
         self._clock = clock
         self._pages = PageCache(backend.device.total_pages)
@@ -99,7 +100,9 @@ class Worker:
             deliver = output_lane.put
             self._lanes = [self._input_lane, *self._lanes, output_lane]
             self._flushed_first = [self._input_lane, self._load_lane]
-        self._bench = Bench(backend, self._pages, self._on_lane_finished, clock, deliver)
+        self._bench = Bench(
+            backend, self._pages, self._on_lane_finished, clock, deliver, self._telemetry
+        )
         self._link = GatewayLink(connect, context)
 
         self._session = 0
@@ -151,7 +154,9 @@ class Worker:
             return
         match message:
             case wire.Ping():
-                self._link.send(wire.Pong(message.sent_ns, now, self._clock()))
+                telemetry = self._telemetry
+                sample = None if telemetry is None else telemetry.last
+                self._link.send(wire.Pong(message.sent_ns, now, self._clock(), sample))
             case wire.Order():
                 self._on_order(message, frames[1:], now)
             case wire.Welcome():

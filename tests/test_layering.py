@@ -77,6 +77,7 @@ ONE_HOME = {
     "cuda": GPU_MODULES,
     "pycuda": GPU_MODULES,
     "tensorrt": (),  # tensorrt_api.py imports it by name, since tests have another
+    "pynvml": (),  # as devices/nvml.py does it
     "pydantic": (),
 }
 

@@ -58,6 +58,8 @@ class CudaContext:
         self.ordinal = ordinal
         self.kind = describe(ordinal)
         self.name = self.kind.name
+        # Other libraries number the devices otherwise; by this they all know them.
+        self.pci_bus_id: str = device.pci_bus_id()
         self._context = device.retain_primary_context()
         self._context.push()
         # pycuda aborts a process that ends with a context on its stack, whatever it ends for.

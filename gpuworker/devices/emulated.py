@@ -68,6 +68,7 @@ class EmulatedBackend:
     """A `gpuworker.backend.Backend`."""
 
     overlaps_io = False
+    telemetry = None
 
     def __init__(
         self,

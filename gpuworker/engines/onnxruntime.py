@@ -55,6 +55,7 @@ class OnnxRuntimeBackend:
     """
 
     overlaps_io = False  # copies would take turns with the execution on the same cores
+    telemetry = None
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ import msgspec
 import pycuda.driver as cuda
 
 from gpuworker.artifact_cache import Artifact, ArtifactCache, StoredArtifact
-from gpuworker.backend import DeviceLost, EngineError, InvalidInput
+from gpuworker.backend import DeviceLost, EngineError, InvalidInput, Telemetry
 from gpuworker.config import MEBIBYTE, ConfigError
 from gpuworker.devices.cuda import CudaPages
 from gpuworker.devices.cuda_context import CudaContext, GpuKind
@@ -73,7 +73,7 @@ class TensorRtBackend:
 
     `cache_bytes` None: what is free beside scratch, inputs, outputs and the engines themselves. A
     model whose session cannot be made is served as unavailable, with the reason; one that is larger
-    than the cache has no session and is never loaded.
+    than the cache has no session and is never loaded. `telemetry` is closed with it.
     """
 
     overlaps_io = True
@@ -88,7 +88,9 @@ class TensorRtBackend:
         context: CudaContext,
         api: TensorRt,
         shared_store: int | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
+        self.telemetry = telemetry
         self._context = context
         self._api = api
         artifacts = ArtifactCache(cache_dir, engine_key=engine_key(api, context.kind))
@@ -228,6 +230,8 @@ class TensorRtBackend:
             session.close()
         self._sessions.clear()
         self._pages.close()
+        if self.telemetry is not None:
+            self.telemetry.close()
 
     def _arena(self, artifacts: Sequence[Artifact]) -> Arena:
         scratch_bytes = _most(artifacts, "scratch")

@@ -17,9 +17,10 @@ import pytest
 from onnx import numpy_helper
 
 from gpuworker.artifact_cache import Artifact, ArtifactCache
-from gpuworker.backend import DeviceLost, EngineError, InvalidInput
+from gpuworker.backend import DeviceLost, EngineError, InvalidInput, Telemetry
 from gpuworker.compile_model import CompileError
 from gpuworker.config import ConfigError
+from gpuworker.devices.nvml import open_telemetry
 from gpuworker.engines.datatypes import Array
 from gpuworker.engines.tensorrt_api import TensorRt
 from gpuworker.model_store import RepositoryModel, scan_repository
@@ -29,6 +30,7 @@ from tests.gpuworker.onnx_models import write_model
 from tests.gpuworker.test_onnxruntime import plain_outputs, rows_of
 from tests.standin import driver, tensorrt
 from tests.standin.driver import StandIn
+from tests.standin.pynvml import Card, Nvml
 
 if TYPE_CHECKING:
     from gpuworker.devices.cuda_context import CudaContext
@@ -79,7 +81,9 @@ class Compiled:
         self.artifacts.append(stored.artifact)
         return stored.artifact
 
-    def serve(self, *, total_pages: int | None = 4) -> "TensorRtBackend":
+    def serve(
+        self, *, total_pages: int | None = 4, telemetry: Telemetry | None = None
+    ) -> "TensorRtBackend":
         from gpuworker.engines.tensorrt import TensorRtBackend
 
         return TensorRtBackend(
@@ -89,6 +93,7 @@ class Compiled:
             page_bytes=PAGE,
             context=self.context,
             api=self.api,
+            telemetry=telemetry,
         )
 
 
@@ -132,6 +137,18 @@ def test_a_batch_is_padded_and_divided_among_its_requests(backend: "TensorRtBack
     answers = infer(backend, "m", requests, batch_size=4)
     for (x,), (answer,) in zip(requests, answers, strict=True):
         np.testing.assert_allclose(answer, expected(onnx_models.mlp(), x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_telemetry_it_is_given_ends_with_it(compiled: Compiled) -> None:
+    nvml = Nvml(b01=Card())
+    telemetry = open_telemetry(compiled.context.pci_bus_id, nvml=nvml)
+    assert telemetry is not None
+    compiled.add("m", onnx_models.mlp())
+    backend = compiled.serve(telemetry=telemetry)
+    assert backend.telemetry is telemetry
+    assert nvml.is_up
+    backend.close()
+    assert not nvml.is_up
 
 
 def test_what_is_compiled_says_all_that_a_scheduler_must_know(compiled: Compiled) -> None:

@@ -60,11 +60,22 @@ class ManualClock:
         return self.now_ns
 
 
+class PuppetTelemetry:
+    """Says what it is told to."""
+
+    def __init__(self, last: wire.DeviceSample | None) -> None:
+        self.last = last
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class PuppetBackend:
     """Echoes each request's bytes. `gate` holds executions until it is opened."""
 
     def __init__(self, *, overlaps_io: bool = False) -> None:
         self.overlaps_io = overlaps_io
+        self.telemetry: PuppetTelemetry | None = None
         self.device = DeviceSpec(
             kind="puppet", page_bytes=PAGE_BYTES, total_pages=4, shares_exec_core=False
         )
@@ -315,6 +326,32 @@ def test_pings_are_answered_while_a_batch_executes(rig: Rig) -> None:
     assert rig.expect(wire.Pong) == wire.Pong(17, START_NS, START_NS)
     rig.backend.gate.set()
     assert rig.code() is Code.OK
+
+
+def test_pongs_and_infers_tell_what_the_device_last_said(rig: Rig) -> None:
+    sample = wire.DeviceSample(energy_mj=5_000, power_mw=299_000, sm_clock_mhz=1410)
+    telemetry = rig.backend.telemetry = PuppetTelemetry(sample)
+    rig.join().load("a")
+    rig.say(wire.Ping(17))
+    assert rig.expect(wire.Pong) == wire.Pong(17, START_NS, START_NS, sample)
+    rig.order(infer(1), b"abcd")
+    told = rig.result()
+    assert isinstance(told, InferResult)
+    assert (told.code, told.clock_mhz, told.power_mw) == (Code.OK, 1410, 299_000)
+
+    telemetry.last = wire.DeviceSample(power_mw=301_000)  # the clock is not known any more
+    rig.order(infer(2), b"abcd")
+    told = rig.result()
+    assert isinstance(told, InferResult)
+    assert (told.code, told.clock_mhz, told.power_mw) == (Code.OK, 0, 301_000)
+
+    telemetry.last = None
+    rig.order(infer(3), b"abcd")
+    told = rig.result()
+    assert isinstance(told, InferResult)
+    assert (told.code, told.clock_mhz, told.power_mw) == (Code.OK, 0, 0)
+    rig.say(wire.Ping(18))
+    assert rig.expect(wire.Pong) == wire.Pong(18, START_NS, START_NS)
 
 
 def test_an_infer_of_weights_that_are_not_there_is_refused(rig: Rig) -> None:

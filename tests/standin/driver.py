@@ -49,6 +49,12 @@ def environment(directory: Path, *, num_gpus: int = 1, tensorrt: str = "10.13.3"
         "from tests.standin.tensorrt import module\n"
         f"sys.modules[__name__] = module({tensorrt!r})\n"
     )
+    buses = ", ".join(f"b{number + 1:02x}=Card()" for number in range(num_gpus))
+    (packages / "pynvml.py").write_text(
+        "import sys\n"
+        "from tests.standin.pynvml import Card, Nvml\n"
+        f"sys.modules[__name__] = Nvml({buses})\n"
+    )
     return {
         "LD_LIBRARY_PATH": str(library.parent),
         "PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)]),

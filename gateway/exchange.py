@@ -241,6 +241,7 @@ class Exchange:
                     served.output_ns / MILLISECOND_NS,
                 ),
                 self.client_id,
+                outputs.energy_mj,
             )
         )
         request_id = (b"x-request-id", self.request_id.encode("latin-1"))

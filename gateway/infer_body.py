@@ -97,12 +97,15 @@ class PhaseFigures(msgspec.Struct, frozen=True, gc=False):
 
 
 class InferReply(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A success. `energy_mj` is there where the device says what power it draws."""
+
     model_name: str
     model_version: str
     outputs: list[OutputTensor]
     slo: SloFigures
     timing_ms: PhaseFigures
     id: str | None = None
+    energy_mj: float | None = None
 
 
 _decoder = msgspec.json.Decoder(InferBody)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from gateway.clock_offset import ClockOffset
+from gateway.gpu_figures import FleetFigures
 from scheduler.events import Event, WorkerJoined, WorkerLost
 from scheduler.spec import ModelSpec
 from scheduler.wire import Goodbye, Hello, Ping, Pong, Refused, ToWorker, Welcome
@@ -65,6 +66,7 @@ class Membership:
         self._transmit = transmit
         self._on_event = on_event
         self._num_joins = 0
+        self.gpus = FleetFigures()
         # All and only live sessions, by the three names they go by.
         self.by_identity: dict[bytes, Session] = {}
         self.by_worker_id: dict[str, Session] = {}
@@ -105,6 +107,7 @@ class Membership:
             replied_ns=pong.sent_ns,
             now=self._clock(),
         )
+        self.gpus.observe(session.name, pong.sample)
         if session.newcomer is not None and pong.ping_sent_ns >= session.newcomer[2]:
             self._refuse_newcomer(session)
         if session.has_joined:
@@ -132,6 +135,7 @@ class Membership:
             return
         del self.by_identity[session.identity]
         del self._by_name[session.name]
+        self.gpus.disconnect(session.name)
         logger.log(level, "worker %s lost: %s", session.worker_id, reason)
         if session.has_joined:
             self._on_event(WorkerLost(session.worker_id, reason))

@@ -7,15 +7,45 @@ writes such a page from a collector in 2.8 s for 1,000 models, up to 0.7 s of it
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from gateway.gpu_figures import GpuFigures
 from gateway.metrics import Metrics, name_of
 from gateway.tallies import ModelTallies, Tally
 from gateway.views import DeviceView, LinkView, SchedulerView
+from scheduler.wire import CLOCK_LIMITS, DeviceSample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Models per part: under half a millisecond.
 MODELS_PER_PART = 32
+
+# Of a card that does not tell a figure, there is none.
+_GPU_GAUGES: Sequence[tuple[str, str, Callable[[DeviceSample], float | None]]] = (
+    (
+        "gpu_power_watts",
+        "Power of the whole card.",
+        lambda sample: None if sample.power_mw is None else sample.power_mw / 1e3,
+    ),
+    (
+        "gpu_sm_clock_hertz",
+        "Clock of the multiprocessors.",
+        lambda sample: None if sample.sm_clock_mhz is None else sample.sm_clock_mhz * 10**6,
+    ),
+    (
+        "gpu_utilisation_ratio",
+        "Share of the time in which anything executed, by NVML.",
+        lambda sample: (
+            None if sample.utilisation_percent is None else sample.utilisation_percent / 100
+        ),
+    ),
+    (
+        "gpu_memory_used_bytes",
+        "Memory in use, by whomever.",
+        lambda sample: sample.memory_used_bytes,
+    ),
+    ("gpu_memory_total_bytes", "Memory of the card.", lambda sample: sample.memory_total_bytes),
+    ("gpu_temperature_celsius", "Temperature of the card.", lambda sample: sample.temperature_c),
+)
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 Models = list[tuple[str, ModelTallies]]  # label value, tallies
@@ -71,6 +101,7 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
     yield _family("weights_page_bytes", "gauge", "Size of a page.", [("", metrics.page_bytes)])
     if metrics.link is not None:
         yield _odd_messages(metrics.link)
+        yield from _gpus(metrics.link.gpus)
     if metrics.scheduler is not None:
         yield from _gauges(metrics.scheduler)
 
@@ -140,6 +171,35 @@ def _odd_messages(link: LinkView) -> str:
             ('kind="unreadable_there"', link.unreadable_replies),
         ],
     )
+
+
+def _gpus(gpus: Mapping[str, GpuFigures]) -> Iterator[str]:
+    """Nothing at all for a figure that no GPU tells: there may be none."""
+    told = [(f'worker="{_escaped(name)}"', figures) for name, figures in gpus.items()]
+    energy = [(labels, g.energy_mj / 1e3) for labels, g in told if g.energy_mj is not None]
+    if energy:
+        yield _family(
+            "gpu_energy_joules_total",
+            "counter",
+            "Energy of the whole card while its worker was connected, idle or not.",
+            energy,
+        )
+    samples = [(labels, g.sample) for labels, g in told if g.sample is not None]
+    for name, text, value_of in _GPU_GAUGES:
+        values = [(labels, value_of(sample)) for labels, sample in samples]
+        known = [(labels, value) for labels, value in values if value is not None]
+        if known:
+            yield _family(name, "gauge", text, known)
+    limits = [
+        (f'{labels},reason="{reason}"', int(reason in sample.clock_limits))
+        for labels, sample in samples
+        if sample.clock_limits is not None
+        for reason in CLOCK_LIMITS
+    ]
+    if limits:
+        yield _family(
+            "gpu_clock_limited", "gauge", "1 while this holds the card's clocks down.", limits
+        )
 
 
 def _gauges(scheduler: SchedulerView) -> Iterator[str]:

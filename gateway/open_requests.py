@@ -12,14 +12,19 @@ import msgspec
 
 from scheduler.actions import Code, Infer, InferResult
 from scheduler.events import Outcome
+from scheduler.spec import SECOND_NS
 from scheduler.wire import Buffer, RequestTensors
 
 
 class Outputs(msgspec.Struct, frozen=True, gc=False):
-    """Outputs of one request, in the order of ModelSpec.outputs; views into received frames."""
+    """Outputs of one request, in the order of ModelSpec.outputs; views into received frames.
+
+    `energy_mj` is its share of what the batch took from the device, None where that says nothing.
+    """
 
     tensors: RequestTensors
     views: list[memoryview]
+    energy_mj: float | None = None
 
 
 OnDone = Callable[[Outcome, Outputs | None], None]
@@ -35,7 +40,7 @@ class _OpenRequest(msgspec.Struct, frozen=True):
 
 class _SentInfer(NamedTuple):
     worker_id: str
-    request_ids: tuple[int, ...]
+    infer: Infer
 
 
 class OpenRequests:
@@ -77,7 +82,7 @@ class OpenRequests:
 
         Raises LookupError if a request is not open.
         """
-        self._sent[infer.action_id] = _SentInfer(worker_id, infer.request_ids)
+        self._sent[infer.action_id] = _SentInfer(worker_id, infer)
         try:
             requests = [self._requests[request_id] for request_id in infer.request_ids]
         except KeyError as error:
@@ -101,22 +106,32 @@ class OpenRequests:
         del self._sent[result.action_id]
         if result.code != Code.OK:
             return result, {}
-        request_ids = sent.request_ids
+        request_ids = sent.infer.request_ids
         if len(views) != len(request_ids):
             message = (
                 f"{worker_id} reported outputs of {len(views)} requests for action "
                 f"{result.action_id} of {len(request_ids)}"
             )
             return msgspec.structs.replace(result, code=Code.MALFORMED, message=message), {}
-        return result, {
+        outputs = {
             request_id: Outputs(of_request, views_of_request)
             for request_id, of_request, views_of_request in zip(
                 request_ids, tensors, views, strict=True
             )
         }
+        return result, _with_energy(outputs, sent.infer, result) if result.power_mw else outputs
 
     def forget_worker(self, worker_id: str) -> None:
         """No result of this worker will come any more. Its requests stay open."""
         self._sent = {
             action_id: sent for action_id, sent in self._sent.items() if sent.worker_id != worker_id
         }
+
+
+def _with_energy(outputs: OutputsByRequest, infer: Infer, result: InferResult) -> OutputsByRequest:
+    """Power times device time, by rows: padding is shared, so that all of them make up the whole."""
+    mj_per_row = result.power_mw * result.exec.duration_ns / SECOND_NS / sum(infer.rows)
+    return {
+        request_id: Outputs(own.tensors, own.views, mj_per_row * rows)
+        for (request_id, own), rows in zip(outputs.items(), infer.rows, strict=True)
+    }

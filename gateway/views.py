@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from gateway.dispatcher import OnDone
+from gateway.gpu_figures import GpuFigures
 from gateway.wakeup_timer import Cancellable
 from scheduler.device import WeightsState
 from scheduler.events import Rejected
@@ -72,8 +73,10 @@ class DeviceView(Protocol):
 
 
 class LinkView(Protocol):
-    """gateway.worker_link.WorkerLink: what workers sent that nobody could make sense of."""
+    """gateway.worker_link.WorkerLink: what GPUs say of themselves, and what nobody understood."""
 
+    @property
+    def gpus(self) -> Mapping[str, GpuFigures]: ...
     @property
     def malformed_frames(self) -> int: ...
     @property

@@ -14,6 +14,7 @@ from typing import NamedTuple, assert_never
 import msgspec
 import zmq
 
+from gateway.gpu_figures import GpuFigures
 from gateway.membership import HEARTBEAT_INTERVAL_NS, Membership, Session
 from scheduler.actions import Action, Code, InferResult, Result
 from scheduler.events import Event
@@ -150,6 +151,11 @@ class WorkerLink:
     def probe(self) -> None:
         """Finds out now whose connection is gone: call it when a local worker's process ended."""
         self._membership.probe()
+
+    @property
+    def gpus(self) -> Mapping[str, GpuFigures]:
+        """What GPUs say of themselves, by their workers' names."""
+        return self._membership.gpus.by_name
 
     def connections(self) -> list[Connection]:
         """The workers that have joined."""

@@ -192,6 +192,24 @@ def test_each_request_of_a_batch_gets_its_own_outputs(desk: Desk) -> None:
     assert desk.core.events[-1] == ActionFinished("w1", InferResult(7, Code.OK))
 
 
+def test_a_batch_divides_its_energy_by_rows(desk: Desk) -> None:
+    """300 W for 2 ms are 600 mJ; the row of padding is everybody's."""
+    desk.submit("a", b"aa")
+    batch = Infer(7, "resnet", 4, (1, 2), (1, 2), ms(0), ms(9), 1_000_000)
+    desk.submit("b", b"bb", then=[Send("w1", batch)])
+    result = InferResult(7, Code.OK, exec=Span(ms(1), ms(4), 2_000_000), power_mw=300_000)
+    desk.core.answers.append([Reply(1, SERVED), Reply(2, SERVED)])
+    desk.dispatcher.report(
+        "w1",
+        result,
+        [tensors_of(b"of a"), tensors_of(b"of b")],
+        [[memoryview(b"of a")], [memoryview(b"of b")]],
+    )
+    assert (desk.outputs_of("a"), desk.outputs_of("b")) == ([b"of a"], [b"of b"])
+    energies = [outputs.energy_mj for outputs in desk.answers.outputs.values() if outputs]
+    assert energies == [200.0, 400.0]
+
+
 def test_commands_are_executed_in_their_order(desk: Desk) -> None:
     seen: list[str] = []
     desk.link.on_send = lambda worker_id: seen.append(f"send to {worker_id}")

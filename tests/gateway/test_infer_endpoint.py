@@ -4,6 +4,7 @@ import itertools
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +63,18 @@ def test_outputs_come_with_the_promise_and_where_the_time_went() -> None:
             "timing_ms": {"queue": 1.0, "load": 0.0, "input": 0.25, "exec": 2.0, "output": 0.5},
             "id": "42",
         }
+
+    run(story)
+
+
+def test_energy_is_told_where_the_device_tells_its_power() -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = await bench.post(mlp_body())
+        told = msgspec.structs.replace(MLP_OUTPUTS, energy_mj=12.5)
+        bench.dispatcher.submitted[0].on_done(served(), told)
+        await settle()
+        assert client.json["energy_mj"] == 12.5
 
     run(story)
 

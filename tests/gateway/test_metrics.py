@@ -1,6 +1,10 @@
+from collections.abc import Mapping
+
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.gpu_figures import FleetFigures, GpuFigures
 from gateway.metrics import MAX_WORKER_NAMES, Metrics
 from gateway.metrics_page import MODELS_PER_PART, page_parts
 from gateway.tallies import ROWS, Tally
@@ -25,6 +29,7 @@ from scheduler.events import (
     WorkerJoined,
     WorkerLost,
 )
+from scheduler.wire import DeviceSample
 from tests.gateway.http_doubles import PuppetDevice, PuppetScheduler, model_spec, ms, served
 
 NOW = ms(1000)
@@ -216,6 +221,7 @@ def test_odd_messages_of_workers_are_read_from_the_link() -> None:
         malformed_frames = 3
         unknown_senders = 2
         unreadable_replies = 1
+        gpus: Mapping[str, GpuFigures] = {}
 
     observed = Observed()
     assert observed.value("odd_worker_messages_total", kind="malformed") is None
@@ -223,6 +229,89 @@ def test_odd_messages_of_workers_are_read_from_the_link() -> None:
     assert observed.value("odd_worker_messages_total", kind="malformed") == 3
     assert observed.value("odd_worker_messages_total", kind="unknown_sender") == 2
     assert observed.value("odd_worker_messages_total", kind="unreadable_there") == 1
+
+
+class GpuLink:
+    """Workers whose GPUs have said something."""
+
+    malformed_frames = unknown_senders = unreadable_replies = 0
+
+    def __init__(self) -> None:
+        self.fleet = FleetFigures()
+        self.gpus: Mapping[str, GpuFigures] = self.fleet.by_name
+
+
+def test_what_gpus_say_of_themselves_is_shown_in_base_units() -> None:
+    observed, link = Observed(), GpuLink()
+    observed.metrics.watch_link(link)
+    told = DeviceSample(
+        10_000, 299_500, 1410, 93, 50 << 30, 80 << 30, 67, ("sw_power_cap", "of a later version")
+    )
+    link.fleet.observe("w", told)
+    link.fleet.observe("w", msgspec.structs.replace(told, energy_mj=12_500))
+    assert observed.value("gpu_energy_joules_total", worker="w") == 2.5
+    assert observed.value("gpu_power_watts", worker="w") == 299.5
+    assert observed.value("gpu_sm_clock_hertz", worker="w") == 1.41e9
+    assert observed.value("gpu_utilisation_ratio", worker="w") == 0.93
+    assert observed.value("gpu_memory_used_bytes", worker="w") == 50 << 30
+    assert observed.value("gpu_memory_total_bytes", worker="w") == 80 << 30
+    assert observed.value("gpu_temperature_celsius", worker="w") == 67
+    assert observed.value("gpu_clock_limited", worker="w", reason="sw_power_cap") == 1
+    assert observed.value("gpu_clock_limited", worker="w", reason="hw_slowdown") == 0
+    assert "of a later version" not in observed.page()  # a worker does not choose labels either
+
+
+def test_a_figure_that_a_gpu_does_not_tell_is_absent_and_not_zero() -> None:
+    observed, link = Observed(), GpuLink()
+    observed.metrics.watch_link(link)
+    link.fleet.observe("w", DeviceSample(power_mw=0))
+    assert observed.value("gpu_power_watts", worker="w") == 0
+    assert [name for name in observed.page().split() if name.startswith("remontoir_gpu_")] == [
+        "remontoir_gpu_power_watts",
+        "remontoir_gpu_power_watts",
+        'remontoir_gpu_power_watts{worker="w"}',
+    ]
+
+
+def test_a_fleet_of_cpus_has_nothing_of_gpus_on_its_page() -> None:
+    observed, link = Observed(), GpuLink()
+    observed.metrics.watch_link(link)
+    link.fleet.observe("w", None)
+    link.fleet.disconnect("w")
+    assert "remontoir_gpu_" not in observed.page()
+
+
+def test_energy_goes_on_from_one_worker_of_a_name_to_the_next() -> None:
+    observed, link = Observed(), GpuLink()
+    observed.metrics.watch_link(link)
+
+    def told(energy_mj: int | None) -> float | None:
+        link.fleet.observe("w", DeviceSample(energy_mj=energy_mj))
+        return observed.value("gpu_energy_joules_total", worker="w")
+
+    assert told(None) is None
+    assert told(700_000) == 0
+    assert told(701_000) == 1
+    assert told(None) == 1
+    assert told(703_000) == 3
+    link.fleet.disconnect("w")
+    assert observed.value("gpu_energy_joules_total", worker="w") == 3
+    assert told(900_000) == 3  # what the card used meanwhile was not for us
+    assert told(901_000) == 4
+    link.fleet.disconnect("w")
+    assert told(0) == 4  # a sampler that sums up powers starts at nothing
+    assert told(2_000) == 6
+    assert told(500) == 6  # a counter that fell: never down
+    assert told(1_500) == 7
+
+
+def test_gauges_of_a_gpu_go_with_its_worker() -> None:
+    observed, link = Observed(), GpuLink()
+    observed.metrics.watch_link(link)
+    link.fleet.observe("w", DeviceSample(energy_mj=1, power_mw=70_000))
+    link.fleet.disconnect("w")
+    assert observed.value("gpu_power_watts", worker="w") is None
+    assert observed.value("gpu_energy_joules_total", worker="w") == 0
 
 
 def test_every_family_has_the_prefix_its_unit_and_a_text_and_comes_once() -> None:

@@ -22,6 +22,7 @@ from scheduler.events import Event, WorkerJoined, WorkerLost
 from scheduler.spec import SECOND_NS
 from scheduler.wire import (
     Buffer,
+    DeviceSample,
     Goodbye,
     Hello,
     Order,
@@ -153,9 +154,9 @@ class Puppet:
             assert isinstance(message, kind), f"expected {kind.__name__}, heard {message}"
             return message, frames
 
-    async def answer_ping(self) -> None:
+    async def answer_ping(self, sample: DeviceSample | None = None) -> None:
         ping, _ = await self.hear(Ping)
-        self.say(Pong(ping.sent_ns, ping.sent_ns + AHEAD_NS, ping.sent_ns + AHEAD_NS))
+        self.say(Pong(ping.sent_ns, ping.sent_ns + AHEAD_NS, ping.sent_ns + AHEAD_NS, sample))
 
     def close(self) -> None:
         self.socket.close()
@@ -199,6 +200,22 @@ def test_a_worker_joins_and_its_clock_is_known(play: Callable[[Story], None]) ->
         assert gateway.events == [WorkerJoined(WORKER, device_spec(), (model_spec(),), ())]
         (connection,) = gateway.link.connections()
         assert connection == (WORKER, "w", 0, AHEAD_NS)
+
+    play(story)
+
+
+def test_what_a_gpu_says_of_itself_comes_with_the_pongs(play: Callable[[Story], None]) -> None:
+    async def story(gateway: Gateway) -> None:
+        puppet = await gateway.joined()
+        assert gateway.link.gpus == {}
+        told = DeviceSample(energy_mj=7_000, power_mw=299_000)
+        gateway.link.beat()
+        await puppet.answer_ping(told)
+        await until(lambda: gateway.link.gpus)
+        assert gateway.link.gpus["w"].sample == told
+        puppet.say(Goodbye("done"))
+        await until(lambda: gateway.link.gpus["w"].sample is None)
+        assert gateway.link.gpus["w"].energy_mj == 0
 
     play(story)
 

@@ -173,10 +173,11 @@ class Story:
             self._say(f"{told}, {result.message!r}, heard of {self._after_arrival(now)}.")
             return
         begin_ns, end_ns = result.exec.begin_ns, result.exec.end_ns
+        clock = f" at {result.clock_mhz} MHz" if result.clock_mhz else ""
         received = f"{event.worker_id} had received it {self._after_arrival(result.received_ns)}"
         self._say(
             f"{received}, executed from {self._after_arrival(begin_ns)} on for "
-            f"{ms(end_ns - begin_ns)}, and the gateway heard of the end "
+            f"{ms(end_ns - begin_ns)}{clock}, and the gateway heard of the end "
             f"{ms(now - result.output.end_ns)} after it."
         )
 

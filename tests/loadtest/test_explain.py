@@ -8,6 +8,7 @@ import pytest
 
 from loadtest import explain
 from loadtest.words import Words, counted, listed, ms
+from scheduler.actions import InferResult
 from scheduler.event_log import Entry, Handled, Named
 from scheduler.events import (
     ActionFinished,
@@ -77,6 +78,23 @@ def test_a_batch_is_told_from_arrival_to_answer(told: Told) -> None:
         strict=True,
     ):
         assert re.fullmatch(told_as, line), line
+
+
+def test_a_slow_execution_can_be_told_from_a_throttled_clock(
+    entries: list[Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = written(tmp_path / "gpu.rec", [_at_clock(entry, 1410) for entry in entries])
+    assert re.search(r"on for [\d.]+ ms at 1410 MHz, and the gateway", Told(recording, capsys)("3"))
+
+
+def _at_clock(entry: Entry, mhz: int) -> Entry:
+    """As if the workers were GPUs."""
+    if not isinstance(entry, Handled) or not isinstance(entry.event, ActionFinished):
+        return entry
+    if not isinstance(entry.event.result, InferResult):
+        return entry
+    result = msgspec.structs.replace(entry.event.result, clock_mhz=mhz)
+    return msgspec.structs.replace(entry, event=ActionFinished(entry.event.worker_id, result))
 
 
 def test_a_refusal_is_told_with_its_numbers(told: Told) -> None:

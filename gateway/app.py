@@ -1,4 +1,4 @@
-"""The application: one outer ASGI callable that answers the hot route, and FastAPI for the rest.
+"""The application: one outer ASGI callable that answers inference, and FastAPI for the rest.
 
 It owns which of the two a request goes to. It must never look at anything but the path: a FastAPI
 route costs two thirds of the throughput, and a mount answers POST with 307.
@@ -14,6 +14,7 @@ from gateway.config import GatewayConfig
 from gateway.errors import ErrorReplies
 from gateway.exchange import Send
 from gateway.infer_endpoint import InferEndpoint
+from gateway.infer_target import target_of
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.request_body import Receive
@@ -21,8 +22,6 @@ from gateway.request_ids import RequestIds
 from gateway.routes import build_routes
 from gateway.views import CallLater, Clock, OnNamed, RequestSink, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec
-
-INFER_PATH = "/infer"
 
 
 class App:
@@ -34,10 +33,11 @@ class App:
         self.lifecycle = lifecycle
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == INFER_PATH:
-            await self.infer(scope, receive, send)
-        else:
+        target = target_of(scope["path"]) if scope["type"] == "http" else None
+        if target is None:
             await self.routes(scope, receive, send)
+        else:
+            await self.infer(scope, receive, send, target=target)
 
 
 def create_app(

@@ -17,7 +17,7 @@ from pathlib import Path
 import uvicorn
 
 from gateway import host_process
-from gateway.app import INFER_PATH, create_app
+from gateway.app import create_app
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.dispatcher import Dispatcher
 from gateway.host_process import ServeError
@@ -122,7 +122,7 @@ class Assembly:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=HttpProtocol.serving(app.infer, path=INFER_PATH),
+                http=HttpProtocol.serving(app.infer),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -18,6 +18,7 @@ from gateway.dispatcher import Outputs
 from gateway.errors import CLOSES_CONNECTION, PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError
 from gateway.infer_body import HEADER_LENGTH, InferReply, PhaseFigures, SloFigures
 from gateway.metrics import Metrics
+from gateway.reply_encoding import compressed
 from gateway.request_body import BodyMemory, Message
 from gateway.tallies import ModelTallies
 from gateway.tensors import ModelPlan, OutputChoice
@@ -63,6 +64,7 @@ class Exchange:
         "choices",
         "client_id",
         "closes_connection",
+        "encoding",
         "held_bytes",
         "is_answered",
         "is_ended",
@@ -104,6 +106,7 @@ class Exchange:
         self.is_gone = False
         self.is_ended = False
         self.closes_connection = False
+        self.encoding: bytes | None = None  # of the reply: gzip, deflate or neither
         self.task: asyncio.Task[Any] | None = None  # set while the task waits for a disconnect
         self.plan: ModelPlan
         self.choices: tuple[OutputChoice, ...]
@@ -256,6 +259,8 @@ class Exchange:
             ]
         else:
             headers = [_JSON, (b"content-length", b"%d" % len(body)), request_id]
+        if self.encoding is not None:
+            body = _encoded(body, self.encoding, headers)
         if self.tallies is not None:
             self.tallies.observe_served(served, latency_ns=latency_ns, slo_ns=slo_ns)
         return (
@@ -284,6 +289,16 @@ def _messages(reply: ErrorReply) -> Reply:
         {"type": "http.response.start", "status": reply.status, "headers": reply.headers},
         {"type": "http.response.body", "body": reply.body},
     )
+
+
+def _encoded(body: bytes, encoding: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The header length stays that of the JSON before it was compressed, as for requests."""
+    packed = compressed(body, encoding)
+    if packed is None:
+        return body
+    headers[1] = (b"content-length", b"%d" % len(packed))
+    headers.append((b"content-encoding", encoding))
+    return packed
 
 
 async def no_send(message: Message) -> None:

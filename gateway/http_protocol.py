@@ -25,6 +25,7 @@ from uvicorn.server import ServerState
 from gateway.errors import RequestError
 from gateway.exchange import Exchange, Reply, Write
 from gateway.infer_endpoint import ARRIVAL_NS
+from gateway.infer_target import NATIVE, Target, target_of_url
 from gateway.request_body import BodyMemory, Message
 from gateway.upload import Upload, announced_bytes, set_low_water
 from gateway.views import Clock
@@ -52,11 +53,11 @@ class Endpoint(Protocol):
     memory: BodyMemory
 
     def answer(
-        self, headers: Headers, body: bytes, write: Write, *, arrival_ns: int
+        self, headers: Headers, body: bytes, write: Write, *, arrival_ns: int, target: Target
     ) -> Exchange | None: ...
     def takes_upload(self, num_bytes: int) -> bool: ...
     def answer_early(
-        self, headers: Headers, begin: bytes, write: Write, *, arrival_ns: int
+        self, headers: Headers, begin: bytes, write: Write, *, arrival_ns: int, target: Target
     ) -> Exchange | None: ...
 
 
@@ -134,7 +135,6 @@ class HttpProtocol(HttpToolsProtocol):
     """One connection. Made by uvicorn, from the class that `serving` returns."""
 
     endpoint: ClassVar[Endpoint]
-    path: ClassVar[bytes]
     # Status line and default headers, by status; of default headers that change every second.
     _heads: ClassVar[dict[int, bytes]]
     _heads_of: ClassVar[object]
@@ -151,6 +151,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_deferred = False
         self._chunks: list[bytes] = []
         self._arrival_ns = 0
+        self._target = NATIVE
         # The same once there is to be another piece.
         self._upload: Upload | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -163,9 +164,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._idle_since_s = 0.0
 
     @classmethod
-    def serving(cls, endpoint: Endpoint, *, path: str) -> "type[HttpProtocol]":
-        """A protocol for `uvicorn.Config(http=...)` that hands `path` to the endpoint."""
-        members = {"endpoint": endpoint, "path": path.encode(), "_heads": {}, "_heads_of": None}
+    def serving(cls, endpoint: Endpoint) -> "type[HttpProtocol]":
+        """A protocol for `uvicorn.Config(http=...)` that hands inference to the endpoint."""
+        members = {"endpoint": endpoint, "_heads": {}, "_heads_of": None}
         return type("ServingHttpProtocol", (cls,), members)
 
     # ------------------------------------------------------------------ from the transport
@@ -222,15 +223,17 @@ class HttpProtocol(HttpToolsProtocol):
         if is_free and cycle is not None and not cycle.keep_alive:
             return  # sent in one piece with a request after which we close
         parser = self.parser
+        target = target_of_url(self.url)
         if (
             is_free
-            and self.url == self.path
+            and target is not None
             and not self.expect_100_continue
             and parser.get_method() == b"POST"
             and parser.get_http_version() == "1.1"
             and not parser.should_upgrade()
         ):
             self._is_deferred = True
+            self._target = target
             self._arrival_ns = self.endpoint.clock()
         else:
             self._start_cycle()
@@ -259,7 +262,9 @@ class HttpProtocol(HttpToolsProtocol):
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         previous = self.cycle
         answer = self._expect_answer()
-        exchange = self.endpoint.answer(self.headers, body, answer.write, arrival_ns=arrival_ns)
+        exchange = self.endpoint.answer(
+            self.headers, body, answer.write, arrival_ns=arrival_ns, target=self._target
+        )
         if exchange is None:
             self.cycle = previous
             self._waiting = None
@@ -319,7 +324,11 @@ class HttpProtocol(HttpToolsProtocol):
         previous = self.cycle
         answer = self._expect_answer()
         exchange = self.endpoint.answer_early(
-            self.headers, upload.chunks[0], answer.write, arrival_ns=upload.arrival_ns
+            self.headers,
+            upload.chunks[0],
+            answer.write,
+            arrival_ns=upload.arrival_ns,
+            target=self._target,
         )
         if exchange is None:
             self.cycle = previous

@@ -16,6 +16,8 @@ from scheduler.wire import Buffer
 HEADER_LENGTH = b"inference-header-content-length"
 
 NumBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+# Of the Open Inference Protocol: 0 is the default, 1 the highest.
+Priority = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 
 _NO_DATA = msgspec.Raw()
 _BYTE_POSITION = re.compile(r"\(byte (\d+)\)")
@@ -35,7 +37,11 @@ class InputTensor(msgspec.Struct, gc=False):
 
 
 class RequestedOutputParameters(msgspec.Struct, gc=False):
+    """The last two ask for extensions that are not there: gateway.tensors says so."""
+
     binary_data: bool | None = None
+    classification: object = None
+    shared_memory_region: object = None
 
 
 class RequestedOutput(msgspec.Struct, gc=False):
@@ -44,16 +50,19 @@ class RequestedOutput(msgspec.Struct, gc=False):
 
 
 class RequestParameters(msgspec.Struct, gc=False):
-    """`slo_ms` and `timeout` are checked by gateway.slo, which names a bad value."""
+    """`slo_ms` and `timeout` are checked by gateway.slo, which names a bad value. `priority` is
+    checked and changes nothing yet: every request goes by its deadline.
+    """
 
     slo_ms: object = None
     timeout: object = None
     do_not_queue: bool = False
     binary_data_output: bool = False
+    priority: Priority = 0
 
 
 class InferBody(msgspec.Struct, gc=False):
-    """A request. `model` is None only where the route names it."""
+    """A request. Where the route names the model, `model` is ignored."""
 
     inputs: list[InputTensor]
     model: str | None = None

@@ -15,11 +15,14 @@ from typing import Any
 from gateway import slo
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.datatypes import DATATYPES
-from gateway.errors import PROBLEM_JSON, ErrorReplies, RequestError, bad_request
+from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError, bad_request
 from gateway.exchange import Exchange, Reply, Send, Write, no_send
 from gateway.infer_body import HEADER_LENGTH, InferBody, decode_body
+from gateway.infer_target import NATIVE, Target
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.raw_input import raw_request
+from gateway.reply_encoding import ACCEPT_ENCODING, encoding_of
 from gateway.request_body import (
     BodyMemory,
     ClientGone,
@@ -40,8 +43,15 @@ logger = logging.getLogger(__name__)
 ARRIVAL_NS = "remontoir.arrival_ns"
 DO_NOT_QUEUE = b"x-do-not-queue"
 CONTENT_ENCODING = b"content-encoding"
-# All and only headers that change how a request is read: most requests have none of them.
-SPECIAL_HEADERS = slo.HEADERS | {REQUEST_ID, DO_NOT_QUEUE, CONTENT_ENCODING, HEADER_LENGTH}
+# All and only headers that change how a request is read, or answered.
+SPECIAL_HEADERS = slo.HEADERS | {
+    REQUEST_ID,
+    DO_NOT_QUEUE,
+    CONTENT_ENCODING,
+    ACCEPT_ENCODING,
+    HEADER_LENGTH,
+}
+_RAW = b"0"  # a header length that says: no JSON at all
 
 _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
 _PHASE_DETAILS = {
@@ -54,7 +64,10 @@ Scope = Mapping[str, Any]
 
 
 class InferEndpoint:
-    """`POST /infer`; routes that name a model in their path pass it as `model`."""
+    """`POST /infer`, and the routes of the Open Inference Protocol that name a model and a version.
+
+    Those differ in where the name comes from, in the type of error bodies, and in raw mode.
+    """
 
     def __init__(
         self,
@@ -95,14 +108,15 @@ class InferEndpoint:
         receive: Receive,
         send: Send,
         *,
-        model: str | None = None,
-        media_type: bytes = PROBLEM_JSON,
+        target: Target = NATIVE,
     ) -> None:
         arrival_ns = scope.get(ARRIVAL_NS) or self.clock()
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(headers) else headers
         request_id = self._request_ids.of(special.get(REQUEST_ID))
-        exchange = Exchange(self, send, request_id, arrival_ns, media_type)
+        exchange = Exchange(self, send, request_id, arrival_ns, _error_type(target))
+        if ACCEPT_ENCODING in special:
+            exchange.encoding = encoding_of(special[ACCEPT_ENCODING])
         self.num_open += 1
         is_read = False
         try:
@@ -114,14 +128,14 @@ class InferEndpoint:
                     exchange.hold(len(body))
                     check_length(len(body), max_bytes=self._max_body_bytes)
                 else:  # or a disconnect, which has no such member
-                    self._foresee(exchange, message.get("body", b""), special, model)
+                    self._foresee(exchange, message.get("body", b""), special, target)
                     if not exchange.is_answered:
                         body = await self._read_in_time(exchange, message, receive)
                 if not exchange.is_answered:
                     is_read = True
                     if special and CONTENT_ENCODING in special:
                         body = await self._decompressed(exchange, body, special[CONTENT_ENCODING])
-                    self._submit(exchange, body, special, model)
+                    self._submit(exchange, body, special, target)
             except RequestError as error:
                 exchange.refuse(error)
             except ClientGone:
@@ -149,7 +163,13 @@ class InferEndpoint:
                 self.cancel(exchange)
 
     def answer(
-        self, headers: Sequence[tuple[bytes, bytes]], body: bytes, write: Write, *, arrival_ns: int
+        self,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        write: Write,
+        *,
+        arrival_ns: int,
+        target: Target = NATIVE,
     ) -> Exchange | None:
         """A `POST` whose body is complete, as `__call__` does it, without a task.
 
@@ -161,13 +181,15 @@ class InferEndpoint:
         if CONTENT_ENCODING in special:
             return None
         request_id = self._request_ids.of(special.get(REQUEST_ID))
-        exchange = Exchange(self, no_send, request_id, arrival_ns, write=write)
+        exchange = Exchange(self, no_send, request_id, arrival_ns, _error_type(target), write)
+        if ACCEPT_ENCODING in special:
+            exchange.encoding = encoding_of(special[ACCEPT_ENCODING])
         self.num_open += 1
         try:
             self._check_door("POST", _NO_HEADERS)  # what the body was announced as matters no more
             exchange.hold(len(body))
             check_length(len(body), max_bytes=self._max_body_bytes)
-            self._submit(exchange, body, special, None)
+            self._submit(exchange, body, special, target)
         except RequestError as error:
             exchange.refuse(error)
         except Exception:
@@ -184,16 +206,22 @@ class InferEndpoint:
         )
 
     def answer_early(
-        self, headers: Sequence[tuple[bytes, bytes]], begin: bytes, write: Write, *, arrival_ns: int
+        self,
+        headers: Sequence[tuple[bytes, bytes]],
+        begin: bytes,
+        write: Write,
+        *,
+        arrival_ns: int,
+        target: Target = NATIVE,
     ) -> Exchange | None:
         """A `POST` of whose body only the first piece is there: refuses it if that is certain."""
         known = dict(headers)
         if HEADER_LENGTH not in known or self._lifecycle.refusal_reason is not None:
             return None
         request_id = self._request_ids.of(known.get(REQUEST_ID))
-        exchange = Exchange(self, no_send, request_id, arrival_ns, write=write)
+        exchange = Exchange(self, no_send, request_id, arrival_ns, _error_type(target), write)
         self.num_open += 1
-        self._foresee(exchange, begin, known, None)
+        self._foresee(exchange, begin, known, target)
         if exchange.is_answered:
             return exchange
         self.release(exchange)
@@ -209,10 +237,12 @@ class InferEndpoint:
         if exchange.sink_id is not None:
             self._sink.cancel(exchange.sink_id)
 
-    def plan_of(self, name: str) -> ModelPlan:
+    def plan_of(self, name: str, version: str | None = None) -> ModelPlan:
         """Raises RequestError: not_found, or model_unavailable with the reason."""
         spec = self._catalog.get(name)
         plan = self._plans.get(name)
+        if version is not None and spec is not None and version != spec.version:
+            raise RequestError("not_found", no_such_version(spec, version))
         if plan is not None and plan.spec is spec:
             return plan
         if spec is None:
@@ -288,7 +318,7 @@ class InferEndpoint:
         return await decompress(body, encoding, max_bytes=self._max_body_bytes, hold=exchange.hold)
 
     def _foresee(
-        self, exchange: Exchange, begin: bytes, special: Mapping[bytes, bytes], model: str | None
+        self, exchange: Exchange, begin: bytes, special: Mapping[bytes, bytes], target: Target
     ) -> None:
         """A no that is certain goes out before the tensors are read: reading them would cost the
         core more than saying it. Only the binary framing says first what it is about; what cannot
@@ -303,13 +333,15 @@ class InferEndpoint:
             return
         try:
             request, _ = decode_body(begin[: int(header_length)], header_length)
-            name = model or request.model
-            plan = self.plan_of(name) if name is not None else None
+            name = target.model or request.model
+            plan = self.plan_of(name, target.version) if name is not None else None
             shape_class = plan.shape_class(request.inputs) if plan is not None else None
             if name is None or plan is None or shape_class is None:
                 return
             default_ns = plan.spec.default_slo_ns or self._default_slo_ns
-            slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
+            slo_ns = slo.find_slo_ns(
+                request, special, default_ns=default_ns, header_wins=target.is_v2
+            )
         except RequestError:
             return
         refusal = self._sink.foresee(
@@ -332,16 +364,28 @@ class InferEndpoint:
         exchange: Exchange,
         body: bytes,
         special: Mapping[bytes, bytes],
-        model: str | None,
+        target: Target,
     ) -> None:
-        request, binary = decode_body(body, special.get(HEADER_LENGTH))
-        name = model or request.model
+        name = target.model
+        header_length = special.get(HEADER_LENGTH)
         if name is None:
-            raise bad_request("the body names no model: member `model` is missing")
-        plan = self.plan_of(name)
-        exchange.tallies = self.metrics.of_model(name)
+            request, binary = decode_body(body, header_length)
+            name = request.model
+            if name is None:
+                raise bad_request("the body names no model: member `model` is missing")
+            plan = self.plan_of(name)
+            exchange.tallies = self.metrics.of_model(name)
+        else:
+            plan = self.plan_of(name, target.version)
+            exchange.tallies = self.metrics.of_model(name)
+            if header_length == _RAW:
+                request, binary = raw_request(plan.spec, body)
+            else:
+                request, binary = decode_body(body, header_length)
         default_ns = plan.spec.default_slo_ns or self._default_slo_ns
-        exchange.slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
+        exchange.slo_ns = slo.find_slo_ns(
+            request, special, default_ns=default_ns, header_wins=target.is_v2
+        )
         parameters = request.parameters
         exchange.choices = plan.choose_outputs(
             request.outputs, all_binary=parameters is not None and parameters.binary_data_output
@@ -365,6 +409,16 @@ class InferEndpoint:
         exchange.sink_id = sink_id
         if self._on_named is not None:
             self._on_named(sink_id, exchange.request_id)
+
+
+def no_such_version(spec: ModelSpec, version: str) -> str:
+    """Names the versions there are."""
+    return f"model {spec.name} has no version {version[:60]!r} here; it has {spec.version}"
+
+
+def _error_type(target: Target) -> bytes:
+    """Clients of the Open Inference Protocol show an error's text only from plain JSON."""
+    return PROBLEM_JSON if target is NATIVE else JSON
 
 
 def _do_not_queue(request: InferBody, special: Mapping[bytes, bytes]) -> bool:

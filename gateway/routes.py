@@ -16,11 +16,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from gateway.config import MEBIBYTE, GatewayConfig
-from gateway.errors import ErrorReplies, ErrorReply, RequestError
+from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError, bad_request
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.metrics_page import CONTENT_TYPE, page_parts
 from gateway.request_ids import RequestIds
+from gateway.v2_routes import add_v2_routes, check_ready, find_model
 from gateway.views import SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
 
@@ -87,23 +88,19 @@ def build_routes(
     app = FastAPI(title="Remontoir", redoc_url=None, redirect_slashes=False)
     app.openapi = read_contract  # type: ignore[method-assign]  # FastAPI's own way to replace it
 
-    def refusal(reason: str, detail: str, request: Request, allow: str | None = None) -> Response:
+    def refusal(error: RequestError, request: Request) -> Response:
         given = request.headers.get("x-request-id")
         request_id = request_ids.of(given.encode("latin-1") if given else None)
-        error = RequestError(reason, detail, allow=allow)
-        return _response(errors.of_error(error, request_id=request_id))
+        media_type = JSON if is_v2(request.url.path) else PROBLEM_JSON
+        return _response(errors.of_error(error, request_id=request_id, media_type=media_type))
 
     @app.get("/livez")
     async def livez() -> Response:
         return _json({"live": True})
 
     @app.get("/readyz")
-    async def readyz(request: Request) -> Response:
-        reason = lifecycle.unready_reason
-        if reason is not None:
-            return refusal(reason, f"the gateway is {reason}", request)
-        if not scheduler.devices:
-            return refusal("no_worker", "no worker has joined, or all were lost", request)
+    async def readyz() -> Response:
+        check_ready(scheduler, lifecycle)
         return _json({"live": True, "ready": True})
 
     @app.get("/models")
@@ -111,14 +108,8 @@ def build_routes(
         return _json({"models": [describe(spec) for spec in catalog.values()]})
 
     @app.get("/models/{name}")
-    async def model(name: str, request: Request) -> Response:
-        spec = catalog.get(name)
-        if spec is None and not catalog and lifecycle.phase == "starting":
-            detail = "the gateway is starting, and does not know yet which models it serves"
-            return refusal("starting", detail, request)
-        if spec is None:
-            return refusal("not_found", f"no model {name[:200]!r} is served here", request)
-        return _json(describe(spec))
+    async def model(name: str) -> Response:
+        return _json(describe(find_model(catalog, lifecycle, name)))
 
     @app.get("/metrics")
     async def metrics_page() -> Response:
@@ -127,6 +118,12 @@ def build_routes(
             parts.append(part)
             await asyncio.sleep(0)  # thousands of models make a long page; requests go on
         return Response("".join(parts), headers={"content-type": CONTENT_TYPE})
+
+    add_v2_routes(app, scheduler, catalog, lifecycle)
+
+    @app.exception_handler(RequestError)
+    async def on_request_error(request: Request, error: RequestError) -> Response:
+        return refusal(error, request)
 
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
@@ -137,16 +134,17 @@ def build_routes(
             "not_found": f"no route {path!r} here",
             "method_not_allowed": f"{request.method} is not answered at {path!r}, {allow} is",
         }.get(reason, str(error.detail))
-        return refusal(reason, detail, request, allow)
+        return refusal(RequestError(reason, detail, allow=allow), request)
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
-        return refusal("bad_request", str(error.errors()), request)
+        return refusal(bad_request(str(error.errors())), request)
 
     @app.exception_handler(Exception)
     async def on_exception(request: Request, error: Exception) -> Response:
         # Starlette raises it again afterwards, so that the log has it too.
-        return refusal("internal_error", f"the gateway failed at {request.url.path!r}", request)
+        detail = f"the gateway failed at {request.url.path!r}"
+        return refusal(RequestError("internal_error", detail), request)
 
     def describe(spec: ModelSpec) -> ModelEntry:
         is_available = spec.unavailable_reason is None
@@ -175,6 +173,11 @@ def build_routes(
         )
 
     return app
+
+
+def is_v2(path: str) -> bool:
+    """Whether a path is of the Open Inference Protocol, whether or not there is such a route."""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def read_contract() -> dict[str, Any]:

@@ -21,7 +21,13 @@ from gateway.datatypes import (
     unpack_for_json,
 )
 from gateway.errors import RequestError, bad_request
-from gateway.infer_body import InputTensor, OutputParameters, OutputTensor, RequestedOutput
+from gateway.infer_body import (
+    InputTensor,
+    OutputParameters,
+    OutputTensor,
+    RequestedOutput,
+    RequestedOutputParameters,
+)
 from scheduler.spec import ModelSpec, TensorSpec, shape_key_of
 from scheduler.wire import Buffer, RequestTensors, TensorMeta
 
@@ -211,7 +217,11 @@ class ModelPlan:
                         f"model {self.spec.name} has no output {output.name!r}; "
                         f"it has {', '.join(self._output_index)}"
                     )
-                is_binary = output.parameters.binary_data if output.parameters else None
+                parameters = output.parameters
+                is_binary = None
+                if parameters is not None:
+                    _check_extensions(output.name, parameters)
+                    is_binary = parameters.binary_data
                 chosen.append(OutputChoice(index, all_binary if is_binary is None else is_binary))
             choices = tuple(chosen)
             if len({choice.position for choice in choices}) != len(choices):
@@ -329,6 +339,13 @@ class _InputPlan:
 
     def _complaint(self, error: TensorDataError) -> RequestError:
         return bad_request(f"input {self.spec.name!r}: {error}")
+
+
+def _check_extensions(output: str, parameters: RequestedOutputParameters) -> None:
+    """Who asked for classes, or for bytes in shared memory, must not be given plain numbers."""
+    for name in ("classification", "shared_memory_region"):
+        if getattr(parameters, name) is not None:
+            raise bad_request(f"output {output!r} asks for {name}: this server does not have it")
 
 
 def _without_axis(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:

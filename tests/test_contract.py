@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.app import INFER_PATH
 from gateway.datatypes import DATATYPES
 from gateway.errors import PROBLEMS, ErrorBody
 from gateway.infer_body import (
@@ -20,8 +19,10 @@ from gateway.infer_body import (
     RequestParameters,
     SloFigures,
 )
+from gateway.infer_target import INFER_PATH, V2_INFER_PATHS
 from gateway.routes import ModelEntry, TensorEntry, read_contract
 from gateway.slo import MAX_SLO_MS
+from gateway.v2_routes import ModelMetadata, ModelReady, ServerMetadata, TensorMetadata
 from scheduler.device import WeightsState
 from scheduler.events import Reason
 from tests.gateway.http_doubles import (
@@ -93,7 +94,7 @@ def test_app_and_contract_have_the_same_routes() -> None:
         if method != "HEAD" and route.path not in UNDOCUMENTED  # type: ignore[attr-defined]
     }
     documented = {(path, method) for path, method, _ in operations()}
-    assert documented == routes | {(INFER_PATH, "post")}
+    assert documented == routes | {(path, "post") for path in (INFER_PATH, *V2_INFER_PATHS)}
 
 
 def test_every_reason_is_in_the_table_the_schema_and_an_example() -> None:
@@ -145,6 +146,10 @@ def test_every_route_documents_the_errors_that_all_have() -> None:
         ("Error", ErrorBody),
         ("Model", ModelEntry),
         ("ModelTensor", TensorEntry),
+        ("ServerMetadata", ServerMetadata),
+        ("ModelMetadata", ModelMetadata),
+        ("TensorMetadata", TensorMetadata),
+        ("ModelReady", ModelReady),
     ],
 )
 def test_schemas_have_the_members_of_our_structs(schema: str, struct: type[msgspec.Struct]) -> None:
@@ -168,17 +173,19 @@ def test_values_that_have_names_are_those_of_the_code() -> None:
 
 
 def test_examples_of_requests_are_served_and_answered_like_the_example() -> None:
-    operation = CONTRACT["paths"][INFER_PATH]["post"]
-    examples = operation["requestBody"]["content"]["application/json"]["examples"]
-
     async def story() -> None:
-        for example in examples.values():
-            body = example["value"]
-            rows = body["inputs"][0]["shape"][0]
-            answer = await Bench().served(body, ((rows, 2), fp32(*[0.5] * 2 * rows)))
-            check(answer, SCHEMAS["InferReply"], "reply")
+        for template in (INFER_PATH, *V2_INFER_PATHS):
+            path = template.format(name="mlp", version="1")
+            content = CONTRACT["paths"][template]["post"]["requestBody"]["content"]
+            for example in content["application/json"]["examples"].values():
+                body = example["value"]
+                rows = body["inputs"][0]["shape"][0]
+                outputs = ((rows, 2), fp32(*[0.5] * 2 * rows))
+                answer = await Bench().served(body, outputs, path=path)
+                check(answer, SCHEMAS["InferReply"], "reply")
 
     asyncio.run(story())
+    operation = CONTRACT["paths"][INFER_PATH]["post"]
     for example in operation["responses"]["200"]["content"]["application/json"][
         "examples"
     ].values():
@@ -189,8 +196,19 @@ def test_answers_of_the_other_routes_fit_their_schemas_and_so_do_the_examples() 
     async def story() -> None:
         bench = Bench(model_spec(), model_spec("bad", unavailable_reason="not ONNX"))
         bench.scheduler.devices["w#1-1"] = PuppetDevice({})
-        for path in ("/livez", "/readyz", "/models", "/models/mlp", "/models/bad"):
-            template = "/models/{name}" if path.startswith("/models/") else path
+        for path, template in {
+            "/livez": "/livez",
+            "/readyz": "/readyz",
+            "/models": "/models",
+            "/models/mlp": "/models/{name}",
+            "/models/bad": "/models/{name}",
+            "/v2": "/v2",
+            "/v2/health/live": "/v2/health/live",
+            "/v2/health/ready": "/v2/health/ready",
+            "/v2/models/mlp": "/v2/models/{name}",
+            "/v2/models/mlp/versions/1": "/v2/models/{name}/versions/{version}",
+            "/v2/models/mlp/ready": "/v2/models/{name}/ready",
+        }.items():
             media = CONTRACT["paths"][template]["get"]["responses"]["200"]["content"]
             answer = await bench.get(path)
             assert answer.status == 200
@@ -210,6 +228,8 @@ def test_errors_fit_their_schema() -> None:
             await bench.post(mlp_body(model="nope")),
             await bench.get("/nope"),
             await bench.get("/readyz"),
+            await bench.get("/v2/nope"),
+            await bench.post(b"", path="/v2/models/mlp/infer"),
         ):
             assert client.status >= 400
             check(client.json, SCHEMAS["Error"], "error")

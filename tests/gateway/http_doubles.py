@@ -245,9 +245,14 @@ class Bench:
         await client.task
         return client
 
-    async def served(self, body: Mapping[str, Any], *tensors: tuple[Iterable[int], bytes]) -> Any:
+    async def served(
+        self,
+        body: Mapping[str, Any],
+        *tensors: tuple[Iterable[int], bytes],
+        path: str = "/infer",
+    ) -> Any:
         """JSON of the answer to a request whose outputs are `tensors`, 3 ms after its arrival."""
-        client = await self.post(body)
+        client = await self.post(body, path=path)
         self.clock.advance(ms(3))
         self.dispatcher.submitted[-1].on_done(served(), outputs(*tensors))
         await settle()

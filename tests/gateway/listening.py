@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from gateway.app import INFER_PATH, create_app
+from gateway.app import create_app
 from gateway.config import GatewayConfig
 from gateway.http_protocol import HttpProtocol
 from tests.gateway.http_doubles import Bench, Submitted
@@ -75,10 +75,11 @@ class Connection:
         length: int | None = None,
         headers: str = "",
         version: str = "1.1",
+        path: str = "/infer",
     ) -> None:
         num_bytes = len(body) if length is None else length
         head = (
-            f"POST /infer HTTP/{version}\r\nHost: x\r\nContent-Length: {num_bytes}\r\n{headers}\r\n"
+            f"POST {path} HTTP/{version}\r\nHost: x\r\nContent-Length: {num_bytes}\r\n{headers}\r\n"
         )
         self.writer.write(head.encode() + body)
 
@@ -107,7 +108,7 @@ async def listening(
 ) -> AsyncIterator[Gateway]:
     """With uvicorn's own protocol all requests come through ASGI."""
     gateway = Gateway(Bench(*specs), config or GatewayConfig())
-    http = HttpProtocol.serving(gateway.app.infer, path=INFER_PATH) if is_direct else "httptools"
+    http = HttpProtocol.serving(gateway.app.infer) if is_direct else "httptools"
     server = uvicorn.Server(
         uvicorn.Config(
             gateway.app,

@@ -99,7 +99,7 @@ def test_a_model_the_scheduler_has_not_met_yet_has_an_empty_queue() -> None:
     run(story)
 
 
-@pytest.mark.parametrize("path", ["/models/nope", "/nope", "/infer/", "/livez/", "/", "/v2"])
+@pytest.mark.parametrize("path", ["/models/nope", "/nope", "/infer/", "/livez/", "/", "/v20"])
 def test_what_is_not_there_is_our_own_404(path: str) -> None:
     async def story() -> None:
         client = await Bench().get(path)

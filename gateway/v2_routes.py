@@ -1,0 +1,131 @@
+"""The Open Inference Protocol v2 beside inference: what server and models say of themselves.
+
+It owns the paths below /v2 and the words of their answers. It must never be on the way of an
+inference, and raises RequestError for every no: gateway.routes makes plain JSON of it here, since
+the protocol's clients show an error's text only then.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+from fastapi import FastAPI, Response
+
+from gateway.errors import RequestError
+from gateway.infer_endpoint import no_such_version
+from gateway.lifecycle import Lifecycle
+from gateway.views import SchedulerView
+from scheduler import __version__
+from scheduler.spec import ModelSpec, TensorSpec
+
+SERVER_NAME = "remontoir"
+# Only what is there: clients ask for the routes of what they find in this list.
+EXTENSIONS = ("binary_tensor_data",)
+
+_encoder = msgspec.json.Encoder()
+
+
+class ServerMetadata(msgspec.Struct, frozen=True):
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+class TensorMetadata(msgspec.Struct, frozen=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelMetadata(msgspec.Struct, frozen=True):
+    """`shape` of a tensor has -1 where a size is free, at the batch axis too."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ModelReady(msgspec.Struct, frozen=True):
+    name: str
+    ready: bool
+
+
+def add_v2_routes(
+    app: FastAPI, scheduler: SchedulerView, catalog: Mapping[str, ModelSpec], lifecycle: Lifecycle
+) -> None:
+    """Registers them. Inference itself never reaches FastAPI (gateway.app)."""
+
+    @app.get("/v2")
+    async def server_metadata() -> Response:
+        return _json(ServerMetadata(SERVER_NAME, __version__, EXTENSIONS))
+
+    @app.get("/v2/health/live")
+    async def live() -> Response:
+        return _json({"live": True})
+
+    @app.get("/v2/health/ready")
+    async def ready() -> Response:
+        check_ready(scheduler, lifecycle)
+        return _json({"live": True, "ready": True})
+
+    @app.get("/v2/models/{name}")
+    @app.get("/v2/models/{name}/versions/{version}")
+    async def model_metadata(name: str, version: str | None = None) -> Response:
+        spec = find_model(catalog, lifecycle, name, version)
+        if not spec.inputs and spec.unavailable_reason is not None:
+            raise _unavailable(spec)  # nobody knows its tensors
+        return _json(
+            ModelMetadata(
+                spec.name,
+                (spec.version,),
+                spec.platform,
+                [_tensor(tensor) for tensor in spec.inputs],
+                [_tensor(tensor) for tensor in spec.outputs],
+            )
+        )
+
+    @app.get("/v2/models/{name}/ready")
+    @app.get("/v2/models/{name}/versions/{version}/ready")
+    async def model_ready(name: str, version: str | None = None) -> Response:
+        check_ready(scheduler, lifecycle)
+        spec = find_model(catalog, lifecycle, name, version)
+        if spec.unavailable_reason is not None:
+            raise _unavailable(spec)
+        return _json(ModelReady(spec.name, True))
+
+
+def check_ready(scheduler: SchedulerView, lifecycle: Lifecycle) -> None:
+    """Raises RequestError unless requests should be sent here."""
+    reason = lifecycle.unready_reason
+    if reason is not None:
+        raise RequestError(reason, f"the gateway is {reason}")
+    if not scheduler.devices:
+        raise RequestError("no_worker", "no worker has joined, or all were lost")
+
+
+def find_model(
+    catalog: Mapping[str, ModelSpec], lifecycle: Lifecycle, name: str, version: str | None = None
+) -> ModelSpec:
+    """Raises RequestError: not_found, or starting while nobody knows the models yet."""
+    spec = catalog.get(name)
+    if spec is None and not catalog and lifecycle.phase == "starting":
+        detail = "the gateway is starting, and does not know yet which models it serves"
+        raise RequestError("starting", detail)
+    if spec is None:
+        raise RequestError("not_found", f"no model {name[:200]!r} is served here")
+    if version is not None and version != spec.version:
+        raise RequestError("not_found", no_such_version(spec, version))
+    return spec
+
+
+def _unavailable(spec: ModelSpec) -> RequestError:
+    return RequestError("model_unavailable", f"model {spec.name}: {spec.unavailable_reason}")
+
+
+def _tensor(spec: TensorSpec) -> TensorMetadata:
+    return TensorMetadata(spec.name, spec.datatype, spec.shape)
+
+
+def _json(value: object) -> Response:
+    return Response(_encoder.encode(value), media_type="application/json")

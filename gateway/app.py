@@ -86,5 +86,6 @@ def create_app(
         metrics=metrics,
         errors=errors,
         request_ids=request_ids,
+        clock=clock,
     )
     return App(infer, routes, lifecycle)

@@ -7,6 +7,7 @@ table. How it is shown is gateway/metrics_page.py.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally
 from gateway.views import LinkView, SchedulerView
@@ -15,6 +16,13 @@ from scheduler.events import ActionFinished, Command, Event, Send, WorkerJoined,
 
 # Workers are named by their operator; more names than this in one life are a mistake.
 MAX_WORKER_NAMES = 1024
+
+
+class _Sent(NamedTuple):
+    model: str
+    expected_ns: int
+    rows: int
+    num_requests: int
 
 
 class Metrics:
@@ -38,7 +46,7 @@ class Metrics:
         # they were half of the page.
         self.errors_ns = {kind: Tally(SIGNED_DURATIONS) for kind in ("request", "exec", "load")}
         # All and only actions sent whose result has not come, by worker and id.
-        self._sent: dict[str, dict[int, tuple[str, int]]] = {}
+        self._sent: dict[str, dict[int, _Sent]] = {}
 
     def watch(self, scheduler: SchedulerView) -> None:
         self.scheduler = scheduler
@@ -60,7 +68,7 @@ class Metrics:
     def on_event(self, event: Event, now: int) -> None:
         match event:
             case ActionFinished():
-                self._on_finished(event)
+                self._on_finished(event, now)
             case WorkerJoined():
                 self._on_worker(event.worker_id, +1)
             case WorkerLost():
@@ -76,27 +84,31 @@ class Metrics:
 
     def _on_sent(self, send: Send) -> None:
         action = send.action
-        expected_ns = 0
+        expected_ns = rows = num_requests = 0
         if type(action) is Infer:
-            self.of_model(action.model).batch_rows.observe(sum(action.rows))
+            rows, num_requests = sum(action.rows), len(action.rows)
+            self.of_model(action.model).batch_rows.observe(rows)
             expected_ns = action.expected_duration_ns
         elif type(action) is LoadWeights:
             expected_ns = action.expected_duration_ns
         of_worker = self._sent.setdefault(send.worker_id, {})
-        of_worker[action.action_id] = (action.model, expected_ns)
+        of_worker[action.action_id] = _Sent(action.model, expected_ns, rows, num_requests)
 
-    def _on_finished(self, event: ActionFinished) -> None:
+    def _on_finished(self, event: ActionFinished, now: int) -> None:
         result = event.result
         sent = self._sent.get(event.worker_id, {}).pop(result.action_id, None)
         if sent is None:
             return  # late or unknown: the core counts that as an anomaly
-        model, expected_ns = sent
-        tallies = self.of_model(model)
+        expected_ns = sent.expected_ns
+        tallies = self.of_model(sent.model)
         is_ok = result.code == Code.OK
         if type(result) is InferResult:
             kind = "infer"
             if is_ok:
                 tallies.exec_ns.observe(result.exec.duration_ns)
+                tallies.executions.observe(
+                    result, rows=sent.rows, num_requests=sent.num_requests, now=now
+                )
                 self.errors_ns["exec"].observe(result.exec.duration_ns - expected_ns)
         elif type(result) is LoadResult:
             kind = "load"

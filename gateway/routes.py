@@ -22,7 +22,7 @@ from gateway.metrics import Metrics
 from gateway.metrics_page import CONTENT_TYPE, page_parts
 from gateway.request_ids import RequestIds
 from gateway.v2_routes import add_v2_routes, check_ready, find_model
-from gateway.views import SchedulerView
+from gateway.views import Clock, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
 
 _encoder = msgspec.json.Encoder()
@@ -82,6 +82,7 @@ def build_routes(
     metrics: Metrics,
     errors: ErrorReplies,
     request_ids: RequestIds,
+    clock: Clock,
 ) -> FastAPI:
     """The FastAPI app behind the hot path."""
     # What a slash at the end redirects to, POST bodies included, nobody has asked for.
@@ -119,7 +120,7 @@ def build_routes(
             await asyncio.sleep(0)  # thousands of models make a long page; requests go on
         return Response("".join(parts), headers={"content-type": CONTENT_TYPE})
 
-    add_v2_routes(app, scheduler, catalog, lifecycle)
+    add_v2_routes(app, scheduler, catalog, lifecycle=lifecycle, metrics=metrics, clock=clock)
 
     @app.exception_handler(RequestError)
     async def on_request_error(request: Request, error: RequestError) -> Response:

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
+from scheduler.actions import InferResult
 from scheduler.events import Served
 from scheduler.spec import SECOND_NS
 
@@ -61,6 +62,38 @@ class Tally:
         self.total += value
 
 
+class Executions:
+    """What executing took, in ns of the device's phases; of batches that went well only."""
+
+    __slots__ = ("by_rows", "exec_ns", "input_ns", "last_ns", "num_requests", "output_ns")
+
+    def __init__(self) -> None:
+        # Rows of a batch → [batches, input ns, exec ns, output ns].
+        self.by_rows: dict[int, list[int]] = {}
+        # Each request of a batch has waited for the whole of it.
+        self.num_requests = 0
+        self.input_ns = 0
+        self.exec_ns = 0
+        self.output_ns = 0
+        self.last_ns: int | None = None  # when the last one was heard of
+
+    def observe(self, result: InferResult, *, rows: int, num_requests: int, now: int) -> None:
+        input_ns, output_ns = result.input.duration_ns, result.output.duration_ns
+        exec_ns = result.exec.duration_ns
+        sums = self.by_rows.get(rows)
+        if sums is None:
+            sums = self.by_rows[rows] = [0, 0, 0, 0]
+        sums[0] += 1
+        sums[1] += input_ns
+        sums[2] += exec_ns
+        sums[3] += output_ns
+        self.num_requests += num_requests
+        self.input_ns += num_requests * input_ns
+        self.exec_ns += num_requests * exec_ns
+        self.output_ns += num_requests * output_ns
+        self.last_ns = now
+
+
 class ModelTallies:
     """Everything counted for one model of the catalogue."""
 
@@ -69,6 +102,7 @@ class ModelTallies:
         "cold_starts",
         "evictions",
         "exec_ns",
+        "executions",
         "load_failures",
         "load_ns",
         "loads",
@@ -76,6 +110,7 @@ class ModelTallies:
         "queue_ns",
         "request_error_ns",
         "request_ns",
+        "served_ns",
         "slack_ns",
     )
 
@@ -87,6 +122,8 @@ class ModelTallies:
         self.load_ns = Tally(DURATIONS)
         self.slack_ns = Tally(SIGNED_DURATIONS)
         self.batch_rows = Tally(ROWS)
+        self.executions = Executions()
+        self.served_ns = 0  # latency of all served requests
         self.cold_starts = 0
         self.loads = 0
         self.load_failures = 0
@@ -95,6 +132,7 @@ class ModelTallies:
 
     def observe_served(self, served: Served, *, latency_ns: int, slo_ns: int) -> None:
         self.outcomes[_SERVED] += 1
+        self.served_ns += latency_ns
         # Tally.observe, written out: four calls are a large part of what counting costs.
         queue_ns = served.queue_ns
         slack_ns = slo_ns - latency_ns
@@ -113,6 +151,10 @@ class ModelTallies:
         tally.total += error_ns
         if served.is_cold_start:
             self.cold_starts += 1
+
+    @property
+    def num_served(self) -> int:
+        return self.outcomes[_SERVED]
 
     def observe_refused(self, outcome: str, reason: str, *, latency_ns: int) -> None:
         """`outcome` is rejected, expired, failed, cancelled or invalid."""

@@ -5,6 +5,8 @@ inference, and raises RequestError for every no: gateway.routes makes plain JSON
 the protocol's clients show an error's text only then.
 """
 
+import asyncio
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -13,13 +15,18 @@ from fastapi import FastAPI, Response
 from gateway.errors import RequestError
 from gateway.infer_endpoint import no_such_version
 from gateway.lifecycle import Lifecycle
-from gateway.views import SchedulerView
+from gateway.metrics import Metrics
+from gateway.v2_config import configuration_of
+from gateway.v2_stats import ModelStats, Statistics, statistics_of
+from gateway.views import Clock, SchedulerView
 from scheduler import __version__
 from scheduler.spec import ModelSpec, TensorSpec
 
 SERVER_NAME = "remontoir"
 # Only what is there: clients ask for the routes of what they find in this list.
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
+# Models per turn of the event loop: under half a millisecond.
+MODELS_PER_TURN = 32
 
 _encoder = msgspec.json.Encoder()
 
@@ -52,7 +59,13 @@ class ModelReady(msgspec.Struct, frozen=True):
 
 
 def add_v2_routes(
-    app: FastAPI, scheduler: SchedulerView, catalog: Mapping[str, ModelSpec], lifecycle: Lifecycle
+    app: FastAPI,
+    scheduler: SchedulerView,
+    catalog: Mapping[str, ModelSpec],
+    *,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    clock: Clock,
 ) -> None:
     """Registers them. Inference itself never reaches FastAPI (gateway.app)."""
 
@@ -68,6 +81,28 @@ def add_v2_routes(
     async def ready() -> Response:
         check_ready(scheduler, lifecycle)
         return _json({"live": True, "ready": True})
+
+    @app.get("/v2/models/stats")
+    async def all_stats() -> Response:
+        told = []
+        for number, spec in enumerate(list(catalog.values())):
+            if number % MODELS_PER_TURN == 0:
+                await asyncio.sleep(0)  # requests go on
+            told.append(stats_of(spec))
+        return _json(Statistics(told))
+
+    @app.get("/v2/models/{name}/stats")
+    @app.get("/v2/models/{name}/versions/{version}/stats")
+    async def model_stats(name: str, version: str | None = None) -> Response:
+        return _json(Statistics([stats_of(find_model(catalog, lifecycle, name, version))]))
+
+    @app.get("/v2/models/{name}/config")
+    @app.get("/v2/models/{name}/versions/{version}/config")
+    async def model_config(name: str, version: str | None = None) -> Response:
+        spec = find_model(catalog, lifecycle, name, version)
+        if not spec.inputs and spec.unavailable_reason is not None:
+            raise _unavailable(spec)
+        return _json(configuration_of(spec))
 
     @app.get("/v2/models/{name}")
     @app.get("/v2/models/{name}/versions/{version}")
@@ -93,6 +128,10 @@ def add_v2_routes(
         if spec.unavailable_reason is not None:
             raise _unavailable(spec)
         return _json(ModelReady(spec.name, True))
+
+    def stats_of(spec: ModelSpec) -> ModelStats:
+        epoch_ns = time.time_ns() - clock()
+        return statistics_of(spec, metrics.models.get(spec.name), epoch_ns=epoch_ns)
 
 
 def check_ready(scheduler: SchedulerView, lifecycle: Lifecycle) -> None:

@@ -22,7 +22,9 @@ from gateway.infer_body import (
 from gateway.infer_target import INFER_PATH, V2_INFER_PATHS
 from gateway.routes import ModelEntry, TensorEntry, read_contract
 from gateway.slo import MAX_SLO_MS
+from gateway.v2_config import ModelConfiguration, TensorConfig
 from gateway.v2_routes import ModelMetadata, ModelReady, ServerMetadata, TensorMetadata
+from gateway.v2_stats import BatchStats, Duration, InferenceStats, ModelStats, Statistics
 from scheduler.device import WeightsState
 from scheduler.events import Reason
 from tests.gateway.http_doubles import (
@@ -150,6 +152,12 @@ def test_every_route_documents_the_errors_that_all_have() -> None:
         ("ModelMetadata", ModelMetadata),
         ("TensorMetadata", TensorMetadata),
         ("ModelReady", ModelReady),
+        ("ModelConfiguration", ModelConfiguration),
+        ("TensorConfig", TensorConfig),
+        ("Statistics", Statistics),
+        ("ModelStats", ModelStats),
+        ("BatchStats", BatchStats),
+        ("Duration", Duration),
     ],
 )
 def test_schemas_have_the_members_of_our_structs(schema: str, struct: type[msgspec.Struct]) -> None:
@@ -163,6 +171,8 @@ def test_inner_schemas_have_the_members_of_our_structs() -> None:
     assert set(reply["slo"]["required"]) == names_of(SloFigures)
     assert set(reply["timing_ms"]["required"]) == names_of(PhaseFigures)
     assert set(request["parameters"]["properties"]) == names_of(RequestParameters)
+    stats = SCHEMAS["ModelStats"]["properties"]["inference_stats"]
+    assert set(stats["properties"]) == set(stats["required"]) == names_of(InferenceStats)
 
 
 def test_values_that_have_names_are_those_of_the_code() -> None:
@@ -208,6 +218,9 @@ def test_answers_of_the_other_routes_fit_their_schemas_and_so_do_the_examples() 
             "/v2/models/mlp": "/v2/models/{name}",
             "/v2/models/mlp/versions/1": "/v2/models/{name}/versions/{version}",
             "/v2/models/mlp/ready": "/v2/models/{name}/ready",
+            "/v2/models/mlp/config": "/v2/models/{name}/config",
+            "/v2/models/mlp/stats": "/v2/models/{name}/stats",
+            "/v2/models/stats": "/v2/models/stats",
         }.items():
             media = CONTRACT["paths"][template]["get"]["responses"]["200"]["content"]
             answer = await bench.get(path)

@@ -92,6 +92,34 @@ def test_health_and_metadata(client: Any) -> None:
     assert client.get_model_metadata("recurrent", "7")["versions"] == ["7"]
 
 
+def test_configuration_and_statistics(client: Any) -> None:
+    config = client.get_model_config("mlp")
+    assert config["max_batch_size"] >= 1
+    assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [64]}]
+    assert client.get_model_config("recurrent", "7")["max_batch_size"] == 0
+
+    def stats() -> Any:
+        (told,) = client.get_inference_statistics("mlp", "1")["model_stats"]
+        return told
+
+    before = stats()
+    for _ in range(3):
+        client.infer("mlp", mlp_inputs(triton, is_binary=True))
+    after = stats()
+    assert after["inference_count"] - before["inference_count"] == 3 * len(X)
+    assert after["execution_count"] - before["execution_count"] == 3
+    for name in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
+        count = after["inference_stats"][name]["count"]
+        assert count - before["inference_stats"][name]["count"] == 3
+    parts = ("queue", "compute_input", "compute_infer", "compute_output")
+    told = after["inference_stats"]
+    assert 0 < sum(told[part]["ns"] for part in parts) < told["success"]["ns"]
+    names = {model["name"] for model in client.get_inference_statistics()["model_stats"]}
+    assert names == {"mlp", "every_type", "recurrent", "broken"}
+    with pytest.raises(InferenceServerException, match=NO_SUCH):
+        client.get_inference_statistics("nope")
+
+
 @pytest.mark.parametrize(
     ("is_binary", "wants_binary", "coding", "reply_coding"),
     list(itertools.product(FORMS, (True, False, None), CODINGS, CODINGS)),

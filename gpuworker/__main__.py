@@ -179,18 +179,21 @@ def _gpu_backend(config: WorkerConfig, specs: list[ModelSpec]) -> Backend:
     # Imported here alone: there is none of it on a machine without a GPU.
     from gpuworker.devices.cuda_context import CudaContext
     from gpuworker.devices.host import DeviceError
+    from gpuworker.devices.nvml import open_telemetry
     from gpuworker.engines.tensorrt import TensorRtBackend
     from gpuworker.engines.tensorrt_api import TensorRt
 
     ordinal = ordinal_of(config.device)
     assert ordinal is not None
     try:
+        context = CudaContext(ordinal)
         return TensorRtBackend(
             specs=specs,
             cache_dir=config.cache_dir,
             cache_bytes=config.cache_bytes,
             page_bytes=config.page_bytes,
-            context=CudaContext(ordinal),
+            context=context,
+            telemetry=open_telemetry(context.pci_bus_id),
             api=TensorRt(),
             shared_store=config.host_store,
         )

@@ -85,7 +85,16 @@ void standin_heal(void)
     pthread_mutex_unlock(&lock);
 }
 
-void standin_die(int code) { sticky = code; }
+static void forget_what_is_enqueued(void);
+
+/* The device breaks; what was enqueued never happens. */
+void standin_die(int code)
+{
+    pthread_mutex_lock(&lock);
+    sticky = code;
+    forget_what_is_enqueued();
+    pthread_mutex_unlock(&lock);
+}
 
 /* After `skip` more copies that streams do into pages, one arrives with a wrong byte: the highest of
  * its first float, so that a sum shows it. */
@@ -504,9 +513,12 @@ CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
     return code;
 }
 
+static void run_all(void);
+
 CUresult cuMemFree_v2(CUdeviceptr address)
 {
     CALLED();
+    run_all();
     CUresult code = INVALID_VALUE;
     pthread_mutex_lock(&lock);
     for (int i = 0; i < num_plain; i++)
@@ -536,7 +548,8 @@ CUresult cuMemAllocHost_v2(void **memory, size_t bytes)
     return *memory ? SUCCESS : OUT_OF_MEMORY;
 }
 
-CUresult cuMemFreeHost(void *memory) { CALLED(); free(memory); return SUCCESS; }
+/* Freeing waits for the device, or a copy would still write there. */
+CUresult cuMemFreeHost(void *memory) { CALLED(); run_all(); free(memory); return SUCCESS; }
 
 CUresult cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags)
 {
@@ -671,10 +684,25 @@ static void run(struct stream *stream, size_t position)
         perform(&op); /* unlocked: a function may call Python, or enqueue */
         pthread_mutex_lock(&lock);
         stream->is_busy = 0;
-        stream->num_done++;
+        if (stream->num_done < stream->num) /* else it was forgotten meanwhile */
+            stream->num_done++;
         pthread_cond_broadcast(&moved);
     }
     pthread_mutex_unlock(&lock);
+}
+
+static void run_all(void)
+{
+    run(&default_stream, default_stream.num);
+    for (int i = 0; i < num_streams; i++)
+        run(streams[i], streams[i]->num);
+}
+
+static void forget_what_is_enqueued(void)
+{
+    default_stream.num_done = default_stream.num;
+    for (int i = 0; i < num_streams; i++)
+        streams[i]->num_done = streams[i]->num;
 }
 
 CUresult cuStreamCreate(void **handle, unsigned flags)

@@ -72,6 +72,14 @@ def test_answers_are_those_of_the_model_through_caches_that_are_too_small(
     assert metric(gpus.url, "anomalies_total") == 0
 
 
+def test_each_card_says_what_it_draws_and_an_answer_its_share(gpus: RunningGateway) -> None:
+    assert post(gpus.url, mlp_body()).json["energy_mj"] > 0
+    for number in range(2):
+        worker = f"local-0-cuda{number}"
+        assert metric(gpus.url, "gpu_power_watts", worker=worker) == 299
+        assert metric(gpus.url, "gpu_sm_clock_hertz", worker=worker) == 1.41e9
+
+
 def test_a_worker_that_is_killed_is_started_again_beside_the_other(gpus: RunningGateway) -> None:
     [launcher] = gpus.child_pids()
 

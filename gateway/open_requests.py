@@ -129,7 +129,7 @@ class OpenRequests:
 
 
 def _with_energy(outputs: OutputsByRequest, infer: Infer, result: InferResult) -> OutputsByRequest:
-    """Power times device time, by rows: padding is shared, so that all of them make up the whole."""
+    """Power times device time, by rows: padding is shared, so that they make up the whole."""
     mj_per_row = result.power_mw * result.exec.duration_ns / SECOND_NS / sum(infer.rows)
     return {
         request_id: Outputs(own.tensors, own.views, mj_per_row * rows)

@@ -18,6 +18,8 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
+    ReleaseResult,
     Result,
     Span,
 )
@@ -109,6 +111,8 @@ class ClockOffset:
                 )
             case EvictWeights():
                 return EvictWeights(action.action_id, action.model, earliest_ns, latest_ns)
+            case ReleaseModel():
+                return ReleaseModel(action.action_id, action.model, earliest_ns, latest_ns)
             case _:
                 assert_never(action)
 
@@ -139,6 +143,10 @@ class ClockOffset:
                 )
             case EvictResult():
                 return EvictResult(result.action_id, result.code, result.message, received_ns)
+            case ReleaseResult():
+                return ReleaseResult(
+                    result.action_id, result.code, result.message, received_ns, result.host_bytes
+                )
             case _:
                 assert_never(result)
 

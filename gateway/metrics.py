@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally
 from gateway.views import LinkView, SchedulerView
-from scheduler.actions import Code, Infer, InferResult, LoadResult, LoadWeights
+from scheduler.actions import Code, EvictResult, Infer, InferResult, LoadResult, LoadWeights
 from scheduler.events import ActionFinished, Command, Event, Send, WorkerJoined, WorkerLost
 
 # Workers are named by their operator; more names than this in one life are a mistake.
@@ -102,7 +102,7 @@ class Metrics:
         expected_ns = sent.expected_ns
         tallies = self.of_model(sent.model)
         is_ok = result.code == Code.OK
-        if type(result) is InferResult:
+        if isinstance(result, InferResult):
             kind = "infer"
             if is_ok:
                 tallies.exec_ns.observe(result.exec.duration_ns)
@@ -110,16 +110,19 @@ class Metrics:
                     result, rows=sent.rows, num_requests=sent.num_requests, now=now
                 )
                 self.errors_ns["exec"].observe(result.exec.duration_ns - expected_ns)
-        elif type(result) is LoadResult:
+        elif isinstance(result, LoadResult):
             kind = "load"
             tallies.loads += is_ok
             tallies.load_failures += not is_ok
             if is_ok:
                 tallies.load_ns.observe(result.load.duration_ns)
                 self.errors_ns["load"].observe(result.load.duration_ns - expected_ns)
-        else:
+        elif isinstance(result, EvictResult):
             kind = "evict"
             tallies.evictions += is_ok
+        else:
+            kind = "release"
+            tallies.host_bytes_released += result.host_bytes
         self.results[kind, result.code.name.lower()] += 1
 
     def _on_worker(self, worker_id: str, change: int) -> None:

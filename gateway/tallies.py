@@ -103,6 +103,7 @@ class ModelTallies:
         "evictions",
         "exec_ns",
         "executions",
+        "host_bytes_released",
         "load_failures",
         "load_ns",
         "loads",
@@ -128,6 +129,7 @@ class ModelTallies:
         self.loads = 0
         self.load_failures = 0
         self.evictions = 0
+        self.host_bytes_released = 0
         self.request_error_ns = request_error_ns  # shared by all models
 
     def observe_served(self, served: Served, *, latency_ns: int, slo_ns: int) -> None:

@@ -1,4 +1,4 @@
-"""Accepted orders: how an Infer, a LoadWeights and an EvictWeights are carried out in their lane.
+"""Accepted orders: how each kind of action is carried out in its lane.
 
 It owns the way from an accepted order to its one report: the page table is asked at the instant of
 the start, the backend does the work, every failure becomes a code. Nothing here waits or chooses.
@@ -31,6 +31,8 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
+    ReleaseResult,
     Result,
     Span,
 )
@@ -327,6 +329,49 @@ class AcceptedEvict:
 
     def _finish(self, code: Code, message: str, fatal: str | None = None) -> None:
         result = EvictResult(self.order.action_id, code, message, self._received_ns)
+        self._bench.finish(Finished(self._session, result, fatal=fatal))
+
+
+class AcceptedRelease:
+    """Have the backend forget a model that has no pages."""
+
+    is_prepared = True
+
+    def __init__(
+        self, bench: Bench, order: ReleaseModel, *, session: int, received_ns: int
+    ) -> None:
+        self._bench = bench
+        self.order = order
+        self.model = order.model
+        self.earliest_ns = order.earliest_ns
+        self.latest_ns = order.latest_ns
+        self._session = session
+        self._received_ns = received_ns
+
+    def prepare(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        bench, model = self._bench, self.model
+        state = bench.pages.state_of(model)
+        if state is not None:  # its session points into them
+            self.refuse(Code.WEIGHTS_IN_USE, f"{model} is {state.value}")
+            return
+        try:
+            host_bytes = bench.backend.release(model)
+        except Exception as error:
+            self._finish(Code.ENGINE_ERROR, f"{model}: {_describe(error)}", fatal=_fatal(error))
+            return
+        self._finish(Code.OK, "", host_bytes)
+
+    def refuse(self, code: Code, message: str) -> None:
+        self._finish(code, message)
+
+    def _finish(
+        self, code: Code, message: str, host_bytes: int = 0, fatal: str | None = None
+    ) -> None:
+        order_id = self.order.action_id
+        result = ReleaseResult(order_id, code, message, self._received_ns, host_bytes)
         self._bench.finish(Finished(self._session, result, fatal=fatal))
 
 

@@ -41,11 +41,11 @@ class Telemetry(Protocol):
 class Backend(Protocol):
     """One device and the engine that executes on it.
 
-    `load` and `evict` are called by the LOAD lane only and never at the same time, `execute` by the
-    EXEC lane only. The two lanes do run at the same time, but never on the same model's weights:
-    the page cache pins what executes. `stage` and `unstage` are called by the EXEC lane too, or
-    where `overlaps_io` by one thread each, while another batch executes. Any of them may raise
-    DeviceLost.
+    `load`, `evict` and `release` are called by the LOAD lane only and never at the same time,
+    `execute` by the EXEC lane only. The two lanes do run at the same time, but never on the same
+    model's weights: the page cache pins what executes. `stage` and `unstage` are called by the EXEC
+    lane too, or where `overlaps_io` by one thread each, while another batch executes. Any of them
+    may raise DeviceLost.
     """
 
     overlaps_io: bool
@@ -77,6 +77,13 @@ class Backend(Protocol):
 
     def evict(self, model: str) -> None:
         """Unmap the model's pages. If it raises, the worker stops: nobody knows what is mapped."""
+        ...
+
+    def release(self, model: str) -> int:
+        """Give back what is kept for a model without pages, for `load` to make anew.
+
+        Returns the bytes of its copy on the host that were given back.
+        """
         ...
 
     def stage(

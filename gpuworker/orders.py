@@ -16,6 +16,8 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
+    ReleaseResult,
     Result,
 )
 from scheduler.spec import ModelSpec
@@ -67,6 +69,8 @@ def refused(action: Action, refusal: OrderRefusal, *, received_ns: int) -> Resul
             return LoadResult(action.action_id, code, message, received_ns)
         case EvictWeights():
             return EvictResult(action.action_id, code, message, received_ns)
+        case ReleaseModel():
+            return ReleaseResult(action.action_id, code, message, received_ns)
 
 
 def _contradiction(action: Action, num_tensor_lists: int, num_pages: int) -> str | None:

@@ -23,6 +23,7 @@ from gpuworker.accepted import (
     AcceptedEvict,
     AcceptedInfer,
     AcceptedLoad,
+    AcceptedRelease,
     Bench,
     Finished,
     InputPhase,
@@ -32,7 +33,7 @@ from gpuworker.gateway_link import GatewayLink
 from gpuworker.lane import Flush, LaneThread, Stop, Work
 from gpuworker.page_cache import PageCache
 from scheduler import wire
-from scheduler.actions import Action, Code, EvictWeights, Infer, LoadWeights, Result
+from scheduler.actions import Action, Code, EvictWeights, Infer, LoadWeights, ReleaseModel, Result
 from scheduler.spec import SECOND_NS
 
 _log = logging.getLogger("gpuworker")
@@ -224,6 +225,10 @@ class Worker:
             case EvictWeights():
                 self._load_lane.put(
                     AcceptedEvict(bench, action, session=session, received_ns=received_ns)
+                )
+            case ReleaseModel():
+                self._load_lane.put(
+                    AcceptedRelease(bench, action, session=session, received_ns=received_ns)
                 )
 
     def _on_welcome(self, welcome: wire.Welcome) -> None:

@@ -6,7 +6,7 @@ milliseconds.
 
 from collections.abc import Sequence
 
-from scheduler.actions import Code, EvictWeights, LoadWeights
+from scheduler.actions import Code, EvictWeights, LoadWeights, ReleaseModel
 from scheduler.events import (
     ActionFinished,
     Cancelled,
@@ -17,6 +17,7 @@ from scheduler.events import (
     ModelAdded,
     ModelPinned,
     ModelRemoved,
+    ModelUnloaded,
     Outcome,
     Rejected,
     Reply,
@@ -85,6 +86,8 @@ class Words:
                 return f"model {event.spec.name} is served from now on"
             case ModelRemoved():
                 return f"model {event.model} was removed: {event.reason}"
+            case ModelUnloaded():
+                return f"model {event.model} was unloaded"
             case ModelPinned():
                 return f"model {event.model} was {'' if event.is_pinned else 'un'}pinned"
             case _:
@@ -98,6 +101,8 @@ class Words:
         window = f"to start from {self.at(action.earliest_ns)} to {self.at(action.latest_ns)}"
         if isinstance(action, EvictWeights):
             return f"{told} evict {action.model}, {window}"
+        if isinstance(action, ReleaseModel):
+            return f"{told} release {action.model}, {window}"
         expected = f"expected to take {ms(action.expected_duration_ns)}"
         if isinstance(action, LoadWeights):
             pages = counted(action.num_pages, "page")

@@ -1,4 +1,4 @@
-"""The worker's vocabulary: the three actions a scheduler orders, and their one result each.
+"""The worker's vocabulary: the four actions a scheduler orders, and their one result each.
 
 A window `[earliest_ns, latest_ns]` bounds the start of an action (for Infer: of its execution). In
 the scheduler and on the gateway's side all instants are on the gateway's timeline; `worker_link`
@@ -18,7 +18,7 @@ class Code(enum.IntEnum):
     UNKNOWN_MODEL = 2  # this worker has no such model
     WEIGHTS_MISSING = 3  # Infer or EvictWeights of a model that is not resident
     PAGES_EXHAUSTED = 4  # LoadWeights with too few free pages: workers never evict by choice
-    WEIGHTS_IN_USE = 5  # EvictWeights while an execution has the weights pinned
+    WEIGHTS_IN_USE = 5  # EvictWeights of what executes, ReleaseModel of what has pages
     ALREADY_RESIDENT = 6  # LoadWeights of a model that is loading or loaded
     INVALID_INPUT = 7  # tensors that do not fit the model or the header that came with them
     ENGINE_ERROR = 8  # the engine raised while executing
@@ -64,7 +64,19 @@ class EvictWeights(msgspec.Struct, frozen=True, tag="evict", array_like=True, gc
     latest_ns: int
 
 
-Action = Infer | LoadWeights | EvictWeights
+class ReleaseModel(msgspec.Struct, frozen=True, tag="release", array_like=True, gc=False):
+    """Give back all that is kept for a model without pages: its session, its copy on the host.
+
+    The worker makes it anew for the next LoadWeights.
+    """
+
+    action_id: int
+    model: str
+    earliest_ns: int
+    latest_ns: int
+
+
+Action = Infer | LoadWeights | EvictWeights | ReleaseModel
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -114,4 +126,14 @@ class EvictResult(msgspec.Struct, frozen=True, tag="evicted", array_like=True, g
     received_ns: int = 0
 
 
-Result = InferResult | LoadResult | EvictResult
+class ReleaseResult(msgspec.Struct, frozen=True, tag="released", array_like=True, gc=False):
+    """`host_bytes` is the size of the copy of the weights that was given back, 0 if none was."""
+
+    action_id: int
+    code: Code
+    message: str = ""
+    received_ns: int = 0
+    host_bytes: int = 0
+
+
+Result = InferResult | LoadResult | EvictResult | ReleaseResult

@@ -145,6 +145,8 @@ class DeviceMirror(Wakeable):
         self.offered = offered
         # all and only models with a record; least recently used first
         self.weights: dict[str, Weights] = {}
+        # all and only models that it was told to release, and not to load since
+        self.released: dict[str, None] = {}
         self.pages_free = spec.total_pages
         self.exec_lane = WorkTracker()
         self.exec_shares = LaneShares()
@@ -182,6 +184,12 @@ class DeviceMirror(Wakeable):
     def weights_state(self, model: str) -> WeightsState:
         record = self.weights.get(model)
         return record.state if record is not None else WeightsState.ABSENT
+
+    def keeps(self, model: str) -> bool:
+        """Whether anything of it is here, or under way: pages, executions, orders unanswered."""
+        if self.weights_state(model) is not WeightsState.ABSENT:
+            return True
+        return any(sent.action.model == model for sent in self.outstanding.values())
 
     def is_resident(self, model: str) -> bool:
         record = self.weights.get(model)

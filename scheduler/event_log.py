@@ -26,6 +26,7 @@ from scheduler.events import (
     ModelAdded,
     ModelPinned,
     ModelRemoved,
+    ModelUnloaded,
     Rejected,
     Reply,
     RequestArrived,
@@ -106,6 +107,7 @@ Entry = Handled | Foreseen | Named | Ended
 TICK, ARRIVED, ARRIVED_TOGETHER, FINISHED, CANCELLED, LOST = 0, 1, 2, 3, 4, 5
 JOINED, MODEL_ADDED, MODEL_REMOVED, MODEL_PINNED = 6, 7, 8, 9
 FORESEEN, NAMED, ENDED = 10, 11, 12
+MODEL_UNLOADED = 13
 
 SENT, SERVED, REJECTED, EXPIRED, FAILED, REPLY_CANCELLED = 0, 1, 2, 3, 4, 5
 OUTCOME_KINDS = {
@@ -122,6 +124,7 @@ RARE_KINDS = {
     ModelPinned: MODEL_PINNED,
     WorkerJoined: JOINED,
     ModelAdded: MODEL_ADDED,
+    ModelUnloaded: MODEL_UNLOADED,
 }
 
 

@@ -85,6 +85,14 @@ class ModelRemoved(msgspec.Struct, frozen=True):
     reason: str
 
 
+class ModelUnloaded(msgspec.Struct, frozen=True):
+    """As ModelRemoved, by an operator; and until it is added again no worker keeps anything of it,
+    neither pages nor a copy on the host.
+    """
+
+    model: str
+
+
 class ModelPinned(msgspec.Struct, frozen=True):
     """Keep the model's weights resident (or stop doing so)."""
 
@@ -105,6 +113,7 @@ Event = (
     | WorkerLost
     | ModelAdded
     | ModelRemoved
+    | ModelUnloaded
     | ModelPinned
     | Tick
 )

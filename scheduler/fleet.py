@@ -5,6 +5,7 @@ from scheduler.events import (
     Failed,
     ModelPinned,
     ModelRemoved,
+    ModelUnloaded,
     Reason,
     WorkerJoined,
     WorkerLost,
@@ -59,11 +60,15 @@ class Fleet:
             if record.num_pages > device.pages_free:
                 anomalies["resident_beyond_the_cache"] += 1
             model = self._state.models.get(name)
-            record.is_unserved = model is not None and device not in model.offered_by
+            record.is_unserved = name in self._state.unloaded or (
+                model is not None and device not in model.offered_by
+            )
             record.move_to(WeightsState.LOADING, name)
             device.pages_free -= record.num_pages
             self._results.weights_arrived(device, name, now)
             self._planner.evict_unserved(device, name, now)
+        for name in self._state.unloaded:
+            self._planner.release_unloaded(device, name, now)
         self._planner.plan(device, now)
         self._planner.on_fleet_changed(now)
 
@@ -153,6 +158,7 @@ class Fleet:
     def on_model_added(self, spec: ModelSpec, now: int) -> None:
         if spec.name in self._state.models:
             self.on_model_removed(ModelRemoved(spec.name, "it was replaced"), now)
+        self._state.unloaded.pop(spec.name, None)
         model = self.add_model(spec)
         for device in self._state.devices.values():
             if device.is_stopping or spec.name not in device.offered:
@@ -190,6 +196,16 @@ class Fleet:
                 request.is_orphan = True
             self._planner.evict_unserved(device, event.model, now)
             self._planner.plan_loads(device, now)  # its pages may go to others now
+
+    def on_model_unloaded(self, event: ModelUnloaded, now: int) -> None:
+        name = event.model
+        if name not in self._state.models:
+            self._ledger.anomalies["unknown_model_unloaded"] += 1
+            return
+        self._state.unloaded[name] = None
+        self.on_model_removed(ModelRemoved(name, "it was unloaded"), now)
+        for device in self._state.devices.values():
+            self._planner.release_unloaded(device, name, now)
 
     def on_pinned(self, event: ModelPinned, now: int) -> None:
         model = self._state.models.get(event.model)

@@ -87,9 +87,22 @@ def _validate_device(scheduler: Scheduler, device: DeviceMirror) -> None:
         is_loading = record.state is WeightsState.LOADING
         _check(is_loading == (loading == 1), f"{who}: {name} {record.state.value}, {loading} LOADs")
 
+    for name in device.released:
+        state = device.weights_state(name)
+        _check(state is WeightsState.ABSENT, f"{who}: {name} was released, and is {state.value}")
+    for name in scheduler.state.unloaded:
+        is_kept = name in device.offered and name not in device.released
+        state = device.weights_state(name)
+        _check(
+            not is_kept or device.is_stopping or state is not WeightsState.ABSENT,
+            f"{who}: {name} is unloaded and absent, and was not released",
+        )
+
 
 def _validate_models(scheduler: Scheduler) -> None:
     devices = list(scheduler.state.devices.values())
+    both = scheduler.state.models.keys() & scheduler.state.unloaded.keys()
+    _check(not both, f"{sorted(both)} are served and unloaded")
     for name, model in scheduler.state.models.items():
         holders = [d for d in devices if d.is_resident(name) and d in model.offered_by]
         _check({id(d) for d in holders} == {id(d) for d in model.holders}, f"{name}: holders")

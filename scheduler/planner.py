@@ -7,7 +7,7 @@ Everything an action needs is reserved before it is sent and released on its res
 from itertools import islice
 from typing import Final
 
-from scheduler.actions import Action, EvictWeights, Infer, LoadWeights
+from scheduler.actions import Action, EvictWeights, Infer, LoadWeights, ReleaseModel
 from scheduler.device import DeviceMirror, Outstanding, WeightsState
 from scheduler.events import Expired, Reason, Send
 from scheduler.ledger import Ledger
@@ -236,6 +236,7 @@ class Planner:
         model.loading_on.append(device)
         model.wants_replica = False
         self._state.refused_cold.pop(name, None)
+        device.released.pop(name, None)
         latest_ns = max(
             (queue.last_deadline_ns for queue in model.queues.values()), default=FOREVER_NS
         )
@@ -336,6 +337,21 @@ class Planner:
             and not device.is_stopping
         ):
             self.send_evict(device, name, now)
+
+    def release_unloaded(self, device: DeviceMirror, name: str, now: int) -> None:
+        """What was unloaded goes from the host too, once the device has no pages of it."""
+        if (
+            name in self._state.unloaded
+            and name in device.offered
+            and name not in device.released
+            and device.weights_state(name) is WeightsState.ABSENT
+            and not device.is_stopping
+        ):
+            device.released[name] = None
+            start_ns = device.load_start_at(now) - device.schedule_ahead_ns
+            action = ReleaseModel(self._new_action_id(), name, start_ns, FOREVER_NS)
+            self._remember(device, action, 0, [], 0)
+            self._ledger.out.append(Send(device.worker_id, action))
 
     def drop_holder(self, name: str, device: DeviceMirror) -> None:
         """The weights are on their way out there, or were never there."""

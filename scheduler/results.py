@@ -13,6 +13,8 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
+    ReleaseResult,
     Span,
 )
 from scheduler.device import (
@@ -55,10 +57,15 @@ class Results:
             self._on_loaded(device, outstanding, action, result, now)
         elif isinstance(action, EvictWeights) and isinstance(result, EvictResult):
             self._on_evicted(device, action, result)
+        elif isinstance(action, ReleaseModel) and isinstance(result, ReleaseResult):
+            if result.code is not Code.OK:
+                self._ledger.anomalies[f"release_{result.code.name.lower()}"] += 1
         else:
             # Treated as a failure of the action, so that nothing it holds is lost.
             self._ledger.anomalies["result_of_another_kind"] += 1
             self._on_wrong_kind(device, outstanding, now)
+        if self._state.unloaded:
+            self._planner.release_unloaded(device, action.model, now)
         self._planner.plan(device, now)
 
     def _on_inferred(
@@ -262,7 +269,7 @@ class Results:
             self._on_loaded(
                 device, outstanding, action, LoadResult(action.action_id, code, message), now
             )
-        else:
+        elif isinstance(action, EvictWeights):
             self._on_evicted(device, action, EvictResult(action.action_id, code, message))
 
 

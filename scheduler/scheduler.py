@@ -20,6 +20,7 @@ from scheduler.events import (
     Event,
     ModelAdded,
     ModelRemoved,
+    ModelUnloaded,
     Reason,
     Rejected,
     Reply,
@@ -112,6 +113,8 @@ class Scheduler:
                 self._fleet.on_model_added(event.spec, now)
             case ModelRemoved():
                 self._fleet.on_model_removed(event, now)
+            case ModelUnloaded():
+                self._fleet.on_model_unloaded(event, now)
             case _:  # ModelPinned: the type checker proves that no other event is left
                 self._fleet.on_pinned(event, now)
         self._story.append((now, event, out))

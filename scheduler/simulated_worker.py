@@ -21,6 +21,8 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
+    ReleaseResult,
     Result,
     Span,
 )
@@ -222,7 +224,7 @@ class SimulatedWorker:
                 late_ms = (now - action.latest_ns) / 1e6
                 why = f"{action.model}: {late_ms:.3f} ms after its window closed"
                 self._refuse(action, Code.TOO_LATE, why, received_ns)
-            elif now < earliest_ns or (waits_for_core and not isinstance(action, EvictWeights)):
+            elif now < earliest_ns or (waits_for_core and _takes_time(action)):
                 return
             else:
                 self._start(lane, action, received_ns, now)
@@ -236,6 +238,10 @@ class SimulatedWorker:
         if isinstance(action, EvictWeights):
             self._pages_free += self._pages.pop(action.model)
             self._reports.append(EvictResult(action.action_id, Code.OK, "", received_ns))
+            return
+        if isinstance(action, ReleaseModel):
+            # It keeps nothing, and the next LOAD takes no longer than another.
+            self._reports.append(ReleaseResult(action.action_id, Code.OK, "", received_ns))
             return
         if isinstance(action, LoadWeights):
             self._pages[action.model] = action.num_pages
@@ -274,6 +280,8 @@ class SimulatedWorker:
                     f"{self.device.total_pages} free"
                 )
             return None
+        if isinstance(action, ReleaseModel):
+            return (Code.WEIGHTS_IN_USE, f"{model} has pages") if model in self._pages else None
         if model not in self._pages:
             return Code.WEIGHTS_MISSING, f"{model} is not resident"
         if isinstance(action, Infer):
@@ -319,7 +327,12 @@ _RESULT_OF: dict[type, Callable[[int, Code, str, int], Result]] = {
     Infer: InferResult,
     LoadWeights: LoadResult,
     EvictWeights: EvictResult,
+    ReleaseModel: ReleaseResult,
 }
+
+
+def _takes_time(action: Action) -> bool:
+    return isinstance(action, Infer | LoadWeights)
 
 
 def exec_ns_of(exec_ns: dict[int, int], rows: int) -> int:

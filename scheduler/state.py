@@ -140,6 +140,8 @@ class SchedulerState:
         # all and only devices without an Infer in flight, by worker id; the idle longest first
         self.idle: dict[str, DeviceMirror] = {}
         self.pinned: dict[str, None] = {}  # all and only names of pinned models
+        # all and only names of models that were unloaded and not added since
+        self.unloaded: dict[str, None] = {}
         # Names of models that a request was refused for since they were cold, and that were
         # neither loaded nor removed since; the latest last.
         self.refused_cold: dict[str, None] = {}

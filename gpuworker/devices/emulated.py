@@ -108,6 +108,10 @@ class EmulatedBackend:
     def evict(self, model: str) -> None:
         del self._mapped[model]
 
+    def release(self, model: str) -> int:
+        """Nothing is kept of it."""
+        return 0
+
     def stage(
         self,
         order: Infer,

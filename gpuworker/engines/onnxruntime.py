@@ -1,7 +1,7 @@
 """The CPU backend: ONNX Runtime sessions over the host's pages.
 
-Owns one session per model that fits the cache, built at start. It obeys: which pages a model gets
-and when it leaves is the worker's page table's business.
+Owns one session per model that fits the cache, built at start, and again after a release. It obeys:
+which pages a model gets and when it leaves is the worker's page table's business.
 """
 
 import logging
@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from gpuworker.artifact_cache import ArtifactCache, StoredArtifact, cpu_key
 from gpuworker.backend import EngineError
-from gpuworker.devices.host import HostPages
+from gpuworker.devices.host import AddressRange, HostPages
 from gpuworker.engines.batch_tensors import BatchLayout
 from gpuworker.engines.datatypes import Array
 from gpuworker.engines.paged_session import NotResident, PagedSession
@@ -25,6 +25,8 @@ from scheduler.spec import DeviceSpec, ModelSpec
 from scheduler.wire import Buffer, RequestTensors
 
 _log = logging.getLogger("gpuworker")
+
+_NO_ARTIFACT = "its compiled artifact is missing or damaged"
 
 
 def engine_key() -> str:
@@ -75,21 +77,23 @@ class OnnxRuntimeBackend:
         self._pages = HostPages(page_bytes=page_bytes, total_pages=total_pages)
         self._sessions: dict[str, PagedSession] = {}
         self._layouts: dict[str, BatchLayout] = {}
+        # All and only models that were released: the ranges that their sessions get again.
+        self._released: dict[str, AddressRange] = {}
         models: dict[str, ModelSpec] = {}
-        artifacts = ArtifactCache(cache_dir, engine_key=engine_key())
+        self._artifacts = ArtifactCache(cache_dir, engine_key=engine_key())
         for spec in specs:
-            models[spec.name] = self._add(spec, artifacts)
+            models[spec.name] = self._add(spec)
         self.models: Mapping[str, ModelSpec] = models
 
-    def _add(self, spec: ModelSpec, artifacts: ArtifactCache) -> ModelSpec:
+    def _add(self, spec: ModelSpec) -> ModelSpec:
         """Build the model's session, if it can be served; returns the spec to report."""
         if spec.unavailable_reason is not None:
             return spec
         if spec.num_pages(self.device.page_bytes) > self.device.total_pages:
             return spec
-        stored = artifacts.find(spec.name, spec.version, spec.content_hash)
+        stored = self._artifacts.find(spec.name, spec.version, spec.content_hash)
         if stored is None:
-            return _unavailable(spec, "its compiled artifact is missing or damaged")
+            return _unavailable(spec, _NO_ARTIFACT)
         try:
             session = self._build(stored)
         except Exception as error:  # one model's failure, of whatever kind, is not the worker's
@@ -99,16 +103,24 @@ class OnnxRuntimeBackend:
         self._layouts[spec.name] = BatchLayout(spec)
         return spec
 
-    def _build(self, stored: StoredArtifact) -> PagedSession:
+    def _build(
+        self,
+        stored: StoredArtifact,
+        pages: Sequence[int] | None = None,
+        addresses: AddressRange | None = None,
+    ) -> PagedSession:
+        """Without `pages` the device's first ones lend their memory, while nobody else has any."""
         artifact = stored.artifact
         session = PagedSession(
             self._pages,
             graph_path=stored.graph_path,
             weights_path=stored.weights_path,
             weights=artifact.weights,
+            lent=pages,
+            addresses=addresses,
         )
         # The first execution of a session plans its memory; no request should wait for that.
-        session.load(range(session.num_pages))
+        session.load(range(session.num_pages) if pages is None else pages)
         session.run(make_inputs(artifact.spec.inputs, artifact.samples[0], rows=1))
         session.evict()
         return session
@@ -117,10 +129,20 @@ class OnnxRuntimeBackend:
         """All threads are alike."""
 
     def load(self, model: str, pages: Sequence[int]) -> int:
+        if model in self._released:
+            self._restore(model, pages)
         return self._session(model).load(pages)
 
     def evict(self, model: str) -> None:
         self._session(model).evict()
+
+    def release(self, model: str) -> int:
+        session = self._sessions.pop(model, None)
+        if session is None:
+            return 0
+        session.close()
+        self._released[model] = session.addresses
+        return session.weights_bytes  # a map of the artifact's file, which goes with the session
 
     def stage(
         self,
@@ -156,6 +178,15 @@ class OnnxRuntimeBackend:
             session.close()
         self._sessions.clear()
         self._pages.close()
+
+    def _restore(self, model: str, pages: Sequence[int]) -> None:
+        """As at the start, but for whose pages lend their memory."""
+        spec = self.models[model]
+        stored = self._artifacts.find(spec.name, spec.version, spec.content_hash)
+        if stored is None:
+            raise EngineError(f"{model}: {_NO_ARTIFACT}")
+        self._sessions[model] = self._build(stored, pages, self._released[model])
+        del self._released[model]
 
     def _session(self, model: str) -> PagedSession:
         session = self._sessions.get(model)

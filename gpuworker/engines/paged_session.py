@@ -42,8 +42,9 @@ class NotResident(Exception):
 class PagedSession:
     """Raises whatever ONNX Runtime raises for a graph it does not accept, and DeviceError.
 
-    The first pages of the device lend their memory while the session is built, so that no other
-    model may be resident then; afterwards nothing is mapped.
+    The `lent` pages lend their memory while the session is built, the first ones of the device if
+    none are given, so that no other model may have them then; afterwards nothing is mapped.
+    `addresses` is the range that an earlier session over the same weights had.
     """
 
     def __init__(
@@ -53,13 +54,15 @@ class PagedSession:
         graph_path: Path,
         weights_path: Path,
         weights: tuple[WeightTensor, ...],
+        lent: Sequence[int] | None = None,
+        addresses: AddressRange | None = None,
     ) -> None:
         self._pages = pages
         self._blob = _map_file(weights_path)
-        self._addresses: AddressRange = pages.reserve(self._blob.nbytes)
+        self.addresses = pages.reserve(self._blob.nbytes) if addresses is None else addresses
         self.is_resident = False
         self._values: list[Any] = []
-        self.load(range(self.num_pages))
+        self.load(range(self.num_pages) if lent is None else lent)
         try:
             self._session = self._build(graph_path, weights)
         finally:
@@ -72,7 +75,7 @@ class PagedSession:
 
     @property
     def num_pages(self) -> int:
-        return self._addresses.num_bytes // self._pages.page_bytes
+        return self.addresses.num_bytes // self._pages.page_bytes
 
     @property
     def declared_inputs(self) -> list[Any]:
@@ -85,13 +88,13 @@ class PagedSession:
 
     def load(self, pages: Sequence[int]) -> int:
         """Map and copy; returns how long that took in ns. If it raises, nothing is mapped."""
-        duration_ns = self._pages.load(self._addresses, pages, self._blob)
+        duration_ns = self._pages.load(self.addresses, pages, self._blob)
         self.is_resident = True
         return duration_ns
 
     def evict(self) -> None:
         self.is_resident = False
-        self._pages.unload(self._addresses)
+        self._pages.unload(self.addresses)
 
     def run(self, inputs: dict[str, Array]) -> list[Array]:
         """All outputs, in declared order. Raises NotResident, or what ONNX Runtime raises."""
@@ -120,7 +123,7 @@ class PagedSession:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what goes wrong is raised, and reported where it belongs
         for tensor in weights:
-            view = self._addresses.bytes_at(tensor.offset, tensor.num_bytes)
+            view = self.addresses.bytes_at(tensor.offset, tensor.num_bytes)
             array = view.view(_NUMPY_OF_ONNX[tensor.onnx_type]).reshape(tensor.shape)
             # The value points at the array's memory and copies nothing.
             value = ort.OrtValue.ortvalue_from_numpy(array)

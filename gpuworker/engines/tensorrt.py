@@ -153,6 +153,12 @@ class TensorRtBackend:
     def evict(self, model: str) -> None:
         self._session(model).evict()
 
+    def release(self, model: str) -> int:
+        """Its pages are all that is given back: to make an engine anew, it must execute in the
+        arena, where another's batch may be at that moment.
+        """
+        return 0
+
     def stage(
         self,
         order: Infer,

@@ -24,7 +24,17 @@ from loadtest.results.tables import (
     Table,
     Tables,
 )
-from scheduler.actions import Action, Code, EvictResult, Infer, InferResult, LoadWeights, Result
+from scheduler.actions import (
+    Action,
+    Code,
+    EvictResult,
+    EvictWeights,
+    Infer,
+    InferResult,
+    LoadWeights,
+    ReleaseResult,
+    Result,
+)
 from scheduler.events import (
     ActionFinished,
     Cancelled,
@@ -258,8 +268,8 @@ class Collector:
                 )
 
     def _span(self, result: Result) -> tuple[int, int]:
-        """When the device was busy with it; an EVICT takes no time, at its arrival."""
-        if isinstance(result, EvictResult):
+        """When the device was busy with it; EVICT and release take no time, at their arrival."""
+        if isinstance(result, EvictResult | ReleaseResult):
             at_ns = result.received_ns - self._origin_ns
             return at_ns, at_ns
         span = result.exec if isinstance(result, InferResult) else result.load
@@ -280,7 +290,8 @@ class Collector:
             kind, rows, executed, num_requests = 1, 0, 0, 0
             expected_ns = action.expected_duration_ns
         else:
-            kind, rows, executed, num_requests, expected_ns = 2, 0, 0, 0, 0
+            kind = 2 if type(action) is EvictWeights else 3
+            rows = executed = num_requests = expected_ns = 0
         return self._actions.pack(
             action.action_id, self._workers[worker_id], kind, self._models[action.model], rows,
             executed, num_requests, sent_ns, planned_ns, expected_ns, begin_ns, end_ns, heard_ns,

@@ -20,8 +20,8 @@ SERVED, REJECTED, EXPIRED, FAILED, CANCELLED, OPEN = (
 )  # fmt: skip
 # The code of an outcome is its place here. "open": the run was stopped before the answer.
 OUTCOMES = (SERVED, REJECTED, EXPIRED, FAILED, CANCELLED, OPEN)
-INFER, LOAD, EVICT = "infer", "load", "evict"
-KINDS = (INFER, LOAD, EVICT)
+INFER, LOAD, EVICT, RELEASE = "infer", "load", "evict", "release"
+KINDS = (INFER, LOAD, EVICT, RELEASE)
 UNKNOWN_NS = -1  # a duration or an instant that was never known
 
 # Column → struct format of one value, in the order written.

@@ -191,6 +191,54 @@ def test_models_take_turns_in_the_pages_and_answer_right(backend: OnnxRuntimeBac
             backend.evict(model)
 
 
+def mapped_files() -> int:
+    """How many maps of weights' blobs this process has."""
+    return Path("/proc/self/maps").read_text().count("weights.bin")
+
+
+def test_what_is_released_is_gone_and_comes_back_with_the_next_load(
+    backend: OnnxRuntimeBackend,
+) -> None:
+    """Beside a model that has the device's first page all the time."""
+    backend.load("other", [0])
+    inputs = rows_of(2)
+    num_maps = mapped_files()
+    for page in (1, 1):
+        backend.load("mlp", [page])
+        ((before,),) = infer(backend, "mlp", [[inputs]])
+        backend.evict("mlp")
+        num_bytes = backend.release("mlp")
+        assert 64 * 64 * 4 < num_bytes <= PAGE
+        assert mapped_files() == num_maps - 1
+        assert backend.release("mlp") == 0, "there is nothing left"
+        backend.load("mlp", [page])
+        assert mapped_files() == num_maps
+        ((after,),) = infer(backend, "mlp", [[inputs]])
+        assert (before == after).all()
+        backend.evict("mlp")
+    ((still,),) = infer(backend, "other", [[inputs]])
+    expected = plain_outputs(onnx_models.mlp(seed=50), {"x": inputs})[0]
+    np.testing.assert_allclose(still, expected, rtol=RTOL, atol=ATOL)
+
+
+def test_a_released_model_whose_artifact_vanished_cannot_be_loaded_until_it_is_back(
+    backend: OnnxRuntimeBackend, repository: Path
+) -> None:
+    backend.release("mlp")
+    (artifact,) = (repository / "cache").glob("mlp-*/artifact.json")
+    content = artifact.read_bytes()
+    artifact.unlink()
+    with pytest.raises(EngineError, match="mlp: its compiled artifact is missing"):
+        backend.load("mlp", [0])
+    artifact.write_bytes(content)
+    backend.load("mlp", [0])
+    assert infer(backend, "mlp", [[rows_of(1)]])
+
+
+def test_a_model_without_a_session_has_nothing_to_release(backend: OnnxRuntimeBackend) -> None:
+    assert backend.release("broken") == 0
+
+
 def test_each_request_of_a_batch_gets_its_own_rows(backend: OnnxRuntimeBackend) -> None:
     backend.load("mlp", [0])
     requests = [[rows_of(1, seed=1)], [rows_of(2, seed=2)], [rows_of(1, seed=3)]]

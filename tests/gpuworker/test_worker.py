@@ -25,6 +25,8 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
+    ReleaseResult,
     Result,
 )
 from scheduler.spec import DeviceSpec, ModelProfile, ModelSpec, TensorSpec
@@ -105,6 +107,11 @@ class PuppetBackend:
     def evict(self, model: str) -> None:
         self._fail("evict")
         self.log.append(f"evict {model}")
+
+    def release(self, model: str) -> int:
+        self._fail("release")
+        self.log.append(f"release {model}")
+        return 4096
 
     def stage(
         self,
@@ -274,6 +281,10 @@ def evict(action_id: int, model: str) -> EvictWeights:
     return EvictWeights(action_id, model, START_NS, FAR_NS)
 
 
+def release(action_id: int, model: str) -> ReleaseModel:
+    return ReleaseModel(action_id, model, START_NS, FAR_NS)
+
+
 # Orders
 
 
@@ -377,6 +388,30 @@ def test_weights_that_execute_are_not_evicted(rig: Rig) -> None:
     assert rig.code() is Code.OK
 
 
+def test_a_model_is_released_only_without_pages(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.order(release(1, "a"))
+    result = rig.result()
+    assert (result.code, result.message) == (Code.WEIGHTS_IN_USE, "a is resident")
+    rig.order(evict(2, "a"))
+    rig.order(release(3, "a"))
+    assert rig.code() is Code.OK
+    assert rig.result() == ReleaseResult(3, Code.OK, "", START_NS, 4096)
+    rig.order(load(4, "a"))
+    assert rig.code() is Code.OK
+    assert rig.backend.log == ["load a 1", "evict a", "release a", "load a 1"]
+
+
+def test_a_release_that_fails_is_reported_and_the_worker_goes_on(rig: Rig) -> None:
+    rig.join()
+    rig.backend.failures["release"] = OSError("no")
+    rig.order(release(1, "a"))
+    result = rig.result()
+    assert (result.code, result.message) == (Code.ENGINE_ERROR, "a: OSError: no")
+    rig.order(release(2, "a"))
+    assert rig.code() is Code.OK
+
+
 def test_the_load_lane_works_while_the_exec_lane_does(rig: Rig) -> None:
     rig.join().load("a")
     rig.backend.gate.clear()
@@ -417,7 +452,7 @@ def test_a_closed_window_is_refused(rig: Rig) -> None:
 )
 def test_a_model_that_cannot_be_served_is_unknown(rig: Rig, model: str, message: str) -> None:
     rig.join()
-    for action in (infer(1, model), load(2, model), evict(3, model)):
+    for action in (infer(1, model), load(2, model), evict(3, model), release(4, model)):
         rig.order(action)
         result = rig.result()
         assert (result.action_id, result.code) == (action.action_id, Code.UNKNOWN_MODEL)

@@ -20,6 +20,7 @@ from scheduler.events import (
     ModelAdded,
     ModelPinned,
     ModelRemoved,
+    ModelUnloaded,
     RequestArrived,
     RequestCancelled,
     WorkerLost,
@@ -88,6 +89,7 @@ def day() -> list[Entry]:
     simulation.crash("w2#two-2", at_ns=instant(302), detect_ns=ms(8), reason="silent")
     simulation.call_at(instant(400), lambda: join("w2#three-3", 3))
     simulation.at(instant(520), ModelRemoved("a", "its directory is gone"))
+    simulation.at(instant(521), ModelUnloaded("s"))
     arrivals = [
         *(request(i, "a", 10 + 0.1 * i, 200) for i in range(1, 6)),
         request(10, "a", 11, 5),

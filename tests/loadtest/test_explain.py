@@ -14,6 +14,7 @@ from scheduler.events import (
     ActionFinished,
     ModelPinned,
     ModelRemoved,
+    ModelUnloaded,
     RequestCancelled,
     Tick,
     WorkerJoined,
@@ -300,6 +301,7 @@ def test_every_event_and_command_of_a_day_has_words(entries: list[Entry]) -> Non
     assert kinds[RequestCancelled] == "the client of request 12 went away"
     assert kinds[ModelPinned] == "model b was pinned"
     assert kinds[ModelRemoved] == "model a was removed: its directory is gone"
+    assert kinds[ModelUnloaded] == "model s was unloaded"
     assert kinds[WorkerJoined] == "w2#three-3 joined with 3 models"
     assert kinds[WorkerLost] == "w1#one-1 was lost: the gateway stops"
     assert kinds[ActionFinished].startswith("w")

@@ -15,6 +15,8 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
+    ReleaseResult,
     Span,
 )
 from scheduler.device import INITIAL_DELAY_NS
@@ -25,6 +27,7 @@ from scheduler.events import (
     ModelAdded,
     ModelPinned,
     ModelRemoved,
+    ModelUnloaded,
     Outcome,
     Reply,
     RequestArrived,
@@ -228,6 +231,9 @@ class Story:
     def remove(self, model: str = "m", *, at_ms: float | None = None) -> list[Command]:
         return self.handle(ModelRemoved(model, "test"), at_ms)
 
+    def unload(self, model: str = "m", *, at_ms: float | None = None) -> list[Command]:
+        return self.handle(ModelUnloaded(model), at_ms)
+
     def pin(self, model: str, is_pinned: bool = True) -> list[Command]:
         return self.handle(ModelPinned(model, is_pinned))
 
@@ -245,6 +251,9 @@ class Story:
         end_ns = self.now_ns if at_ms is None else at(at_ms)
         if isinstance(action, EvictWeights):
             return self._finish(send, EvictResult(action.action_id, code, message, end_ns), at_ms)
+        if isinstance(action, ReleaseModel):
+            done_released = ReleaseResult(action.action_id, code, message, end_ns, 1000)
+            return self._finish(send, done_released, at_ms)
         duration_ns = action.expected_duration_ns if took_ms is None else ms(took_ms)
         span = Span(end_ns - duration_ns, end_ns, duration_ns)
         received_ns = min(end_ns, self._sent_ns[action.action_id] + INITIAL_DELAY_NS)
@@ -304,6 +313,10 @@ class Story:
     @property
     def evicts(self) -> list[EvictWeights]:
         return [s.action for s in self.sent.values() if isinstance(s.action, EvictWeights)]
+
+    @property
+    def releases(self) -> list[ReleaseModel]:
+        return [s.action for s in self.sent.values() if isinstance(s.action, ReleaseModel)]
 
     def worker_of(self, action: Action) -> str:
         return self.sent[action.action_id].worker_id

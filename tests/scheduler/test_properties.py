@@ -20,6 +20,8 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
+    ReleaseResult,
     Result,
     Span,
 )
@@ -196,7 +198,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def finish(self, data: st.DataObject, code: Code, factor: float) -> None:
         action = self._draw_action(data)
         took_ms = 0.0
-        if not isinstance(action, EvictWeights):
+        if not isinstance(action, EvictWeights | ReleaseModel):
             took_ms = factor * action.expected_duration_ns / MILLISECOND_NS
         self.story.finish(action, at_ms=self.now_ms + took_ms, took_ms=took_ms, code=code)
 
@@ -228,7 +230,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         name=WORKERS,
         action_id=st.integers(-1, 500),
-        kind=st.sampled_from([InferResult, LoadResult, EvictResult]),
+        kind=st.sampled_from([InferResult, LoadResult, EvictResult, ReleaseResult]),
         code=st.sampled_from([*Code]),
     )
     def finish_what_was_never_sent(
@@ -247,6 +249,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(model=MODELS)
     def remove(self, model: str) -> None:
         self.story.remove(model)
+
+    @rule(model=MODELS)
+    def unload(self, model: str) -> None:
+        self.story.unload(model)
 
     @rule(model=st.sampled_from([*SPECS]), replaced=st.sampled_from([False, False, True]))
     def add(self, model: str, replaced: bool) -> None:

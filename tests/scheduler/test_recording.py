@@ -14,6 +14,8 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
+    ReleaseResult,
     Span,
 )
 from scheduler.event_log import (
@@ -37,6 +39,7 @@ from scheduler.events import (
     ModelAdded,
     ModelPinned,
     ModelRemoved,
+    ModelUnloaded,
     Reason,
     Rejected,
     Reply,
@@ -80,11 +83,14 @@ EVENTS: list[Event] = [
     ModelAdded(model_spec("n")),
     ModelRemoved("n", "its file is gone"),
     ModelPinned("m", True),
+    ModelUnloaded("m"),
+    ActionFinished("w#1", ReleaseResult(6, Code.OK, "", at(2), 16 << 20)),
 ]
 COMMANDS: list[Command] = [
     SENT,
     Send("w#1", LoadWeights(4, "m", 4, at(1), at(9), ms(20))),
     Send("w#1", EvictWeights(5, "n", at(1), at(9))),
+    Send("w#1", ReleaseModel(6, "n", at(1), at(9))),
     Reply(7, Served("w#1", 3, True, ms(12), ms(1), ms(2), ms(3), ms(4), ms(5))),
     Reply(8, REFUSAL),
     Reply(9, Expired(Reason.DEADLINE_EXCEEDED_QUEUED, "waited")),

@@ -14,6 +14,7 @@ from scheduler.actions import (
     InferResult,
     LoadResult,
     LoadWeights,
+    ReleaseModel,
     Result,
     Span,
 )
@@ -87,6 +88,10 @@ def load(
 
 def evict(action_id: int = 3, model: str = "m") -> EvictWeights:
     return EvictWeights(action_id, model, 0, ms(FOREVER_MS))
+
+
+def release(action_id: int = 4, model: str = "m") -> ReleaseModel:
+    return ReleaseModel(action_id, model, 0, ms(FOREVER_MS))
 
 
 # ---------------------------------------------------------------------- lanes
@@ -233,6 +238,20 @@ def test_pages_are_finite_and_come_back() -> None:
         (40, 6, Code.OK),
     ]
     assert bench.results[2].message == "o: needs 4 pages, 0 of 8 free"
+
+
+def test_what_has_no_pages_is_released_at_once_and_may_be_loaded_again() -> None:
+    bench = Bench(shared=True)
+    bench.order(infer(1))
+    bench.order(release(2, "m"), 3)
+    bench.order(release(3, "n"), 3)
+    bench.order(load(4, "n"), 10)
+    assert bench.rest() == [
+        (3, 2, Code.WEIGHTS_IN_USE),
+        (3, 3, Code.OK),
+        (10, 1, Code.OK),
+        (30, 4, Code.OK),
+    ]
 
 
 def test_what_executes_is_not_evicted() -> None:

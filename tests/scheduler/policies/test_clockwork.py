@@ -2,7 +2,7 @@
 
 import pytest
 
-from scheduler.events import Expired, Reason, Served
+from scheduler.events import Expired, Reason, Rejected, Served
 from scheduler.scheduler import Scheduler
 from tests.scheduler.closed_loop import RESNET_PER_S, ClosedLoop
 from tests.scheduler.conftest import MakeStory
@@ -34,6 +34,26 @@ def test_batches_are_full_powers_of_two_in_order_of_arrival(make_scheduler: Make
     story.finish(story.infers[0], at_ms=38.2)
     story.advance(44.2)
     assert ids(story) == [(6, 7), (8,)]
+
+
+def test_what_no_worker_could_do_is_refused_before_any_internal_deadline(
+    make_scheduler: MakeStory,
+) -> None:
+    story = make_scheduler(policy="clockwork")
+    story.arrive(1)
+    outcome = story.outcomes[1]
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason is Reason.NO_WORKER
+
+
+def test_nothing_is_copied_on_speculation(make_scheduler: MakeStory) -> None:
+    story = busy(make_scheduler)
+    story.join("idle")
+    scheduler = story.scheduler
+    residency, device = scheduler.policy.residency, scheduler.devices["idle"]
+    assert not residency.is_speculative
+    model = scheduler.state.models["m"]
+    assert residency.copy_of(scheduler.state, device, model, scheduler.now) is None
 
 
 def test_sizes_that_were_not_compiled_are_not_used(make_scheduler: MakeStory) -> None:

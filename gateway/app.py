@@ -5,7 +5,7 @@ route costs two thirds of the throughput, and a mount answers POST with 307.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +17,7 @@ from gateway.infer_endpoint import InferEndpoint
 from gateway.infer_target import target_of
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.repository import Repository
 from gateway.request_body import Receive
 from gateway.request_ids import RequestIds
 from gateway.routes import build_routes
@@ -44,7 +45,7 @@ def create_app(
     config: GatewayConfig,
     dispatcher: RequestSink,
     scheduler: SchedulerView,
-    catalog: Mapping[str, ModelSpec],
+    catalog: MutableMapping[str, ModelSpec],
     *,
     metrics: Metrics,
     clock: Clock = time.monotonic_ns,
@@ -55,9 +56,9 @@ def create_app(
     """Composes the HTTP side.
 
     `catalog` maps names to specs, unavailable ones too; it may be changed while the app runs, each
-    spec as a whole. `metrics` must also be among the dispatcher's observers. `call_later` is the
-    event loop's unless a test drives its own. `on_named` hears which of the dispatcher's ids a
-    request's textual id belongs to.
+    spec as a whole, and is where models are unloaded and loaded. `metrics` must also be among the
+    dispatcher's observers. `call_later` is the event loop's unless a test drives its own.
+    `on_named` hears which of the dispatcher's ids a request's textual id belongs to.
     """
     lifecycle = lifecycle or Lifecycle()
     errors = ErrorReplies(
@@ -82,6 +83,7 @@ def create_app(
         config,
         scheduler,
         catalog,
+        Repository(catalog, dispatcher.feed, scheduler, metrics),
         lifecycle=lifecycle,
         metrics=metrics,
         errors=errors,

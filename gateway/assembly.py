@@ -83,6 +83,8 @@ class Assembly:
         # Done when we cannot go on: a part of ours ended that must not, or workers never start.
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.catalog: dict[str, ModelSpec] = {}  # filled once, when compiling is done
+        # The HTTP side's: there models are unloaded, while a worker that joins may still have them.
+        self._shown: dict[str, ModelSpec] = {}
         self._lifecycle = Lifecycle()
         scheduler = Scheduler(
             SchedulerConfig(reply_margin_ns=REPLY_MARGIN_NS),
@@ -114,7 +116,7 @@ class Assembly:
             config,
             self._dispatcher,
             scheduler,
-            self.catalog,
+            self._shown,
             metrics=metrics,
             lifecycle=self._lifecycle,
             on_named=None if self._recorder is None else self._recorder.named,
@@ -148,7 +150,7 @@ class Assembly:
         """Compiles, starts the workers and waits for the first. Raises ServeError."""
         await self._find_devices()
         for spec in await self._compile():
-            self.catalog[spec.name] = spec
+            self.catalog[spec.name] = self._shown[spec.name] = spec
             self._dispatcher.feed(ModelAdded(spec))
         self._supervisor.start()
         if self._num_workers:

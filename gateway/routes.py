@@ -20,7 +20,9 @@ from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, ErrorReply, Request
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.metrics_page import CONTENT_TYPE, page_parts
+from gateway.repository import Repository
 from gateway.request_ids import RequestIds
+from gateway.v2_repository import add_repository_routes
 from gateway.v2_routes import add_v2_routes, check_ready, find_model
 from gateway.views import Clock, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
@@ -77,6 +79,7 @@ def build_routes(
     config: GatewayConfig,
     scheduler: SchedulerView,
     catalog: Mapping[str, ModelSpec],
+    repository: Repository,
     *,
     lifecycle: Lifecycle,
     metrics: Metrics,
@@ -121,6 +124,7 @@ def build_routes(
         return Response("".join(parts), headers={"content-type": CONTENT_TYPE})
 
     add_v2_routes(app, scheduler, catalog, lifecycle=lifecycle, metrics=metrics, clock=clock)
+    add_repository_routes(app, repository, scheduler, catalog, lifecycle)
 
     @app.exception_handler(RequestError)
     async def on_request_error(request: Request, error: RequestError) -> Response:

@@ -24,7 +24,7 @@ from scheduler.spec import ModelSpec, TensorSpec
 
 SERVER_NAME = "remontoir"
 # Only what is there: clients ask for the routes of what they find in this list.
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 # Models per turn of the event loop: under half a millisecond.
 MODELS_PER_TURN = 32
 

@@ -11,7 +11,7 @@ from gateway.dispatcher import OnDone
 from gateway.gpu_figures import GpuFigures
 from gateway.wakeup_timer import Cancellable
 from scheduler.device import WeightsState
-from scheduler.events import Rejected
+from scheduler.events import Event, Rejected
 from scheduler.spec import DeviceSpec, ModelSpec
 from scheduler.wire import Buffer, RequestTensors
 
@@ -51,6 +51,7 @@ class RequestSink(Protocol):
         elements: int,
     ) -> Rejected | None: ...
     def cancel(self, request_id: int) -> None: ...
+    def feed(self, event: Event) -> None: ...
 
 
 class DeviceView(Protocol):
@@ -69,6 +70,7 @@ class DeviceView(Protocol):
     @property
     def num_outliers(self) -> int: ...
     def weights_state(self, model: str) -> WeightsState: ...
+    def keeps(self, model: str) -> bool: ...
     def pages_by_state(self) -> Mapping[str, int]: ...
 
 

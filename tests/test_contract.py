@@ -20,6 +20,7 @@ from gateway.infer_body import (
     SloFigures,
 )
 from gateway.infer_target import INFER_PATH, V2_INFER_PATHS
+from gateway.repository import Entry, Loaded, Unloaded
 from gateway.routes import ModelEntry, TensorEntry, read_contract
 from gateway.slo import MAX_SLO_MS
 from gateway.v2_config import ModelConfiguration, TensorConfig
@@ -157,6 +158,9 @@ def test_every_route_documents_the_errors_that_all_have() -> None:
         ("Statistics", Statistics),
         ("ModelStats", ModelStats),
         ("BatchStats", BatchStats),
+        ("RepositoryEntry", Entry),
+        ("Loaded", Loaded),
+        ("Unloaded", Unloaded),
         ("Duration", Duration),
     ],
 )

@@ -14,7 +14,7 @@ from gateway.dispatcher import OnDone, Outputs
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from scheduler.device import WeightsState
-from scheduler.events import Cancelled, Rejected, Served
+from scheduler.events import Cancelled, Event, Rejected, Served
 from scheduler.spec import (
     MILLISECOND_NS,
     DeviceSpec,
@@ -111,6 +111,12 @@ class PuppetDispatcher:
         self.answer_at_once: tuple[Any, Outputs | None] | None = None
         self.foreseen: list[tuple[str, int, int, str, int]] = []
         self.refusal: Rejected | None = None
+        self.fed: list[Event] = []
+        self.on_feed: Callable[[Event], None] = lambda event: None
+
+    def feed(self, event: Event) -> None:
+        self.fed.append(event)
+        self.on_feed(event)
 
     def foresee(
         self,
@@ -175,6 +181,9 @@ class PuppetDevice:
         self.schedule_ahead_ns = 250_000
         self.gap_rate = 0.1
         self.num_held, self.num_held_late, self.num_outliers = 50, 5, 2
+
+    def keeps(self, model: str) -> bool:
+        return self.weights_state(model) is not WeightsState.ABSENT
 
     def weights_state(self, model: str) -> WeightsState:
         return self._states.get(model, WeightsState.ABSENT)
@@ -273,6 +282,7 @@ class Client:
         self.override_send: Callable[[Mapping[str, Any]], Awaitable[None]] | None = None
 
     def start(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+        path, _, query = path.partition("?")
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -281,7 +291,7 @@ class Client:
             "path": path,
             "raw_path": path.encode(),
             "root_path": "",
-            "query_string": b"",
+            "query_string": query.encode(),
             "scheme": "http",
             "server": ("127.0.0.1", 8000),
             "client": ("127.0.0.1", 5),

@@ -20,7 +20,7 @@ from gateway.v2_routes import EXTENSIONS
 from scheduler import __version__
 from tests.gateway.running import RunningGateway, running_gateway
 from tests.gpuworker import onnx_models
-from tests.system.clients import play
+from tests.system.clients import metric, play, state_on
 
 FORMS = (True, False)  # binary, JSON
 CODINGS = (None, "gzip", "deflate")
@@ -161,6 +161,47 @@ def test_the_same_with_the_asynchronous_client(gateway: RunningGateway, expected
                 await client.infer("nope", mlp_inputs(triton_aio, is_binary=True))
 
     play(story)
+
+
+def test_a_model_is_unloaded_and_loaded_again(gateway: RunningGateway, client: Any) -> None:
+    """Its pages and its copy on the host go, and come back; the others serve meanwhile."""
+    entry = {"name": "mlp", "version": "1", "state": "READY", "reason": ""}
+    assert entry in client.get_model_repository_index()
+    inputs = mlp_inputs(triton, is_binary=True)
+    first = client.infer("mlp", inputs).as_numpy("y")
+    assert state_on(gateway.url, "mlp", "local-0") == "resident"
+
+    told = httpx.post(f"{gateway.url}/v2/repository/models/mlp/unload").json()
+    assert (told["pages_freed"], told["complete"]) == (1, True)
+    assert 64 * 64 * 4 < told["host_bytes_freed"] < 1 << 20
+    assert state_on(gateway.url, "mlp", "local-0") == "absent"
+    assert not client.is_model_ready("mlp")
+    with pytest.raises(InferenceServerException, match="mlp: unloaded by an operator") as raised:
+        client.infer("mlp", inputs)
+    assert raised.value.status() == "503"
+    (unloaded,) = [e for e in client.get_model_repository_index() if e["name"] == "mlp"]
+    assert unloaded == {**entry, "state": "UNAVAILABLE", "reason": "unloaded by an operator"}
+    assert client.is_model_ready("every_type")
+    client.unload_model("mlp")  # there is nothing left to do
+
+    client.load_model("mlp")
+    assert state_on(gateway.url, "mlp", "local-0") == "resident"
+    assert client.is_model_ready("mlp")
+    assert (client.infer("mlp", inputs).as_numpy("y") == first).all()
+    client.load_model("mlp", query_params={"pinned": "true"})
+    assert httpx.get(f"{gateway.url}/models/mlp").json()["pinned"]
+    client.unload_model("mlp")
+    client.load_model("mlp")
+    assert httpx.get(f"{gateway.url}/models/mlp").json()["pinned"], "as it was"
+    client.load_model("mlp", query_params={"pinned": "false"})
+    assert not httpx.get(f"{gateway.url}/models/mlp").json()["pinned"]
+    with pytest.raises(InferenceServerException, match="parameters config: this server"):
+        client.load_model("mlp", config="{}")
+    with pytest.raises(InferenceServerException, match="model broken: "):
+        client.load_model("broken")
+    with pytest.raises(InferenceServerException, match=NO_SUCH):
+        client.unload_model("nope")
+    assert metric(gateway.url, "anomalies_total") == 0
 
 
 def test_ids_versions_and_what_we_add_to_a_reply(client: Any) -> None:

@@ -1,0 +1,101 @@
+"""The model repository extension: index, load, unload.
+
+It owns what these routes read of a request and answer. It must never refuse quietly what a client
+asked for: a parameter that is not there is named.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+
+from gateway.errors import bad_request
+from gateway.lifecycle import Lifecycle
+from gateway.repository import Repository
+from gateway.request_body import too_large
+from gateway.v2_routes import check_ready, find_model
+from gateway.views import SchedulerView
+from scheduler.spec import ModelSpec
+
+MAX_BODY_BYTES = 1 << 16
+# Of these routes; the protocol's others (`config`, `file:...`) would change the model itself.
+_PINNED = "pinned"
+_IGNORED = frozenset({"unload_dependents"})  # there are no ensembles
+_FLAGS: Mapping[object, bool] = {"true": True, "1": True, "false": False, "0": False}
+
+_encoder = msgspec.json.Encoder()
+_Asked = TypeVar("_Asked", "IndexRequest", "ControlRequest")
+
+
+class IndexRequest(msgspec.Struct, frozen=True):
+    ready: bool = False
+
+
+class ControlRequest(msgspec.Struct, frozen=True):
+    parameters: dict[str, object] = {}
+
+
+def add_repository_routes(
+    app: FastAPI,
+    repository: Repository,
+    scheduler: SchedulerView,
+    catalog: Mapping[str, ModelSpec],
+    lifecycle: Lifecycle,
+) -> None:
+    @app.post("/v2/repository/index")
+    async def index(request: Request) -> Response:
+        asked = await _read(request, IndexRequest())
+        return _json(repository.index(only_ready=asked.ready))
+
+    @app.post("/v2/repository/models/{name}/load")
+    async def load(name: str, request: Request) -> Response:
+        asked = await _read(request, ControlRequest())
+        is_pinned = _pinned_of(asked.parameters, request.query_params)
+        check_ready(scheduler, lifecycle)
+        spec = find_model(catalog, lifecycle, name)
+        return _json(await repository.load(spec, is_pinned=is_pinned))
+
+    @app.post("/v2/repository/models/{name}/unload")
+    async def unload(name: str, request: Request) -> Response:
+        asked = await _read(request, ControlRequest())
+        _check_known(asked.parameters.keys() - _IGNORED)
+        return _json(await repository.unload(find_model(catalog, lifecycle, name)))
+
+
+def _pinned_of(parameters: Mapping[str, object], query: Mapping[str, str]) -> bool | None:
+    """The body's or the query's, which tritonclient can send too; None where neither says."""
+    _check_known(parameters.keys() - _IGNORED - {_PINNED})
+    value = parameters.get(_PINNED, query.get(_PINNED))
+    if value is None or isinstance(value, bool):
+        return value
+    is_pinned = _FLAGS.get(value) if isinstance(value, str) else None
+    if is_pinned is None:
+        raise bad_request(f"pinned is {str(value)[:60]!r}: expected true or false")
+    return is_pinned
+
+
+def _check_known(others: set[str]) -> None:
+    if others:
+        names = ", ".join(sorted(name[:60] for name in others))
+        raise bad_request(
+            f"parameters {names}: this server does not have them; models are as their directories"
+        )
+
+
+async def _read(request: Request, absent: _Asked) -> _Asked:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise too_large(f"the body has over {MAX_BODY_BYTES} bytes, the limit here")
+    if not body.strip():
+        return absent
+    try:
+        return msgspec.json.decode(body, type=type(absent))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"the body is not what this route takes: {error}") from None
+
+
+def _json(value: object) -> Response:
+    return Response(_encoder.encode(value), media_type="application/json")

@@ -19,7 +19,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench experiments gpu-check lock e2e-wheel clean distclean
+.PHONY: help install serve test check format bench experiments gpu-check cuda-packages lock e2e-wheel e2e-v2 clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ else
 	@$(BIN)/python -m pytest $(ARGS)
 endif
 
+cuda-packages: $(DEV) ## build what the GPU worker's tests need, without a GPU (two minutes, network)
+	@$(BIN)/python tests/standin/install_cuda_packages.py
+
 check: $(DEV) ## format, lint and types: ruff format --check, ruff check, mypy --strict
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -63,10 +66,15 @@ gpu-check: $(RUNTIME) ## measure what an NVIDIA GPU does with this, bar by bar (
 e2e-wheel: ## build, install and test both wheels, compiled and pure (minutes, network)
 	@$(PYTHON) tests/e2e/wheel.py
 
+e2e-v2: $(DEV) ## KServe's client, mlserver infer and perf_analyzer against a real server (minutes, network)
+	@$(BIN)/python tests/e2e/v2_clients.py
+
 lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARGS=--upgrade for newer)
 	$(COMPILE) $(ARGS) --extra build pyproject.toml -o requirements.txt
 	$(COMPILE) $(ARGS) --extra build --extra dev -c requirements.txt pyproject.toml \
 	    -o requirements-dev.txt
+	$(COMPILE) $(ARGS) --extra build --extra dev --extra cuda-tests -c requirements-dev.txt \
+	    pyproject.toml -o requirements-cuda-tests.txt
 
 clean: ## remove caches and build outputs
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 from gateway.errors import RequestError
 from gateway.exchange import Exchange, Reply, Write
 from gateway.infer_endpoint import ARRIVAL_NS
-from gateway.infer_target import NATIVE, Target, target_of_url
+from gateway.infer_target import INFER_URL, NATIVE, Target, target_of_url
 from gateway.request_body import BodyMemory, Message
 from gateway.upload import Upload, announced_bytes, set_low_water
 from gateway.views import Clock
@@ -223,7 +223,8 @@ class HttpProtocol(HttpToolsProtocol):
         if is_free and cycle is not None and not cycle.keep_alive:
             return  # sent in one piece with a request after which we close
         parser = self.parser
-        target = target_of_url(self.url)
+        url = self.url
+        target = NATIVE if url == INFER_URL else target_of_url(url)
         if (
             is_free
             and target is not None

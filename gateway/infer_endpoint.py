@@ -114,8 +114,9 @@ class InferEndpoint:
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(headers) else headers
         request_id = self._request_ids.of(special.get(REQUEST_ID))
-        exchange = Exchange(self, send, request_id, arrival_ns, _error_type(target))
-        if ACCEPT_ENCODING in special:
+        media_type = PROBLEM_JSON if target is NATIVE else JSON
+        exchange = Exchange(self, send, request_id, arrival_ns, media_type)
+        if special and ACCEPT_ENCODING in special:
             exchange.encoding = encoding_of(special[ACCEPT_ENCODING])
         self.num_open += 1
         is_read = False
@@ -181,8 +182,9 @@ class InferEndpoint:
         if CONTENT_ENCODING in special:
             return None
         request_id = self._request_ids.of(special.get(REQUEST_ID))
-        exchange = Exchange(self, no_send, request_id, arrival_ns, _error_type(target), write)
-        if ACCEPT_ENCODING in special:
+        media_type = PROBLEM_JSON if target is NATIVE else JSON
+        exchange = Exchange(self, no_send, request_id, arrival_ns, media_type, write)
+        if special and ACCEPT_ENCODING in special:
             exchange.encoding = encoding_of(special[ACCEPT_ENCODING])
         self.num_open += 1
         try:
@@ -219,7 +221,8 @@ class InferEndpoint:
         if HEADER_LENGTH not in known or self._lifecycle.refusal_reason is not None:
             return None
         request_id = self._request_ids.of(known.get(REQUEST_ID))
-        exchange = Exchange(self, no_send, request_id, arrival_ns, _error_type(target), write)
+        media_type = PROBLEM_JSON if target is NATIVE else JSON
+        exchange = Exchange(self, no_send, request_id, arrival_ns, media_type, write)
         self.num_open += 1
         self._foresee(exchange, begin, known, target)
         if exchange.is_answered:
@@ -340,7 +343,7 @@ class InferEndpoint:
                 return
             default_ns = plan.spec.default_slo_ns or self._default_slo_ns
             slo_ns = slo.find_slo_ns(
-                request, special, default_ns=default_ns, header_wins=target.is_v2
+                request, special, default_ns=default_ns, header_wins=target is not NATIVE
             )
         except RequestError:
             return
@@ -384,7 +387,7 @@ class InferEndpoint:
                 request, binary = decode_body(body, header_length)
         default_ns = plan.spec.default_slo_ns or self._default_slo_ns
         exchange.slo_ns = slo.find_slo_ns(
-            request, special, default_ns=default_ns, header_wins=target.is_v2
+            request, special, default_ns=default_ns, header_wins=target is not NATIVE
         )
         parameters = request.parameters
         exchange.choices = plan.choose_outputs(
@@ -414,11 +417,6 @@ class InferEndpoint:
 def no_such_version(spec: ModelSpec, version: str) -> str:
     """Names the versions there are."""
     return f"model {spec.name} has no version {version[:60]!r} here; it has {spec.version}"
-
-
-def _error_type(target: Target) -> bytes:
-    """Clients of the Open Inference Protocol show an error's text only from plain JSON."""
-    return PROBLEM_JSON if target is NATIVE else JSON
 
 
 def _do_not_queue(request: InferBody, special: Mapping[bytes, bytes]) -> bool:

@@ -29,10 +29,6 @@ class Target(NamedTuple):
     model: str | None
     version: str | None
 
-    @property
-    def is_v2(self) -> bool:
-        return self.model is not None
-
 
 NATIVE = Target(None, None)
 

@@ -76,7 +76,7 @@ class HostPages:
         self.page_bytes = page_bytes
         self.total_pages = total_pages
         num_bytes = page_bytes * total_pages
-        available = _memory_available_bytes()
+        available = memory_available_bytes()
         if num_bytes > available:
             raise ConfigError(
                 f"a weights cache of {num_bytes >> 20} MiB does not fit into memory:"
@@ -209,7 +209,7 @@ def _mmap(
     return int(mapped)
 
 
-def _memory_available_bytes() -> int:
+def memory_available_bytes() -> int:
     """What Linux says can be taken without swapping."""
     with open("/proc/meminfo", encoding="ascii") as lines:
         for line in lines:

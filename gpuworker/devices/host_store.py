@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from gpuworker.devices.host import DeviceError
+from gpuworker.devices.host import DeviceError, memory_available_bytes
 from gpuworker.devices.pages import Bytes
 
 _log = logging.getLogger("gpuworker")
@@ -117,6 +117,11 @@ def share(sizes: Mapping[str, int]) -> int:
     index = msgspec.json.encode(places)
     if _LENGTH_BYTES + len(index) + len(sizes) > num_head:
         raise DeviceError(f"{len(sizes)} models' names do not fit into {num_head} bytes")
+    available = memory_available_bytes()
+    if offset > available:  # asked for all the same, the kernel would kill processes to find it
+        raise DeviceError(
+            f"{offset >> 20} MiB for the weights of all models: {available >> 20} MiB are available"
+        )
     descriptor = os.memfd_create("weights-store", 0)  # inherited: without MFD_CLOEXEC
     try:
         os.posix_fallocate(descriptor, 0, offset)

@@ -1,6 +1,7 @@
 """`python -m gpuworker.gpu_check pages|engines`: one step on one GPU, as JSON and as lines."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,4 +135,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # As a worker ends: destructors of engines and contexts, in whatever order, may crash.
+    os._exit(exit_code)

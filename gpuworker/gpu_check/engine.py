@@ -138,7 +138,7 @@ class CheckedEngine:
             for size in (facts.scratch_bytes, facts.input_bytes, facts.output_bytes)
         ]
         scratch, inputs, outputs = (int(allocation) for allocation in self._held)
-        cuda.memset_d8(inputs, 0, max(1, facts.input_bytes))
+        _fill(inputs, 0, facts.input_bytes)
         self._arena = Arena(scratch, facts.scratch_bytes, inputs, outputs)
         self._stream = device.context.stream()
         self._begin, self._end = device.context.event(), device.context.event()
@@ -180,7 +180,7 @@ class CheckedEngine:
 
     def fresh_outputs(self) -> list[Array]:
         """Of an execution now: poison lies where an earlier one's could be taken for them."""
-        cuda.memset_d8(self._arena.outputs, POISON, max(1, self.facts.output_bytes))
+        _fill(self._arena.outputs, POISON, self.facts.output_bytes)
         self.run()
         content = np.empty(max(1, self.facts.output_bytes), np.uint8)
         cuda.memcpy_dtoh(content, self._arena.outputs)
@@ -195,6 +195,12 @@ class CheckedEngine:
     def _copy_of(tensor: TensorLayout, content: "npt.NDArray[np.uint8]") -> Array:
         copy: Array = tensor.of(content).copy()
         return copy
+
+
+def _fill(address: int, value: int, num_bytes: int) -> None:
+    """Done when it returns: our streams wait for no other, and memset for nobody."""
+    cuda.memset_d8(address, value, max(1, num_bytes))
+    cuda.Context.synchronize()
 
 
 def range_bytes(plan: bytes) -> int:

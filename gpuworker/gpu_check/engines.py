@@ -72,11 +72,10 @@ def measure_engines(
         plans.append(plan)
         build_s = time.monotonic() - begin_s
         built.append(Built(name=reference.name, build_s=build_s, plan_bytes=len(plan)))
-    # As many as the largest needs in four copies, and whatever a plan's first look needs.
-    needed = max(AT_ONCE) * max(len(plan) for plan in plans)
-    num_pages = max(range_bytes(plan) for plan in plans) + needed
+    # The largest in four copies, each as large as a plan might turn out to be.
+    most_pages = -(-max(range_bytes(plan) for plan in plans) // page_bytes)
     device = EngineDevice(
-        context, api, page_bytes=page_bytes, total_pages=-(-num_pages // page_bytes)
+        context, api, page_bytes=page_bytes, total_pages=max(AT_ONCE) * most_pages
     )
     engines: list[CheckedEngine] = []
     try:

@@ -43,11 +43,11 @@ def measure_page_costs(
     for is_busy in (False, True):
         rounds: list[tuple[float, float, float]] = []
         num_overlapped = 0
-        for _ in range(num_rounds + 1):  # the first is not counted
+        for number in range(num_rounds + 1):  # the first is not counted
             if is_busy:
                 kernel.spin(stream, BUSY_NS)
             rounds.append(_round(memory, address, page_bytes, pages))
-            num_overlapped += is_busy and not _is_done(stream)
+            num_overlapped += is_busy and number > 0 and not _is_done(stream)
             cuda.Context.synchronize()
         mapped, allowed, unmapped = (_median(each) for each in zip(*rounds[1:], strict=True))
         costs.append(
@@ -58,7 +58,7 @@ def measure_page_costs(
                 allow_us=allowed,
                 unmap_us=unmapped,
                 num_rounds=num_rounds,
-                num_overlapped=min(num_overlapped, num_rounds),
+                num_overlapped=num_overlapped,
             )
         )
     memory.give_back(address, NUM_PAGES * page_bytes)

@@ -7,6 +7,7 @@ at a rate that is more than can be served.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -340,7 +341,9 @@ def _under_many_names(options: ProductOptions, one: Path, cache_dir: Path, root:
     """On a GPU the plan that was built, since building it for each name would take an hour."""
     source, file = one, one.name
     if options.device != CPU:
-        plans = sorted(cache_dir.glob(f"{options.model}-*/{PLAN_FILE}"), key=os.path.getmtime)
+        own = re.compile(rf"{options.model}-[0-9a-f]{{24}}")  # and not of one of the many names
+        found = cache_dir.glob(f"{options.model}-*/{PLAN_FILE}")
+        plans = sorted((p for p in found if own.fullmatch(p.parent.name)), key=os.path.getmtime)
         if not plans:
             raise StepError(f"compiling {options.model} left no {PLAN_FILE} in {cache_dir}")
         source, file = plans[-1], PLAN_FILE

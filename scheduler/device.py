@@ -93,7 +93,7 @@ class Weights:
 
     def score(self, now: int) -> float:
         """Recent use, fading: frequency and recency in one figure."""
-        return self.use_score * math.exp2((self.last_used_ns - now) / USE_HALF_LIFE_NS)
+        return self.use_score * math.pow(2, (self.last_used_ns - now) / USE_HALF_LIFE_NS)
 
 
 class Outstanding(Wakeable):

@@ -52,4 +52,4 @@ class LaneShares:
 
 
 def _faded(age_ns: int) -> float:
-    return math.exp2(-age_ns / HALF_LIFE_NS)
+    return math.pow(2, -age_ns / HALF_LIFE_NS)

@@ -59,7 +59,7 @@ def read_models(emulation: str) -> list[EmulatedModel]:
     """The models of an emulation, in the order of its table. Raises UnknownEmulation."""
     if emulation not in EMULATIONS:
         raise UnknownEmulation(f"no emulation {emulation!r}, there is {', '.join(EMULATIONS)}")
-    table = resources.files("gpuworker").joinpath("data", EMULATIONS[emulation])
+    table = resources.files("gpuworker") / "data" / EMULATIONS[emulation]
     lines = table.read_text(encoding="utf-8").splitlines()
     return [_model(row, line) for row, line in zip(csv.DictReader(lines), lines[1:], strict=True)]
 

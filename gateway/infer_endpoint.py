@@ -342,9 +342,7 @@ class InferEndpoint:
             if name is None or plan is None or shape_class is None:
                 return
             default_ns = plan.spec.default_slo_ns or self._default_slo_ns
-            slo_ns = slo.find_slo_ns(
-                request, special, default_ns=default_ns, header_wins=target is not NATIVE
-            )
+            slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
         except RequestError:
             return
         refusal = self._sink.foresee(
@@ -386,9 +384,7 @@ class InferEndpoint:
             else:
                 request, binary = decode_body(body, header_length)
         default_ns = plan.spec.default_slo_ns or self._default_slo_ns
-        exchange.slo_ns = slo.find_slo_ns(
-            request, special, default_ns=default_ns, header_wins=target is not NATIVE
-        )
+        exchange.slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
         parameters = request.parameters
         exchange.choices = plan.choose_outputs(
             request.outputs, all_binary=parameters is not None and parameters.binary_data_output

@@ -1,9 +1,9 @@
 """The SLO of a request: where it may be written, in which order it counts, what it may be.
 
 It owns the lookup: body (`slo_ms`, `parameters.slo_ms`, `parameters.timeout` in microseconds),
-header `x-slo-ms`, model default, `default_slo_ms`; under /v2 the header goes before the body. Then
-a proxy's own timeout caps it. It must never read an SLO it cannot honour as "most urgent": what is
-not finite and in (0, 86,400,000] ms is a 400 that names the value.
+header `x-slo-ms`, model default, `default_slo_ms`; then a proxy's own timeout caps it. It must
+never read an SLO it cannot honour as "most urgent": what is not finite and in (0, 86,400,000] ms is
+a 400 that names the value.
 """
 
 import math
@@ -35,24 +35,13 @@ _SHOWN_CHARACTERS = 60  # of a bad value: enough to recognise it, too little to 
 HEADERS = frozenset({SLO_HEADER, ENVOY_HEADER, GRPC_HEADER})
 
 
-def find_slo_ns(
-    body: InferBody,
-    headers: Mapping[bytes, bytes],
-    *,
-    default_ns: int,
-    header_wins: bool = False,
-) -> int:
+def find_slo_ns(body: InferBody, headers: Mapping[bytes, bytes], *, default_ns: int) -> int:
     """The SLO of a request. `default_ns` is the model's default, or the gateway's.
-
-    `header_wins`: before the body. Clients of the Open Inference Protocol have their parameters
-    from a library or a tool, and a header from whoever runs it.
 
     Raises RequestError(bad_request) naming the source and the value.
     """
     slo_ns = None
-    if header_wins and SLO_HEADER in headers:
-        slo_ns = slo_ns_of_header(headers[SLO_HEADER], source="x-slo-ms")
-    elif body.slo_ms is not None or body.parameters is not None:
+    if body.slo_ms is not None or body.parameters is not None:
         slo_ns = _slo_ns_of_body(body)
     if not headers:
         return default_ns if slo_ns is None else slo_ns

@@ -10,7 +10,7 @@ phase in the third (OutputPhase). Elsewhere the EXEC lane does all three.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from gpuworker.backend import (
     Backend,
@@ -245,14 +245,17 @@ class OutputPhase:
         self._infer.deliver()
 
 
-class AcceptedLoad:
-    """Take pages, map, copy; on any failure the pages are free again."""
+_Moved = TypeVar("_Moved", LoadWeights, EvictWeights, ReleaseModel)
+
+
+class _Move(Generic[_Moved]):
+    """What the kinds of the LOAD lane share: they have nothing to prepare."""
 
     is_prepared = True
 
-    def __init__(self, bench: Bench, order: LoadWeights, *, session: int, received_ns: int) -> None:
+    def __init__(self, bench: Bench, order: _Moved, *, session: int, received_ns: int) -> None:
         self._bench = bench
-        self.order = order
+        self.order: _Moved = order
         self.model = order.model
         self.earliest_ns = order.earliest_ns
         self.latest_ns = order.latest_ns
@@ -261,6 +264,10 @@ class AcceptedLoad:
 
     def prepare(self) -> bool:
         return True
+
+
+class AcceptedLoad(_Move[LoadWeights]):
+    """Take pages, map, copy; on any failure the pages are free again."""
 
     def run(self) -> None:
         bench, model = self._bench, self.model
@@ -288,24 +295,8 @@ class AcceptedLoad:
         self._bench.finish(Finished(self._session, result, fatal=fatal))
 
 
-class AcceptedEvict:
+class AcceptedEvict(_Move[EvictWeights]):
     """Unmap, then give the pages back."""
-
-    is_prepared = True
-
-    def __init__(
-        self, bench: Bench, order: EvictWeights, *, session: int, received_ns: int
-    ) -> None:
-        self._bench = bench
-        self.order = order
-        self.model = order.model
-        self.earliest_ns = order.earliest_ns
-        self.latest_ns = order.latest_ns
-        self._session = session
-        self._received_ns = received_ns
-
-    def prepare(self) -> bool:
-        return True
 
     def run(self) -> None:
         bench, model = self._bench, self.model
@@ -332,24 +323,8 @@ class AcceptedEvict:
         self._bench.finish(Finished(self._session, result, fatal=fatal))
 
 
-class AcceptedRelease:
+class AcceptedRelease(_Move[ReleaseModel]):
     """Have the backend forget a model that has no pages."""
-
-    is_prepared = True
-
-    def __init__(
-        self, bench: Bench, order: ReleaseModel, *, session: int, received_ns: int
-    ) -> None:
-        self._bench = bench
-        self.order = order
-        self.model = order.model
-        self.earliest_ns = order.earliest_ns
-        self.latest_ns = order.latest_ns
-        self._session = session
-        self._received_ns = received_ns
-
-    def prepare(self) -> bool:
-        return True
 
     def run(self) -> None:
         bench, model = self._bench, self.model

@@ -114,8 +114,8 @@ def _missing(driver: Driver, gpus: Sequence[Gpu]) -> list[str]:
     absent = [package for module, package in _PACKAGES if not _is_there(module)]
     if absent:
         missing.append(
-            f"{' and '.join(absent)} not installed: pip install 'remontoir[gpu]', with the TensorRT"
-            f" that is built for CUDA {driver.cuda_version[0]} (the driver runs"
+            f"{' and '.join(absent)} not installed: pip install {' '.join(absent)},"
+            f" with the TensorRT that is built for CUDA {driver.cuda_version[0]} (the driver runs"
             f" {'.'.join(map(str, driver.cuda_version))})"
         )
     else:

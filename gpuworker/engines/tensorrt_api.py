@@ -124,7 +124,7 @@ def _import() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"TensorRT's Python package cannot be imported ({error}); "
-            'pip install "remontoir[gpu]" brings it'
+            "pip install tensorrt brings it"
         ) from error
 
 

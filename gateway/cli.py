@@ -15,7 +15,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from gateway import flags
+from gateway import flags, keys_cli
+from gateway.command_error import CommandError
 from gateway.config import MEBIBYTE
 from gateway.programs import program
 
@@ -23,14 +24,6 @@ PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 c
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 errors = Console(stderr=True, highlight=False)
-
-
-class CommandError(Exception):
-    """Ends the command with this one line on stderr."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 app = typer.Typer(
@@ -44,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(keys_cli.app)
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from gateway import cli
+from gateway.api_keys import matches, presented_key
+from gateway.tenants_file import parse_tenants
 from scheduler import __version__
 from scheduler.build import describe
 from scheduler.policies import POLICIES
@@ -36,6 +38,7 @@ COMMANDS = [
     "replay",
     "explain",
     "gpu-check",
+    "keys",
     "version",
 ]
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -95,9 +98,9 @@ def test_help_names_every_command_and_how_to_start(remontoir: Remontoir) -> None
     assert "remontoir fetch && remontoir serve --models demo-models" in out
 
 
-@pytest.mark.parametrize("command", COMMANDS[:-1])
+@pytest.mark.parametrize("command", [*COMMANDS[:-2], "keys api"])
 def test_the_help_of_each_command_has_an_example(remontoir: Remontoir, command: str) -> None:
-    code, out, _ = remontoir(command, "-h")
+    code, out, _ = remontoir(*command.split(), "-h")
     assert code == 0
     assert re.search(rf"Examples?:\s+remontoir {command}", words(out))
 
@@ -117,6 +120,15 @@ def test_serve_has_the_promised_flags_with_their_defaults(remontoir: Remontoir) 
         assert re.search(rf"{flag} .*?\[default: \({re.escape(default)}\)\]", text), flag
     for flag in ("--models", "--worker-bind", "--emulate"):
         assert flag in text
+
+
+def test_a_new_api_key_is_shown_once_with_what_the_tenants_file_keeps(remontoir: Remontoir) -> None:
+    code, out, err = remontoir("keys", "api", "--tenant", "shop")
+    assert (code, err) == (0, "")
+    [key] = re.findall(r"rmt_k[0-9a-f]{12}_[A-Za-z0-9_-]{43}", out)
+    tenants = parse_tenants(out[out.index("tenants:") :], source="what was printed")
+    [stored] = tenants["shop"].stored_keys()
+    assert matches(presented_key({b"x-api-key": key.encode()}), stored.digest)
 
 
 def test_policies_shows_each_with_its_options(remontoir: Remontoir) -> None:
@@ -161,6 +173,11 @@ def test_version(remontoir: Remontoir) -> None:
         (["compile"], 2, "which models? Give --models DIR."),
         (["explain", "r"], 2, "give one of REQUEST_ID and --list."),
         (["explain", "r", "1", "--late"], 2, "--refused, --late and --model go with --list."),
+        (
+            ["keys", "api", "--tenant", "a b"],
+            2,
+            "--tenant 'a b': a name is 1 to 64 letters, digits, '.', '_' and '-'",
+        ),
         (["infer", "m"], 2, "give the input as one of --file F and --json TEXT."),
         (["infer", "m", "--file", "/no/such"], 2, "/no/such: no such file"),
         (

@@ -75,12 +75,15 @@ class Launcher:
         self._sleep = sleep
         self._is_stopping = False
 
-    def stop(self, number: int) -> None:
-        """Pass a signal on to all; nobody is started again. May be called by a signal handler."""
+    def stop(self) -> None:
+        """Tell all to stop; nobody is started again. May be called by a signal handler.
+
+        By SIGTERM, whatever we were told by: workers leave a terminal's Ctrl-C to their parent.
+        """
         self._is_stopping = True
         for worker in self._workers:
             if worker.child is not None:
-                worker.child.send_signal(number)
+                worker.child.send_signal(signal.SIGTERM)
 
     def run(self) -> int:
         """Until none is left; the exit code of the first that did not end well, else 0."""
@@ -93,7 +96,7 @@ class Launcher:
                 return next((w.exit_code for w in self._workers if w.exit_code), 0)
             if all(worker.num_failed_starts >= MAX_FAILED_STARTS for worker in running):
                 _log.error("no GPU's worker starts, see the lines above")
-                self.stop(signal.SIGTERM)
+                self.stop()
                 return 1
             self._sleep(POLL_S)
 
@@ -166,8 +169,8 @@ def run_all(
     }
     launcher = Launcher(commands, descriptor, spawn=_spawn)
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        launcher.stop(number)
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        launcher.stop()
 
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

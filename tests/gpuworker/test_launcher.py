@@ -18,8 +18,10 @@ class Child:
         return self.code
 
     def send_signal(self, number: int) -> None:
+        """As a worker does that has a parent: it leaves Ctrl-C to that."""
         self.signals.append(number)
-        self.code = 0
+        if number != signal.SIGINT:
+            self.code = 0
 
 
 class World:
@@ -44,7 +46,7 @@ class World:
 
     def _pause(self, _seconds: float) -> None:
         if not self.script:
-            self.launcher.stop(signal.SIGTERM)
+            self.launcher.stop()
             return
         step = self.script.pop(0)
         assert callable(step)
@@ -147,7 +149,7 @@ def test_a_signal_during_a_start_reaches_the_new_one() -> None:
     spawn = world._spawn
 
     def interrupted(command: Sequence[str], descriptor: int) -> Child:
-        world.launcher.stop(signal.SIGTERM)
+        world.launcher.stop()
         return spawn(command, descriptor)
 
     world.launcher._spawn = interrupted

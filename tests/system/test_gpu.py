@@ -4,6 +4,7 @@ Everything else is real: pages and mappings through cuda-bindings and pycuda, a 
 GPU, weights in memory that both share, and the way of every request.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -83,19 +84,53 @@ def test_each_card_says_what_it_draws_and_an_answer_its_share(gpus: RunningGatew
 def test_a_worker_that_is_killed_is_started_again_beside_the_other(gpus: RunningGateway) -> None:
     [launcher] = gpus.child_pids()
 
-    def children() -> list[str]:
-        return Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-
-    first, second = children()
-    os.kill(int(second), signal.SIGKILL)
+    first, second = _children(launcher)
+    os.kill(second, signal.SIGKILL)
 
     async def story() -> None:
-        while first not in (now := children()) or len(now) < 2 or second in now:
+        while first not in (now := _children(launcher)) or len(now) < 2 or second in now:
             assert post(gpus.url, mlp_body()).status == 200  # by the other one, meanwhile
         await _both_joined(gpus.url)
 
     play(story)
     assert post(gpus.url, mlp_body()).status == 200
+
+
+def test_a_terminals_ctrl_c_ends_the_workers_of_all_gpus(
+    standins: dict[str, str], zoo_dir: Path
+) -> None:
+    env = environment(**standins, REMONTOIR_CACHE_DIR=str(zoo_dir / "cache"))
+    flags = ("--connect", "tcp://127.0.0.1:1", "--models", str(zoo_dir / "models"), *FLAGS[:4])
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "gateway", "worker", *flags, "--device", "all"],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # its process group is what a terminal sends Ctrl-C to
+    )
+    try:
+        while sum(map(_ignores_ctrl_c, _children(launcher.pid))) < 2:
+            assert launcher.poll() is None
+        os.killpg(launcher.pid, signal.SIGINT)
+        output, _ = launcher.communicate(timeout=60)
+        assert launcher.returncode == 0, output
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _ignores_ctrl_c(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # it ended just now
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigIgn:"):
+                return bool(int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1)
+    return False
 
 
 def _command(*flags: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":

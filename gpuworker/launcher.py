@@ -27,7 +27,8 @@ SETTLED_AFTER_S = 10.0
 # If every one of them ended this often without having lived that long, none will start.
 MAX_FAILED_STARTS = 4
 # Not started again: it was told to stop, its settings are wrong, or the gateway refuses it.
-FINAL = (0, 2, 3)
+EXIT_USAGE = 2
+FINAL = (0, EXIT_USAGE, 3)
 # Between looks whether someone has ended: much shorter than it takes a worker to start.
 POLL_S = 0.1
 
@@ -53,6 +54,7 @@ class _Worker:
         self.restart_at_s: float | None = 0.0
         self.delay_s = MIN_RESTART_DELAY_S
         self.num_failed_starts = 0
+        self.has_served = False
         self.exit_code: int | None = None  # once it is not started again
 
 
@@ -121,12 +123,16 @@ class Launcher:
                 worker.child.send_signal(signal.SIGTERM)
 
     def _on_exit(self, worker: _Worker, code: int, now: float) -> None:
-        if code in FINAL or self._is_stopping:
+        lived_s = now - worker.started_s
+        worker.has_served |= lived_s >= SETTLED_AFTER_S and code != EXIT_USAGE
+        # It is not the settings that are wrong where it has served with them: its card is gone,
+        # and may come back.
+        is_final = code in FINAL and not (code == EXIT_USAGE and worker.has_served)
+        if is_final or self._is_stopping:
             worker.exit_code = max(code, 0)
             if code in FINAL[1:]:
                 _log.error("%s: its worker ended with code %d, and stays so", worker.device, code)
             return
-        lived_s = now - worker.started_s
         if lived_s >= SETTLED_AFTER_S:
             worker.delay_s, worker.num_failed_starts = MIN_RESTART_DELAY_S, 0
         else:

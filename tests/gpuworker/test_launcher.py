@@ -110,6 +110,18 @@ def test_one_that_was_refused_stays_away_and_its_code_is_told() -> None:
     assert world.started == ["cuda:0", "cuda:1"]
 
 
+def test_wrong_settings_are_final_unless_it_has_served_with_them() -> None:
+    """A card that is gone makes it end with code 2 as well."""
+    world = World("cuda:0", "cuda:1")
+    world.ends(0, 2)  # at its start: it stays so
+    world.ends(1, 1, after_s=60)
+    world.passes(0.11)
+    world.ends(2, 2)
+    world.passes(10)
+    assert world.run() == 2
+    assert world.started == ["cuda:0", "cuda:1", "cuda:1", "cuda:1"]
+
+
 def test_when_all_were_dismissed_it_ends_by_itself() -> None:
     world = World("cuda:0", "cuda:1")
     world.ends(0, 0)

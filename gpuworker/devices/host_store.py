@@ -40,8 +40,8 @@ class _Place(msgspec.Struct, frozen=True):
 
 
 class HostStore:
-    """`shared` is what `share` returned in the process that started this one. Raises MemoryError
-    where the memory cannot be pinned, and DeviceError for a descriptor that is no store.
+    """`shared` is what `share` returned in the process that started this one. Raises DeviceError
+    for a descriptor that is no store.
     """
 
     def __init__(self, pinning: Pinning, shared: int | None = None) -> None:
@@ -50,7 +50,9 @@ class HostStore:
         self._shared = None if shared is None else _Shared(shared, pinning)
 
     def keep(self, name: str, content: Bytes) -> Bytes:
-        """These bytes, pinned, for as long as the store lives. Raises MemoryError."""
+        """These bytes, pinned, for as long as the store lives. Raises MemoryError, and others may
+        still be kept then.
+        """
         if self._shared is not None:
             kept = self._shared.keep(name, content)
             if kept is not None:
@@ -64,6 +66,10 @@ class HostStore:
 class _Shared:
     def __init__(self, descriptor: int, pinning: Pinning) -> None:
         self._descriptor = descriptor
+        self._pinning = pinning
+        # All and only offsets of places that are pinned: each model's own, so that pinned memory
+        # which runs out costs the model that comes last, and not the worker.
+        self._pinned: set[int] = set()
         try:
             self._memory = np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
             length = int.from_bytes(self._memory[:_LENGTH_BYTES].tobytes(), "little")
@@ -71,10 +77,11 @@ class _Shared:
             self._places = msgspec.json.decode(index, type=dict[str, _Place])
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             raise DeviceError(f"descriptor {descriptor} is no store of weights: {error}") from error
-        pinning.pin(self._memory)
 
     def keep(self, name: str, content: Bytes) -> Bytes | None:
-        """None where there is no place for them, or another worker has other bytes."""
+        """None where there is no place for them, or another worker has other bytes. Raises
+        MemoryError.
+        """
         place = self._places.get(name)
         if place is None or place.num_bytes != content.nbytes:
             return None
@@ -83,11 +90,16 @@ class _Shared:
             if not self._memory[place.flag]:
                 view[:] = content
                 self._memory[place.flag] = 1
-                return view
         if np.array_equal(view, content):
+            self._pin(place)
             return view
         _log.warning("%s: its weights differ from another GPU's, and are kept apart", name)
         return None
+
+    def _pin(self, place: _Place) -> None:
+        if place.offset not in self._pinned:
+            self._pinning.pin(self._memory[place.offset : place.offset + _whole(place.num_bytes)])
+            self._pinned.add(place.offset)
 
 
 class _Lock(NamedTuple):
@@ -108,12 +120,12 @@ def share(sizes: Mapping[str, int]) -> int:
 
     Raises DeviceError where there is not that much memory.
     """
-    num_head = -(-(64 * 1024 + 256 * len(sizes)) // _ALIGNMENT) * _ALIGNMENT
+    num_head = _whole(64 * 1024 + 256 * len(sizes))
     places: dict[str, _Place] = {}
     offset = num_head
     for number, (name, num_bytes) in enumerate(sizes.items()):
         places[name] = _Place(num_head - 1 - number, offset, num_bytes)
-        offset += -(-max(1, num_bytes) // _ALIGNMENT) * _ALIGNMENT
+        offset += _whole(num_bytes)
     index = msgspec.json.encode(places)
     if _LENGTH_BYTES + len(index) + len(sizes) > num_head:
         raise DeviceError(f"{len(sizes)} models' names do not fit into {num_head} bytes")
@@ -131,3 +143,8 @@ def share(sizes: Mapping[str, int]) -> int:
     os.pwrite(descriptor, len(index).to_bytes(_LENGTH_BYTES, "little") + index, 0)
     os.set_inheritable(descriptor, True)
     return descriptor
+
+
+def _whole(num_bytes: int) -> int:
+    """At least one page of the host, since none of two models may be the same."""
+    return -(-max(1, num_bytes) // _ALIGNMENT) * _ALIGNMENT

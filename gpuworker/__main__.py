@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -20,7 +20,7 @@ from typing import NoReturn
 import msgspec
 
 from gpuworker import linux
-from gpuworker.backend import Backend
+from gpuworker.backend import Backend, DeviceLost
 from gpuworker.config import (
     CPU_CACHE_BYTES,
     MEBIBYTE,
@@ -38,7 +38,7 @@ from gpuworker.devices.emulated import (
 from gpuworker.model_store import model_directories
 from scheduler.spec import ModelSpec
 
-EXIT_USAGE = 2
+EXIT_DONE, EXIT_BROKEN, EXIT_USAGE = 0, 1, 2
 # How long a thread that wants the interpreter waits before it asks the other to yield: a Pong must
 # not wait Python's default of 5 ms while a lane copies tensors.
 SWITCH_INTERVAL_S = 0.0005
@@ -54,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         exit_code: int = args.command(args)
         return exit_code
     except (ConfigError, UnknownEmulation) as error:
-        print(f"gpuworker: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return _refuse(error)
+
+
+def _refuse(error: Exception) -> int:
+    print(f"gpuworker: {error}", file=sys.stderr)
+    return EXIT_USAGE
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -83,10 +87,34 @@ def _run(args: argparse.Namespace) -> int:
     config.validate()
     if config.cpu is not None:
         linux.pin_to_cpu(config.cpu)
+    if config.device != CPU:
+        _end_at_once(_serve_on_gpu(config, parent_pid))
+    return _serve(config, parent_pid)
+
+
+def _serve_on_gpu(config: WorkerConfig, parent_pid: int | None) -> int:
+    """The exit code, whatever it ended by: a device that broke would abort the interpreter's end,
+    and with that say more than why.
+    """
+    try:
+        return _serve(config, parent_pid)
+    except SystemExit:  # told to stop before it served
+        return EXIT_DONE
+    except ConfigError as error:
+        return _refuse(error)
+    except DeviceLost as error:
+        print(f"gpuworker: {error}", file=sys.stderr)
+        return EXIT_BROKEN
+    except Exception:
+        logging.getLogger("gpuworker").critical("ended by a fault of its own", exc_info=True)
+        return EXIT_BROKEN
+
+
+def _serve(config: WorkerConfig, parent_pid: int | None) -> int:
     # Orders and pings are answered at once, whatever computes on this core; ZeroMQ's thread and
     # the lanes start with the same, and the lanes then take longer turns.
     linux.set_time_slice(linux.SHORTEST_SLICE_NS)
-    backend = _backend(config)
+    backend = _backend(config, is_bound_to_parent=parent_pid is not None)
 
     from gpuworker.worker import Worker
 
@@ -104,10 +132,7 @@ def _run(args: argparse.Namespace) -> int:
     if parent_pid is None:
         signal.signal(signal.SIGINT, stop)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    exit_code = worker.run()
-    if config.device != CPU:
-        _end_at_once(exit_code)
-    return exit_code
+    return worker.run()
 
 
 def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
@@ -141,7 +166,7 @@ def _compiled(args: argparse.Namespace, device: str) -> list[ModelSpec]:
     return specs
 
 
-def _backend(config: WorkerConfig) -> Backend:
+def _backend(config: WorkerConfig, *, is_bound_to_parent: bool) -> Backend:
     if config.emulate is not None:
         return EmulatedBackend(
             config.emulate,
@@ -159,7 +184,7 @@ def _backend(config: WorkerConfig) -> Backend:
         quiet=True,
     )
     if config.device != CPU:
-        return _gpu_backend(config, specs)
+        return _gpu_backend(config, specs, is_bound_to_parent=is_bound_to_parent)
     from gpuworker.devices.host import DeviceError
     from gpuworker.engines.onnxruntime import OnnxRuntimeBackend
 
@@ -175,9 +200,13 @@ def _backend(config: WorkerConfig) -> Backend:
         raise ConfigError(f"--cache-mb {cache_bytes // MEBIBYTE}: {error}") from error
 
 
-def _gpu_backend(config: WorkerConfig, specs: list[ModelSpec]) -> Backend:
+def _gpu_backend(
+    config: WorkerConfig, specs: list[ModelSpec], *, is_bound_to_parent: bool
+) -> Backend:
+    """Raises ConfigError for what no restart mends, DeviceLost for what one may."""
     # Imported here alone: there is none of it on a machine without a GPU.
     from gpuworker.devices.cuda_context import CudaContext
+    from gpuworker.devices.cuda_memory import fault
     from gpuworker.devices.host import DeviceError
     from gpuworker.devices.nvml import open_telemetry
     from gpuworker.engines.tensorrt import TensorRtBackend
@@ -185,8 +214,10 @@ def _gpu_backend(config: WorkerConfig, specs: list[ModelSpec]) -> Backend:
 
     ordinal = ordinal_of(config.device)
     assert ordinal is not None
+    # A signal's exception must not pass through TensorRT, which calls Python back.
+    _exit_on_signals(is_bound_to_parent, lambda: _end_at_once(EXIT_DONE))
+    context = CudaContext(ordinal)
     try:
-        context = CudaContext(ordinal)
         return TensorRtBackend(
             specs=specs,
             cache_dir=config.cache_dir,
@@ -197,8 +228,15 @@ def _gpu_backend(config: WorkerConfig, specs: list[ModelSpec]) -> Backend:
             api=TensorRt(),
             shared_store=config.host_store,
         )
-    except (DeviceError, MemoryError) as error:
-        raise ConfigError(f"--device {config.device}: {error}") from error
+    except DeviceLost:
+        raise
+    except Exception as error:
+        lost = fault()
+        if lost is not None:
+            raise DeviceLost(f"{context.name} broke while it was made ready: {lost}") from error
+        if isinstance(error, DeviceError | MemoryError):
+            raise ConfigError(f"--device {config.device}: {error}") from error
+        raise
 
 
 def _end_at_once(exit_code: int) -> NoReturn:
@@ -257,14 +295,14 @@ def _write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def _exit_on_signals(is_bound_to_parent: bool) -> None:
+def _exit_on_signals(is_bound_to_parent: bool, end: Callable[[], NoReturn] = sys.exit) -> None:
     """Until the worker runs, SIGTERM ends the process at once and cleanly.
 
     A terminal's Ctrl-C reaches parent and child; a child leaves it to the parent to say when.
     """
 
     def leave(_signal_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(0)
+        end()
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN if is_bound_to_parent else leave)

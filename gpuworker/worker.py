@@ -138,7 +138,10 @@ class Worker:
                 if frames is not None:
                     self._on_frames(frames)
         finally:
-            self.close()
+            if self._exit_code == EXIT_BROKEN:
+                self._leave()  # what a broken device is asked to give back may fail, or never end
+            else:
+                self.close()
 
     # What arrives
 
@@ -339,13 +342,18 @@ class Worker:
         """Give everything back. What a lane still works with is left, until this is called again:
         its thread is a daemon and ends with the process.
         """
+        if self._leave():
+            self._backend.close()
+
+    def _leave(self) -> bool:
+        """End the lanes, and if all of them do, the connection."""
         have_ended = []
         for lane in self._lanes:
             lane.put(Stop())
             have_ended.append(lane.join(JOIN_TIMEOUT_S))
         if all(have_ended):
             self._link.close()
-            self._backend.close()
+        return all(have_ended)
 
     # The lanes' side
 

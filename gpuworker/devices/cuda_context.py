@@ -14,7 +14,8 @@ import numpy as np
 import pycuda.driver as cuda
 from cuda.bindings import driver
 
-from gpuworker.config import ConfigError
+from gpuworker.backend import DeviceLost
+from gpuworker.config import MEBIBYTE, ConfigError
 from gpuworker.devices.cuda_memory import CudaError, call
 from gpuworker.devices.pages import Bytes
 
@@ -42,7 +43,9 @@ def _device(ordinal: int) -> Any:
 
 
 class CudaContext:
-    """Raises ConfigError where there is no such device, or one without virtual memory."""
+    """Raises ConfigError where there is no such device, or one without virtual memory, and
+    DeviceLost where it does not work, or has no memory for a context.
+    """
 
     def __init__(self, ordinal: int) -> None:
         device = _device(ordinal)
@@ -60,8 +63,11 @@ class CudaContext:
         self.name = self.kind.name
         # Other libraries number the devices otherwise; by this they all know them.
         self.pci_bus_id: str = device.pci_bus_id()
-        self._context = device.retain_primary_context()
-        self._context.push()
+        try:
+            self._context = device.retain_primary_context()
+            self._context.push()
+        except cuda.Error as error:
+            raise DeviceLost(f"{self.name} (cuda:{ordinal}) gives no context: {error}") from error
         # pycuda aborts a process that ends with a context on its stack, whatever it ends for.
         atexit.register(self.close)
         self._handle = call(driver.cuCtxGetCurrent)
@@ -101,7 +107,11 @@ class CudaContext:
         try:
             call(driver.cuMemHostRegister, address, memory.nbytes, 0)
         except CudaError as error:
-            raise MemoryError(f"pinning {memory.nbytes >> 20} MiB: {error}") from error
+            held = sum(each.nbytes for _, each in self._pinned)
+            raise MemoryError(
+                f"{memory.nbytes / MEBIBYTE:.1f} MiB of the host's memory cannot be pinned, beside"
+                f" {held / MEBIBYTE:.1f} MiB that are: {error}"
+            ) from error
         self._pinned.append((address, memory))
 
     def _unpin(self) -> None:
@@ -112,6 +122,9 @@ class CudaContext:
     def close(self) -> None:
         """Nothing of the device may be used any more."""
         atexit.unregister(self.close)
-        with contextlib.suppress(CudaError):  # of a device that is lost nothing can be unpinned
+        # A device that is lost refuses both, and pycuda then aborts a process that ends by itself:
+        # its owner must end it at once.
+        with contextlib.suppress(CudaError):
             self._unpin()
-        self._context.pop()
+        with contextlib.suppress(cuda.Error):
+            self._context.pop()

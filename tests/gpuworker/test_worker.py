@@ -565,6 +565,7 @@ def test_a_lost_device_fails_the_batch_and_ends_the_process(
     assert "gpu 0 is lost" in result.message
     assert rig.exit_code() == EXIT_BROKEN
     assert "giving up: gpu 0 is lost: CUDA_ERROR_ECC_UNCORRECTABLE" in caplog.text
+    assert not rig.backend.is_closed  # what is lost may refuse it, or never come back
 
 
 def test_a_device_lost_while_loading_ends_the_process(rig: Rig) -> None:
@@ -634,7 +635,6 @@ def test_a_dead_lane_ends_the_process(rig: Rig, caplog: pytest.LogCaptureFixture
     rig.order(infer(1), b"abcd")
     assert rig.exit_code() == 1
     assert "the exec lane died: SystemExit: out of the thread" in caplog.text
-    assert rig.backend.is_closed
 
 
 # Membership

@@ -20,7 +20,8 @@ from typing import NoReturn
 import msgspec
 
 from gpuworker import linux
-from gpuworker.backend import Backend, DeviceLost
+from gpuworker.backend import DeviceLost
+from gpuworker.backend_choice import backend_of, specs_of
 from gpuworker.config import (
     CPU_CACHE_BYTES,
     MEBIBYTE,
@@ -28,15 +29,13 @@ from gpuworker.config import (
     WorkerConfig,
     default_cache_dir,
 )
-from gpuworker.device_choice import AUTO, CPU, WORDS, devices_of, ordinal_of
+from gpuworker.device_choice import AUTO, CPU, WORDS, devices_of
 from gpuworker.devices.emulated import (
     EMULATIONS,
-    EmulatedBackend,
     UnknownEmulation,
     emulated_specs,
 )
 from gpuworker.model_store import model_directories
-from scheduler.spec import ModelSpec
 
 EXIT_DONE, EXIT_BROKEN, EXIT_USAGE = 0, 1, 2
 # How long a thread that wants the interpreter waits before it asks the other to yield: a Pong must
@@ -96,10 +95,10 @@ def _serve_on_gpu(config: WorkerConfig, parent_pid: int | None) -> int:
     """The exit code, whatever it ended by: a device that broke would abort the interpreter's end,
     and with that say more than why.
     """
+    # A signal's exception must not pass through TensorRT, which calls Python back.
+    _exit_on_signals(parent_pid is not None, lambda: _end_at_once(EXIT_DONE))
     try:
         return _serve(config, parent_pid)
-    except SystemExit:  # told to stop before it served
-        return EXIT_DONE
     except ConfigError as error:
         return _refuse(error)
     except DeviceLost as error:
@@ -114,7 +113,7 @@ def _serve(config: WorkerConfig, parent_pid: int | None) -> int:
     # Orders and pings are answered at once, whatever computes on this core; ZeroMQ's thread and
     # the lanes start with the same, and the lanes then take longer turns.
     linux.set_time_slice(linux.SHORTEST_SLICE_NS)
-    backend = _backend(config, is_bound_to_parent=parent_pid is not None)
+    backend = backend_of(config)
 
     from gpuworker.worker import Worker
 
@@ -143,7 +142,9 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
         raise ConfigError(f"--cpu {args.cpu}: {len(devices)} workers cannot share one CPU")
     from gpuworker.launcher import run_all
 
-    specs = _compiled(args, devices[0])
+    specs = specs_of(
+        args.models, args.cache_dir, page_bytes=args.page_mb * MEBIBYTE, device=devices[0]
+    )
     common = ["--connect", args.connect, "--models", str(args.models)]
     common += ["--cache-dir", str(args.cache_dir), "--page-mb", str(args.page_mb)]
     common += ["--log-level", args.log_level]
@@ -151,92 +152,6 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
         common += ["--cache-mb", str(args.cache_mb)]
     sizes = {s.name: s.weights_bytes for s in specs if s.unavailable_reason is None}
     return run_all(devices, common, name=args.name, weights_bytes=sizes)
-
-
-def _compiled(args: argparse.Namespace, device: str) -> list[ModelSpec]:
-    from gpuworker.compile import compile_repository
-
-    specs: list[ModelSpec] = compile_repository(
-        args.models,
-        args.cache_dir,
-        page_bytes=args.page_mb * MEBIBYTE,
-        device=device,
-        quiet=getattr(args, "quiet", True),
-    )
-    return specs
-
-
-def _backend(config: WorkerConfig, *, is_bound_to_parent: bool) -> Backend:
-    if config.emulate is not None:
-        return EmulatedBackend(
-            config.emulate,
-            cache_bytes=config.cache_bytes or CPU_CACHE_BYTES,
-            page_bytes=config.page_bytes,
-        )
-    from gpuworker.compile import compile_repository
-
-    assert config.models_dir is not None  # validate() says so
-    specs = compile_repository(
-        config.models_dir,
-        config.cache_dir,
-        page_bytes=config.page_bytes,
-        device=config.device,
-        quiet=True,
-    )
-    if config.device != CPU:
-        return _gpu_backend(config, specs, is_bound_to_parent=is_bound_to_parent)
-    from gpuworker.devices.host import DeviceError
-    from gpuworker.engines.onnxruntime import OnnxRuntimeBackend
-
-    cache_bytes = config.cache_bytes or CPU_CACHE_BYTES
-    try:
-        return OnnxRuntimeBackend(
-            specs=specs,
-            cache_dir=config.cache_dir,
-            cache_bytes=cache_bytes,
-            page_bytes=config.page_bytes,
-        )
-    except DeviceError as error:
-        raise ConfigError(f"--cache-mb {cache_bytes // MEBIBYTE}: {error}") from error
-
-
-def _gpu_backend(
-    config: WorkerConfig, specs: list[ModelSpec], *, is_bound_to_parent: bool
-) -> Backend:
-    """Raises ConfigError for what no restart mends, DeviceLost for what one may."""
-    # Imported here alone: there is none of it on a machine without a GPU.
-    from gpuworker.devices.cuda_context import CudaContext
-    from gpuworker.devices.cuda_memory import fault
-    from gpuworker.devices.host import DeviceError
-    from gpuworker.devices.nvml import open_telemetry
-    from gpuworker.engines.tensorrt import TensorRtBackend
-    from gpuworker.engines.tensorrt_api import TensorRt
-
-    ordinal = ordinal_of(config.device)
-    assert ordinal is not None
-    # A signal's exception must not pass through TensorRT, which calls Python back.
-    _exit_on_signals(is_bound_to_parent, lambda: _end_at_once(EXIT_DONE))
-    context = CudaContext(ordinal)
-    try:
-        return TensorRtBackend(
-            specs=specs,
-            cache_dir=config.cache_dir,
-            cache_bytes=config.cache_bytes,
-            page_bytes=config.page_bytes,
-            context=context,
-            telemetry=open_telemetry(context.pci_bus_id),
-            api=TensorRt(),
-            shared_store=config.host_store,
-        )
-    except DeviceLost:
-        raise
-    except Exception as error:
-        lost = fault()
-        if lost is not None:
-            raise DeviceLost(f"{context.name} broke while it was made ready: {lost}") from error
-        if isinstance(error, DeviceError | MemoryError):
-            raise ConfigError(f"--device {config.device}: {error}") from error
-        raise
 
 
 def _end_at_once(exit_code: int) -> NoReturn:
@@ -265,9 +180,16 @@ def _compile(args: argparse.Namespace) -> int:
     elif args.models is None:
         raise ConfigError("--models is needed, except with --emulate")
     else:
+        from gpuworker.compile import compile_repository
+
         model_directories(args.models)  # before anything takes time
-        device = devices_of(args.device)[0]
-        specs = _compiled(args, device)
+        specs = compile_repository(
+            args.models,
+            args.cache_dir,
+            page_bytes=args.page_mb * MEBIBYTE,
+            device=devices_of(args.device)[0],
+            quiet=args.quiet,
+        )
     with _names_file("--catalog-out", catalogue):
         _write_atomically(catalogue, msgspec.json.encode(specs))
     return 0

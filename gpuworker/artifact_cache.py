@@ -141,9 +141,24 @@ class ArtifactCache:
             if directory.exists():
                 shutil.rmtree(directory)
             os.replace(unfinished, directory)
+            self._refusal(model, version, content_hash).unlink(missing_ok=True)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         return StoredArtifact(directory, artifact)
+
+    def refuse(self, model: str, version: str, content_hash: str, reason: str) -> None:
+        """Note why there is no artifact, for who need not find out again. Called under the lock."""
+        file = self._refusal(model, version, content_hash)
+        unfinished = file.with_name(f"{file.name}.unfinished")
+        unfinished.write_text(reason, encoding="utf-8")
+        os.replace(unfinished, file)
+
+    def refusal(self, model: str, version: str, content_hash: str) -> str | None:
+        """What was noted when it was last tried, None where it never failed or has been made."""
+        try:
+            return self._refusal(model, version, content_hash).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
 
     def beside(self, name: str) -> Path:
         """A file that all artifacts of this engine and kind of device share."""
@@ -158,6 +173,10 @@ class ArtifactCache:
         with directory.with_name(f"{directory.name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def _refusal(self, model: str, version: str, content_hash: str) -> Path:
+        directory = self._directory(model, version, content_hash)
+        return directory.with_name(f"{directory.name}.refused")
 
     def _directory(self, model: str, version: str, content_hash: str) -> Path:
         key = "\n".join((model, version, content_hash, self._engine_key, str(FORMAT_VERSION)))

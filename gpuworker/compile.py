@@ -66,12 +66,14 @@ def compile_repository(
     page_bytes: int,
     device: str = CPU,
     quiet: bool = False,
+    tries_again: bool = True,
 ) -> list[ModelSpec]:
     """The specs of all models, by name; compiles those that are not in the cache.
 
     Raises RepositoryError where `models_dir` is no directory or holds no model, and ConfigError
-    where there is no such device. A model that cannot be served has an `unavailable_reason`; it is
-    tried again the next time.
+    where there is no such device. A model that cannot be served has an `unavailable_reason`. One
+    that could not be compiled before is tried again, which may take minutes; a worker takes the
+    reason that was noted then, since its gateway has just tried, and so did the worker before it.
     """
     target = target_of(device)
     models = scan_repository(models_dir, takes_plans=target.is_gpu)
@@ -95,7 +97,14 @@ def compile_repository(
                 text = f"{of}: {said.what} {said.done}/{said.of}"
                 progress.update(task, description=text)
 
-            spec = _spec_of(model, artifacts, target, page_bytes=page_bytes, on_progress=show)
+            spec = _spec_of(
+                model,
+                artifacts,
+                target,
+                page_bytes=page_bytes,
+                tries_again=tries_again,
+                on_progress=show,
+            )
             if spec.unavailable_reason is not None:
                 progress.console.print(
                     f"{model.name} is unavailable: {spec.unavailable_reason}", markup=False
@@ -112,6 +121,7 @@ def _spec_of(
     target: Target,
     *,
     page_bytes: int,
+    tries_again: bool,
     on_progress: Callable[[CompileProgress], None],
 ) -> ModelSpec:
     if model.problem is not None:
@@ -121,7 +131,12 @@ def _spec_of(
     try:
         with artifacts.lock(*identity):
             stored = artifacts.find(*identity)
-            if stored is None:
+            if stored is not None:
+                return stored.artifact.spec
+            refusal = None if tries_again else artifacts.refusal(*identity)
+            if refusal is not None:
+                return _unavailable(model, target, refusal)
+            try:
                 stored = artifacts.store(
                     *identity,
                     lambda directory: compile_in_own_process(
@@ -133,7 +148,10 @@ def _spec_of(
                         on_progress=on_progress,
                     ),
                 )
-    except (CompileError, OSError) as error:
+            except CompileError as error:
+                artifacts.refuse(*identity, str(error))
+                return _unavailable(model, target, str(error))
+    except OSError as error:  # of the cache's disk, which the next one may find mended
         return _unavailable(model, target, str(error))
     return stored.artifact.spec
 

@@ -1,11 +1,14 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx
 import pytest
 
+from gpuworker import compile as compiling
 from gpuworker.__main__ import main
+from gpuworker.artifact_cache import Artifact
 from gpuworker.compile import compile_in_own_process, compile_repository
 from gpuworker.compile_model import CompileError, fewest_byte_seconds
 from gpuworker.engines.onnx_graph import compact_weights, optimise, read_graph, weights_bytes
@@ -222,6 +225,42 @@ def test_a_damaged_artifact_is_compiled_again(tmp_path: Path) -> None:
     assert second.weights_bytes == first.weights_bytes
     (blob,) = cache.glob("m-*/weights.bin")
     assert blob.read_bytes() == content
+
+
+def test_what_cannot_be_compiled_is_tried_by_who_compiles_and_not_by_each_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    write_model(repository, "m", onnx_models.mlp())
+    tried: list[str] = []
+    is_mended = False
+    compile_it = compile_in_own_process
+
+    def in_own_process(model: RepositoryModel, directory: Path, **how: Any) -> Artifact:
+        tried.append(model.name)
+        if not is_mended:
+            raise CompileError(f"attempt {len(tried)}")
+        return compile_it(model, directory, page_bytes=PAGE)
+
+    monkeypatch.setattr(compiling, "compile_in_own_process", in_own_process)
+
+    def reason(*, tries_again: bool) -> str | None:
+        (spec,) = compile_repository(
+            repository, cache, page_bytes=PAGE, quiet=True, tries_again=tries_again
+        )
+        return spec.unavailable_reason
+
+    assert reason(tries_again=False) == "attempt 1"  # nobody has tried yet
+    assert reason(tries_again=False) == "attempt 1"
+    assert reason(tries_again=True) == reason(tries_again=False) == "attempt 2"
+    is_mended = True
+    assert reason(tries_again=False) == "attempt 2"
+    assert reason(tries_again=True) is reason(tries_again=False) is None
+    content = onnx_models.mlp(seed=2).SerializeToString()
+    (repository / "m" / "1" / "model.onnx").write_bytes(content)
+    is_mended = False
+    assert reason(tries_again=False) == "attempt 4"  # another content is another model
+    assert len(tried) == 4
 
 
 @pytest.mark.parametrize(

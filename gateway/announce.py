@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from gateway import demo
+from gateway.config import KEY_VARIABLE
 from scheduler.spec import ModelSpec, TensorSpec
 
 MAX_ELEMENTS = 65_536  # of a body: a quarter of a megabyte of zeros
@@ -40,7 +41,9 @@ def print_started(
     page_bytes: int,
     bodies_dir: Path,
     took_s: float,
+    needs_key: bool = False,
 ) -> None:
+    """`needs_key`: the lines take an API key from the environment."""
     served = [spec for spec in specs if spec.unavailable_reason is None]
     num_pages = sum(spec.num_pages(page_bytes) for spec in served)
     console.print(
@@ -63,7 +66,9 @@ def print_started(
     console.print(
         "\nTry, in another terminal (-H 'x-slo-ms: ...' says by when the answer is wanted):"
     )
-    for line in curl_lines(url, served, bodies_dir):
+    if needs_key:
+        console.print(f"with an API key: export {KEY_VARIABLE}=...", markup=False)
+    for line in curl_lines(url, served, bodies_dir, needs_key=needs_key):
         console.print(f"  {line}", style="cyan", markup=False, soft_wrap=True)
     if any(spec.name == demo.MODEL_NAME for spec in served):
         command = f"  {own_command()} infer magika --file /bin/ls --slo-ms 50 --url {url}"
@@ -91,12 +96,17 @@ def own_command() -> str:
     return quote(os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script))
 
 
-def curl_lines(url: str, specs: Sequence[ModelSpec], bodies_dir: Path) -> list[str]:
+def curl_lines(
+    url: str, specs: Sequence[ModelSpec], bodies_dir: Path, *, needs_key: bool = False
+) -> list[str]:
     """A list of models, an answer in time, and an honest no; the first alone if no model is small.
 
     Writes the body into `bodies_dir` where it is too long for a line.
     """
-    lines = [f"curl -sw '\\n' {url}/models"]
+    curl = "curl -sw '\\n'"
+    if needs_key:
+        curl += f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
+    lines = [f"{curl} {url}/models"]
     example = example_of(specs)
     if example is None:
         return lines
@@ -106,8 +116,8 @@ def curl_lines(url: str, specs: Sequence[ModelSpec], bodies_dir: Path) -> list[s
         file = (bodies_dir / f"{example.model}.json").absolute()
         file.write_text(example.body, "utf-8")
         data = "@" + quote(str(file))
-    lines.append(f"curl -sw '\\n' -H 'x-slo-ms: 1000' -d {data} {url}/infer")
-    lines.append(f"curl -sw '\\n' -H 'x-slo-ms: 0.001' -d {data} {url}/infer   # an honest no")
+    lines.append(f"{curl} -H 'x-slo-ms: 1000' -d {data} {url}/infer")
+    lines.append(f"{curl} -H 'x-slo-ms: 0.001' -d {data} {url}/infer   # an honest no")
     return lines
 
 

@@ -1,7 +1,8 @@
 """The application: one outer ASGI callable that answers inference, and FastAPI for the rest.
 
-It owns which of the two a request goes to. It must never look at anything but the path: a FastAPI
-route costs two thirds of the throughput, and a mount answers POST with 307.
+It owns which of the two a request goes to, and that both ask for a key where there are tenants. It
+must never look at anything but the path: a FastAPI route costs two thirds of the throughput, and a
+mount answers POST with 307.
 """
 
 import time
@@ -11,10 +12,13 @@ from typing import Any
 from fastapi import FastAPI
 
 from gateway.config import GatewayConfig
+from gateway.device_time import DeviceTime
 from gateway.errors import ErrorReplies
 from gateway.exchange import Send
+from gateway.guard import Guard
 from gateway.infer_endpoint import InferEndpoint
 from gateway.infer_target import target_of
+from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.repository import Repository
@@ -28,15 +32,24 @@ from scheduler.spec import MILLISECOND_NS, ModelSpec
 class App:
     """ASGI 3. `lifecycle` starts in "starting": whoever built the app says when it serves."""
 
-    def __init__(self, infer: InferEndpoint, routes: FastAPI, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self,
+        infer: InferEndpoint,
+        routes: FastAPI,
+        lifecycle: Lifecycle,
+        *,
+        guard: Guard | None = None,
+    ) -> None:
+        """`guard` stands in front of `routes`; None where everybody may ask."""
         self.infer = infer
         self.routes = routes
         self.lifecycle = lifecycle
+        self._others = guard or routes
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         target = target_of(scope["path"]) if scope["type"] == "http" else None
         if target is None:
-            await self.routes(scope, receive, send)
+            await self._others(scope, receive, send)
         else:
             await self.infer(scope, receive, send, target=target)
 
@@ -52,13 +65,16 @@ def create_app(
     lifecycle: Lifecycle | None = None,
     call_later: CallLater | None = None,
     on_named: OnNamed | None = None,
+    keyring: Keyring | None = None,
+    device_time: DeviceTime | None = None,
 ) -> App:
     """Composes the HTTP side.
 
     `catalog` maps names to specs, unavailable ones too; it may be changed while the app runs, each
     spec as a whole, and is where models are unloaded and loaded. `metrics` must also be among the
     dispatcher's observers. `call_later` is the event loop's unless a test drives its own.
-    `on_named` hears which of the dispatcher's ids a request's textual id belongs to.
+    `on_named` hears which of the dispatcher's ids a request's textual id belongs to. With a
+    `keyring` requests need a key of it; its `device_time` is then among the dispatcher's observers.
     """
     lifecycle = lifecycle or Lifecycle()
     errors = ErrorReplies(
@@ -78,6 +94,8 @@ def create_app(
         request_ids=request_ids,
         call_later=call_later,
         on_named=on_named,
+        keyring=keyring,
+        device_time=device_time,
     )
     routes = build_routes(
         config,
@@ -90,4 +108,13 @@ def create_app(
         request_ids=request_ids,
         clock=clock,
     )
-    return App(infer, routes, lifecycle)
+    if keyring is None:
+        return App(infer, routes, lifecycle)
+    guard = Guard(
+        routes,
+        keyring,
+        errors=errors,
+        request_ids=request_ids,
+        has_open_metrics=config.open_metrics,
+    )
+    return App(infer, routes, lifecycle, guard=guard)

@@ -19,14 +19,17 @@ import uvicorn
 from gateway import host_process
 from gateway.app import create_app
 from gateway.config import MEBIBYTE, GatewayConfig
-from gateway.dispatcher import Dispatcher
+from gateway.device_time import DeviceTime
+from gateway.dispatcher import Dispatcher, Observer
 from gateway.host_process import ServeError
 from gateway.http_protocol import HttpProtocol
+from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
 from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile, run_devices
+from gateway.tenants_file import Tenants, weights_of
 from gateway.worker_link import BindError, WorkerLink
 from scheduler import __version__
 from scheduler.event_log import Header
@@ -68,7 +71,14 @@ class _Server(uvicorn.Server):
 class Assembly:
     """Made on the running event loop; nothing happens before `open`. Raises ServeError."""
 
-    def __init__(self, config: GatewayConfig, *, directory: Path, log_level: str) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        *,
+        directory: Path,
+        log_level: str,
+        tenants: Tenants | None = None,
+    ) -> None:
         emulation = host_process.emulation_of(config)
         self._config = config
         self._emulation = emulation
@@ -86,8 +96,9 @@ class Assembly:
         # The HTTP side's: there models are unloaded, while a worker that joins may still have them.
         self._shown: dict[str, ModelSpec] = {}
         self._lifecycle = Lifecycle()
+        self._weights = weights_of(tenants or {})
         scheduler = Scheduler(
-            SchedulerConfig(reply_margin_ns=REPLY_MARGIN_NS),
+            SchedulerConfig(reply_margin_ns=REPLY_MARGIN_NS, tenant_weights=self._weights),
             policy=host_process.policy_of(config),
         )
         self._recorder = self._open_recorder(scheduler)
@@ -100,13 +111,20 @@ class Assembly:
         except BindError as error:
             raise ServeError(str(error)) from error
         metrics.watch_link(self._link)
+        observers: list[Observer] = [metrics]
+        self._keyring = device_time = None
+        if tenants is not None:
+            self._keyring = Keyring(tenants, clock=time.monotonic_ns)
+            metrics.watch_tenants(self._keyring)
+            device_time = DeviceTime(self._keyring, self.catalog)
+            observers.append(device_time)
         self._dispatcher = Dispatcher(
             scheduler if self._recorder is None else RecordedCore(scheduler, self._recorder),
             self._link,
             clock=time.monotonic_ns,
             timer=asyncio.get_running_loop(),
             on_fatal=self._on_fatal,
-            observers=[metrics],
+            observers=observers,
             call_soon=asyncio.get_running_loop().call_soon,
         )
         self._supervisor = Supervisor(
@@ -120,6 +138,8 @@ class Assembly:
             metrics=metrics,
             lifecycle=self._lifecycle,
             on_named=None if self._recorder is None else self._recorder.named,
+            keyring=self._keyring,
+            device_time=device_time,
         )
         self._server = _Server(
             uvicorn.Config(
@@ -160,6 +180,21 @@ class Assembly:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         self._lifecycle.serve()
+
+    def replace_tenants(self, tenants: Tenants) -> str:
+        """From the next request on; what was used stays used. Returns what there is now, in words.
+
+        Weights are the scheduler's from its start: a change of them is said and waits for the next.
+        """
+        if self._keyring is None:
+            raise ValueError("this gateway was started without tenants")
+        if weights_of(tenants) != self._weights:
+            logger.warning("weights of tenants have changed: the next start will use them")
+        self._keyring.replace(tenants)
+        num_tenants, num_keys = len(self._keyring.tenants), self._keyring.num_keys
+        return (
+            f"{num_tenants} tenant{'s' * (num_tenants > 1)}, {num_keys} key{'s' * (num_keys > 1)}"
+        )
 
     async def drain(self) -> None:
         """/readyz says no, then everything new is refused, then what was admitted is answered."""

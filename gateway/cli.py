@@ -17,7 +17,7 @@ from rich.console import Console
 
 from gateway import flags, keys_cli
 from gateway.command_error import CommandError
-from gateway.config import MEBIBYTE
+from gateway.config import KEY_VARIABLE, MEBIBYTE
 from gateway.programs import program
 
 PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
@@ -54,6 +54,9 @@ def serve(
     models: flags.ModelsDir = None,
     host: flags.Host = None,
     port: flags.Port = None,
+    tenants: flags.TenantsFile = None,
+    insecure: flags.Insecure = False,
+    open_metrics: flags.OpenMetrics = False,
     device: flags.Device = None,
     workers: flags.Workers = None,
     cache_mb: flags.CacheMb = None,
@@ -79,6 +82,7 @@ def serve(
       remontoir serve --models demo-models
       remontoir serve --models demo-models --cache-mb 64
       remontoir serve --models demo-models --device cuda:0
+      remontoir serve --models demo-models --host 0.0.0.0 --tenants tenants.yaml
       remontoir serve --models demo-models --worker-bind tcp://0.0.0.0:7000
       remontoir serve --emulate clockwork-v100:4
       remontoir serve --emulate clockwork-v100 --policy clockwork --schedule-ahead-ms 5
@@ -91,6 +95,9 @@ def serve(
         "models_dir": None if models is None else str(models),
         "host": host,
         "port": port,
+        "tenants_file": None if tenants is None else str(tenants),
+        "insecure": insecure or None,
+        "open_metrics": open_metrics or None,
         "device": device,
         "workers": workers,
         "cache_mb": cache_mb,
@@ -210,7 +217,7 @@ def list_models(url: flags.Url = flags.DEFAULT_URL) -> None:
     from gateway.client import Client, ClientError
 
     try:
-        with Client(url) as gateway:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE)) as gateway:
             display.print_models(console, gateway.models())
     except ClientError as error:
         raise CommandError(str(error)) from error
@@ -242,7 +249,7 @@ def infer(
         why = "cannot be read" if file.exists() else "no such file"
         raise CommandError(f"{file}: {why}", exit_code=2)
     try:
-        with Client(url) as gateway:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE)) as gateway:
             ask.infer(gateway, model, file=file, json_text=json, slo_ms=slo_ms, console=console)
     except ClientError as error:
         raise CommandError(str(error)) from error

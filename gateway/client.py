@@ -44,10 +44,17 @@ class Answer(NamedTuple):
 class Client:
     """Calls one gateway, until the `with` block ends. Every call raises ClientError."""
 
-    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         self._url = url.rstrip("/")
+        headers = {} if not api_key else {"authorization": f"Bearer {api_key}"}
         # A proxy in the environment is meant for the world outside, not for this server.
-        self._http = httpx.Client(transport=transport, trust_env=False)
+        self._http = httpx.Client(headers=headers, transport=transport, trust_env=False)
 
     def __enter__(self) -> Self:
         return self

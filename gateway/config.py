@@ -15,6 +15,7 @@ import yaml
 
 ENVIRONMENT_PREFIX = "REMONTOIR_"
 FILE_VARIABLE = "REMONTOIR_CONFIG_FILE"
+KEY_VARIABLE = "REMONTOIR_API_KEY"  # no setting: what `remontoir infer` and its like send
 MEBIBYTE = 1024 * 1024
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -32,12 +33,17 @@ class ConfigError(ValueError):
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one gateway process. "mb" means MiB, as in the command line's flags."""
 
-    host: str = "127.0.0.1"  # nobody else's machine until it is asked for: no authentication yet
+    host: str = "127.0.0.1"  # nobody else's machine until it is asked for, and then with keys
     port: Port = 8000  # where Triton and KServe listen; 0 takes a free one
     models_dir: str | None = None  # no default: serving the wrong directory is worse than asking
     cache_dir: str | None = None  # compiled artifacts; None: the user's cache directory
     emulate: str | None = None  # "clockwork-v100:4": emulated devices in place of real ones
     record: str | None = None  # a file for the event log; grows by the request, so: when asked
+
+    tenants_file: str | None = None  # none: nobody needs a key, which is for this machine alone
+    tenants: str | None = None  # the text of such a file, for where a variable is easier than one
+    insecure: bool = False  # other machines without a key: only for who has said that they mean it
+    open_metrics: bool = False  # /metrics without a key; it names tenants, models and their load
 
     device: str = "auto"  # every GPU there is; the CPU of a machine that has none
     workers: Count = 1  # of our own on the CPU; 0 where all join through worker_bind
@@ -97,7 +103,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
         name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for name, value in environ.items()
         if name.startswith(ENVIRONMENT_PREFIX)
-        and name != FILE_VARIABLE
+        and name not in (FILE_VARIABLE, KEY_VARIABLE)
         and not _is_of_a_service(name, value)
     }
 

@@ -133,6 +133,7 @@ class Dispatcher:
         tensors: RequestTensors,
         buffers: list[Buffer],
         on_done: OnDone,
+        tenant: str = "",
     ) -> int:
         """Takes in a well-formed request for a known model and returns its id.
 
@@ -156,6 +157,7 @@ class Dispatcher:
             shape_key,
             elements,
             do_not_queue,
+            tenant,
         )
         if self._call_soon is None:
             self._feed(arrived, _NO_OUTPUTS)
@@ -174,12 +176,21 @@ class Dispatcher:
         rows: int,
         shape_key: str,
         elements: int,
+        tenant: str = "",
     ) -> Rejected | None:
         """The refusal a request would get if it were submitted now; None if it would get none."""
         if self.fatal_error is not None or self._is_handling:
             return None
         arrived = RequestArrived(
-            0, model, arrival_ns, arrival_ns + slo_ns, rows, shape_key, shape_key, elements
+            0,
+            model,
+            arrival_ns,
+            arrival_ns + slo_ns,
+            rows,
+            shape_key,
+            shape_key,
+            elements,
+            tenant=tenant,
         )
         return self._scheduler.foresee(arrived, max(self._clock(), self._now))
 

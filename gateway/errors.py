@@ -58,6 +58,10 @@ PROBLEMS: dict[str, Problem] = {
     # from the gateway's own door
     "starting": Problem(503, "The gateway is starting", may_retry=True),
     "draining": Problem(503, "The gateway is draining", may_retry=True),
+    "unauthenticated": Problem(401, "A valid API key is needed"),
+    "forbidden": Problem(403, "The API key does not allow this"),
+    "slo_below_tenant_minimum": Problem(403, "The SLO is shorter than the tenant may ask for"),
+    "quota_exceeded": Problem(429, "The tenant is over its quota", may_retry=True),
     "bad_request": Problem(400, "The request is malformed"),
     "not_found": Problem(404, "No such model, version or route"),
     "method_not_allowed": Problem(405, "The route does not have this method"),
@@ -73,12 +77,27 @@ CLOSES_CONNECTION = frozenset({"timeout", "too_large", "draining"})
 class RequestError(Exception):
     """The client's fault, or a state of the gateway: becomes the error body of `reason`."""
 
-    def __init__(self, reason: str, detail: str, *, allow: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        *,
+        allow: str | None = None,
+        challenge: str | None = None,
+        retry_after_ns: int | None = None,
+        slo_ns: int | None = None,
+        min_slo_ns: int | None = None,
+    ) -> None:
+        """`allow` and `challenge` are the headers Allow and WWW-Authenticate."""
         super().__init__(detail)
         self.reason = reason
         # what a client wrote may stand in it, and may be of any length
         self.detail = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]}…"
         self.allow = allow
+        self.challenge = challenge
+        self.retry_after_ns = retry_after_ns
+        self.slo_ns = slo_ns
+        self.min_slo_ns = min_slo_ns
 
 
 def bad_request(detail: str) -> RequestError:
@@ -152,10 +171,15 @@ class ErrorReplies:
     ) -> ErrorReply:
         """The gateway's own no."""
         extra = [(b"allow", error.allow.encode())] if error.allow else []
+        if error.challenge:
+            extra.append((b"www-authenticate", error.challenge.encode()))
         return self.build(
             error.reason,
             error.detail,
             request_id=request_id,
+            retry_after_ns=error.retry_after_ns,
+            slo_ns=error.slo_ns,
+            min_slo_ns=error.min_slo_ns,
             media_type=media_type,
             extra_headers=extra,
         )

@@ -20,7 +20,8 @@ from gateway.infer_body import HEADER_LENGTH, InferReply, PhaseFigures, SloFigur
 from gateway.metrics import Metrics
 from gateway.reply_encoding import compressed
 from gateway.request_body import BodyMemory, Message
-from gateway.tallies import ModelTallies
+from gateway.tallies import SERVED, ModelTallies
+from gateway.tenant import Tenant
 from gateway.tensors import ModelPlan, OutputChoice
 from gateway.views import Clock
 from scheduler.events import Cancelled, Expired, Failed, Outcome, Reason, Rejected, Served
@@ -38,7 +39,9 @@ _BINARY = (b"content-type", b"application/octet-stream")
 # What an outcome other than Served is called in metrics.
 _OUTCOME_NAMES = {Rejected: "rejected", Expired: "expired", Failed: "failed"}
 # The gateway's own refusals that are no fault of the request.
-_REJECTIONS = frozenset({"overloaded", "starting", "draining", "model_unavailable"})
+_REJECTIONS = frozenset(
+    {"overloaded", "starting", "draining", "model_unavailable", "quota_exceeded"}
+)
 
 _encoder = msgspec.json.Encoder()
 
@@ -65,7 +68,9 @@ class Exchange:
         "client_id",
         "closes_connection",
         "encoding",
+        "has_entered",
         "held_bytes",
+        "held_device_ns",
         "is_answered",
         "is_ended",
         "is_gone",
@@ -79,6 +84,8 @@ class Exchange:
         "surroundings",
         "tallies",
         "task",
+        "tenant",
+        "was_refused",
         "write",
     )
 
@@ -99,6 +106,10 @@ class Exchange:
         self.arrival_ns = arrival_ns
         self.media_type = media_type  # of error bodies
         self.held_bytes = 0
+        self.tenant: Tenant | None = None  # None where nobody has a key
+        self.has_entered = False  # takes a place among the tenant's open requests
+        self.was_refused = False  # for no fault of its own
+        self.held_device_ns = 0  # of the tenant's quota
         self.sink_id: int | None = None  # the dispatcher's id, once it has the request
         self.tallies: ModelTallies | None = None  # once the model is known
         self.reply: Reply | None = None
@@ -143,7 +154,8 @@ class Exchange:
         """The gateway's own no."""
         if self.is_answered:
             return
-        self._count("rejected" if error.reason in _REJECTIONS else "invalid", error.reason)
+        self.was_refused = error.reason in _REJECTIONS
+        self._count("rejected" if self.was_refused else "invalid", error.reason)
         reply = self.surroundings.errors.of_error(
             error, request_id=self.request_id, media_type=self.media_type
         )
@@ -210,6 +222,7 @@ class Exchange:
             )
         if isinstance(outcome, Served | Cancelled):
             raise RuntimeError(f"{type(outcome).__name__} does not fit a waiting client")
+        self.was_refused = type(outcome) is Rejected
         self._count(_OUTCOME_NAMES[type(outcome)], outcome.reason.value)
         return _messages(
             self.surroundings.errors.of_outcome(
@@ -263,6 +276,8 @@ class Exchange:
             body = _encoded(body, self.encoding, headers)
         if self.tallies is not None:
             self.tallies.observe_served(served, latency_ns=latency_ns, slo_ns=slo_ns)
+        if self.tenant is not None:
+            self.tenant.outcomes[SERVED] += 1
         return (
             {"type": "http.response.start", "status": 200, "headers": headers},
             {"type": "http.response.body", "body": body},
@@ -277,6 +292,8 @@ class Exchange:
         )
 
     def _count(self, outcome: str, reason: str) -> None:
+        if self.tenant is not None:
+            self.tenant.outcomes[outcome, reason] += 1
         if self.tallies is None:
             self.surroundings.metrics.observe_unnamed(outcome, reason)
         else:

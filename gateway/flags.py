@@ -60,6 +60,27 @@ Port = Annotated[
         "--port", help="Port to listen on; 0 takes a free one.", show_default=str(DEFAULTS.port)
     ),
 ]
+TenantsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tenants",
+        metavar="FILE",
+        help="Who may ask, for what, and how much: API keys (their hashes), models, SLOs, quotas "
+        "(docs/security.md). Read again on SIGHUP.",
+        show_default="nobody needs a key",
+    ),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure",
+        help="Listen on other addresses than this machine's own without keys: whoever reaches "
+        "the port may use and unload every model.",
+    ),
+]
+OpenMetrics = Annotated[
+    bool, typer.Option("--open-metrics", help="With --tenants: /metrics needs no key.")
+]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -191,7 +212,14 @@ WorkerName = Annotated[
     typer.Option("--name", help="Shown in metrics.", show_default="this machine's name"),
 ]
 Cpu = Annotated[int | None, typer.Option("--cpu", help="Run on this CPU only.")]
-Url = Annotated[str, typer.Option("--url", help="Where the gateway listens.")]
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        help="Where the gateway listens. If it needs an API key: that of REMONTOIR_API_KEY is "
+        "sent.",
+    ),
+]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
 InputFile = Annotated[
     Path | None,

@@ -6,6 +6,7 @@ anything.
 
 import ctypes
 import errno
+import ipaddress
 import logging
 import os
 import platform
@@ -20,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.config import GatewayConfig
+from gateway.tenants_file import Tenants, TenantsError, parse_tenants, read_tenants
 from scheduler.policies import Policy, PolicyError, parse
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
@@ -97,6 +99,20 @@ def policy_of(config: GatewayConfig) -> Policy:
         raise ServeError(str(error), exit_code=2) from error
 
 
+def tenants_of(config: GatewayConfig) -> Tenants | None:
+    """Of the file or the variable; None where nobody needs a key. Raises ServeError."""
+    try:
+        if config.tenants_file is not None and config.tenants is not None:
+            raise TenantsError("tenants_file and tenants are both given: one is enough")
+        if config.tenants_file is not None:
+            return read_tenants(Path(config.tenants_file))
+        if config.tenants is not None:
+            return parse_tenants(config.tenants, source="setting tenants")
+    except TenantsError as error:
+        raise ServeError(str(error), exit_code=2) from error
+    return None
+
+
 def cache_dir(config: GatewayConfig) -> Path:
     """Where compiled models are kept. REMONTOIR_CACHE_DIR is the setting `cache_dir` itself."""
     if config.cache_dir is not None:
@@ -128,13 +144,22 @@ def answer_first() -> bool:
     return bool(ctypes.CDLL(None).syscall(ctypes.c_long(number), 0, attributes, 0) == 0)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises ServeError."""
+def listen(host: str, port: int, *, for_anybody: bool = False) -> socket.socket:
+    """A listening TCP socket. Raises ServeError; also where other machines could reach it, unless
+    it is `for_anybody`.
+    """
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise ServeError(f"--host {host}: {error.strerror}", exit_code=2) from error
     family, kind, protocol, _, address = addresses[0]
+    if not for_anybody and not is_loopback(address[0]):
+        raise ServeError(
+            f"--host {host}: other machines could use this gateway without a key. Give --tenants "
+            "FILE (`remontoir keys api --tenant NAME` makes the first key), or --insecure if "
+            "something else keeps strangers away",
+            exit_code=2,
+        )
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -148,6 +173,14 @@ def listen(host: str, port: int) -> socket.socket:
             ) from error
         raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}") from error
     return listener
+
+
+def is_loopback(address: str | int) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(str(address).partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 @contextmanager

@@ -55,6 +55,7 @@ class Endpoint(Protocol):
     def answer(
         self, headers: Headers, body: bytes, write: Write, *, arrival_ns: int, target: Target
     ) -> Exchange | None: ...
+    def knows_caller(self, headers: Headers) -> bool: ...
     def takes_upload(self, num_bytes: int) -> bool: ...
     def answer_early(
         self, headers: Headers, begin: bytes, write: Write, *, arrival_ns: int, target: Target
@@ -283,6 +284,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _begin_upload(self) -> None:
         chunks = self._take_deferred()
+        if not self.endpoint.knows_caller(self.headers):
+            self._start_cycle(chunks, self._arrival_ns)  # where that is said, and no more is read
+            return
         num_expected = announced_bytes(self.headers)
         upload = Upload(
             self.endpoint.memory, arrival_ns=self._arrival_ns, num_expected=num_expected

@@ -15,10 +15,12 @@ from typing import Any
 from gateway import slo
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.datatypes import DATATYPES
+from gateway.device_time import DeviceTime
 from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError, bad_request
 from gateway.exchange import Exchange, Reply, Send, Write, no_send
 from gateway.infer_body import HEADER_LENGTH, InferBody, decode_body
 from gateway.infer_target import NATIVE, Target
+from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.raw_input import raw_request
@@ -82,7 +84,10 @@ class InferEndpoint:
         request_ids: RequestIds,
         call_later: CallLater | None = None,
         on_named: OnNamed | None = None,
+        keyring: Keyring | None = None,
+        device_time: DeviceTime | None = None,
     ) -> None:
+        """Without a keyring nobody needs a key; with one, `device_time` predicts for its quotas."""
         self.clock = clock
         self.errors = errors
         self.metrics = metrics
@@ -96,6 +101,8 @@ class InferEndpoint:
         self._lifecycle = lifecycle
         self._call_later = call_later
         self._on_named = on_named
+        self._keyring = keyring
+        self._device_time = device_time
         self._max_open = config.max_open_requests
         self._max_body_bytes = config.max_body_mb * MEBIBYTE
         self._body_timeout_s = config.body_timeout_ms / 1000
@@ -123,6 +130,8 @@ class InferEndpoint:
         try:
             try:
                 self._check_door(scope["method"], headers)
+                if self._keyring is not None:
+                    self._let_in(exchange, self._keyring, headers)
                 message = await receive()
                 if not message.get("more_body", True):
                     body = message["body"]
@@ -189,6 +198,8 @@ class InferEndpoint:
         self.num_open += 1
         try:
             self._check_door("POST", _NO_HEADERS)  # what the body was announced as matters no more
+            if self._keyring is not None:
+                self._let_in(exchange, self._keyring, known)
             exchange.hold(len(body))
             check_length(len(body), max_bytes=self._max_body_bytes)
             self._submit(exchange, body, special, target)
@@ -198,6 +209,10 @@ class InferEndpoint:
             logger.exception("request %s broke the gateway", request_id)
             exchange.fail()
         return exchange
+
+    def knows_caller(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether the body of such a request is worth reading before somebody says 401."""
+        return self._keyring is None or self._keyring.knows(dict(headers))
 
     def takes_upload(self, num_bytes: int) -> bool:
         """Whether a body that was announced with so many bytes is worth waiting for."""
@@ -224,6 +239,12 @@ class InferEndpoint:
         media_type = PROBLEM_JSON if target is NATIVE else JSON
         exchange = Exchange(self, no_send, request_id, arrival_ns, media_type, write)
         self.num_open += 1
+        if self._keyring is not None:
+            try:
+                exchange.tenant = self._keyring.tenant_of(known)
+            except RequestError:  # a key that was good when the upload began
+                self.release(exchange)
+                return None
         self._foresee(exchange, begin, known, target)
         if exchange.is_answered:
             return exchange
@@ -234,6 +255,9 @@ class InferEndpoint:
         """The exchange takes no more room here."""
         self.num_open -= 1
         self.memory.give_back(exchange.held_bytes)
+        tenant = exchange.tenant
+        if tenant is not None and exchange.has_entered:
+            tenant.leave(exchange.held_device_ns, was_refused=exchange.was_refused)
 
     def cancel(self, exchange: Exchange) -> None:
         """Nobody waits for its answer any more."""
@@ -278,6 +302,12 @@ class InferEndpoint:
         content_length = headers.get(b"content-length")
         if content_length is not None and content_length.isdigit():
             check_length(int(content_length), max_bytes=self._max_body_bytes)
+
+    def _let_in(self, exchange: Exchange, keyring: Keyring, headers: Mapping[bytes, bytes]) -> None:
+        """Before the body is looked at. Raises RequestError: unauthenticated, quota_exceeded."""
+        exchange.tenant = tenant = keyring.tenant_of(headers)
+        tenant.enter(self.clock())
+        exchange.has_entered = True
 
     async def _read_in_time(self, exchange: Exchange, first: Message, receive: Receive) -> bytes:
         def on_slow() -> None:
@@ -337,12 +367,19 @@ class InferEndpoint:
         try:
             request, _ = decode_body(begin[: int(header_length)], header_length)
             name = target.model or request.model
+            tenant = exchange.tenant
+            if tenant is not None and name is not None:
+                tenant.check_model(name)
             plan = self.plan_of(name, target.version) if name is not None else None
             shape_class = plan.shape_class(request.inputs) if plan is not None else None
             if name is None or plan is None or shape_class is None:
                 return
             default_ns = plan.spec.default_slo_ns or self._default_slo_ns
+            if tenant is not None:
+                default_ns = tenant.default_slo(default_ns)
             slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
+            if tenant is not None:
+                tenant.check_slo(slo_ns)
         except RequestError:
             return
         refusal = self._sink.foresee(
@@ -352,6 +389,7 @@ class InferEndpoint:
             rows=shape_class.rows,
             shape_key=shape_class.shape_key,
             elements=shape_class.elements,
+            tenant="" if tenant is None else tenant.name,
         )
         if refusal is not None:
             exchange.tallies = self.metrics.of_model(name)
@@ -368,15 +406,20 @@ class InferEndpoint:
         target: Target,
     ) -> None:
         name = target.model
+        tenant = exchange.tenant
         header_length = special.get(HEADER_LENGTH)
         if name is None:
             request, binary = decode_body(body, header_length)
             name = request.model
             if name is None:
                 raise bad_request("the body names no model: member `model` is missing")
+            if tenant is not None:
+                tenant.check_model(name)
             plan = self.plan_of(name)
             exchange.tallies = self.metrics.of_model(name)
         else:
+            if tenant is not None:
+                tenant.check_model(name)
             plan = self.plan_of(name, target.version)
             exchange.tallies = self.metrics.of_model(name)
             if header_length == _RAW:
@@ -384,7 +427,11 @@ class InferEndpoint:
             else:
                 request, binary = decode_body(body, header_length)
         default_ns = plan.spec.default_slo_ns or self._default_slo_ns
+        if tenant is not None:
+            default_ns = tenant.default_slo(default_ns)
         exchange.slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
+        if tenant is not None:
+            tenant.check_slo(exchange.slo_ns)
         parameters = request.parameters
         exchange.choices = plan.choose_outputs(
             request.outputs, all_binary=parameters is not None and parameters.binary_data_output
@@ -392,6 +439,14 @@ class InferEndpoint:
         inputs = plan.read_inputs(request.inputs, binary)
         exchange.plan = plan
         exchange.client_id = request.id
+        if tenant is not None and tenant.has_device_quota and self._device_time is not None:
+            predicted_ns = self._device_time.predict_ns(
+                plan.spec,
+                rows=inputs.rows,
+                shape_key=inputs.shape_key,
+                elements=inputs.elements,
+            )
+            exchange.held_device_ns = tenant.hold(predicted_ns, self.clock())
         sink_id = self._sink.submit(
             model=name,
             arrival_ns=exchange.arrival_ns,
@@ -404,6 +459,7 @@ class InferEndpoint:
             tensors=inputs.tensors,
             buffers=inputs.buffers,
             on_done=exchange.on_done,
+            tenant="" if tenant is None else tenant.name,
         )
         exchange.sink_id = sink_id
         if self._on_named is not None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gateway.keyring import Keyring
 from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally
 from gateway.views import LinkView, SchedulerView
 from scheduler.actions import Code, EvictResult, Infer, InferResult, LoadResult, LoadWeights
@@ -36,6 +37,7 @@ class Metrics:
         self.page_bytes = page_bytes
         self.scheduler: SchedulerView | None = None
         self.link: LinkView | None = None
+        self.keyring: Keyring | None = None
         # All and only models that were asked for by a name of the catalogue, or acted upon.
         self.models: dict[str, ModelTallies] = {}
         # Answers to requests that named no model of the catalogue, by (outcome, reason).
@@ -53,6 +55,9 @@ class Metrics:
 
     def watch_link(self, link: LinkView) -> None:
         self.link = link
+
+    def watch_tenants(self, keyring: Keyring) -> None:
+        self.keyring = keyring
 
     def of_model(self, name: str) -> ModelTallies:
         """Only for names of the catalogue: each becomes a label."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from gateway.gpu_figures import GpuFigures
+from gateway.keyring import Keyring
 from gateway.metrics import Metrics, name_of
 from gateway.tallies import ModelTallies, Tally
 from gateway.views import DeviceView, LinkView, SchedulerView
@@ -102,6 +103,8 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
     if metrics.link is not None:
         yield _odd_messages(metrics.link)
         yield from _gpus(metrics.link.gpus)
+    if metrics.keyring is not None:
+        yield from _tenants(metrics.keyring)
     if metrics.scheduler is not None:
         yield from _gauges(metrics.scheduler)
 
@@ -157,6 +160,39 @@ def _actions(models: Models, metrics: Metrics) -> Iterator[str]:
             (f'action="{action}",code="{code}"', count)
             for (action, code), count in metrics.results.items()
         ),
+    )
+
+
+def _tenants(keyring: Keyring) -> Iterator[str]:
+    """Names are of the tenants file, so there are as many as it has; keys are never among them."""
+    tenants = list(keyring.tenants.values())
+    yield _family(
+        "tenant_requests_total",
+        "counter",
+        "Inference requests answered, by tenant, outcome and reason.",
+        (
+            (f'tenant="{tenant.name}",outcome="{outcome}",reason="{reason}"', count)
+            for tenant in tenants
+            for (outcome, reason), count in tenant.outcomes.items()
+        ),
+    )
+    yield _family(
+        "tenant_device_seconds_total",
+        "counter",
+        "Device time that the tenant's requests were measured to take, shared by rows in a batch.",
+        ((f'tenant="{tenant.name}"', tenant.device_ns / 1e9) for tenant in tenants),
+    )
+    yield _family(
+        "tenant_open_requests",
+        "gauge",
+        "Inference requests of the tenant without an answer.",
+        ((f'tenant="{tenant.name}"', tenant.num_open) for tenant in tenants),
+    )
+    yield _family(
+        "unauthenticated_total",
+        "counter",
+        "Requests without a valid API key, by what was wrong.",
+        ((f'kind="{kind}"', count) for kind, count in keyring.refused.items()),
     )
 
 

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError, bad_request
+from gateway.guard import may_see
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.metrics_page import CONTENT_TYPE, page_parts
@@ -108,8 +109,9 @@ def build_routes(
         return _json({"live": True, "ready": True})
 
     @app.get("/models")
-    async def models() -> Response:
-        return _json({"models": [describe(spec) for spec in catalog.values()]})
+    async def models(request: Request) -> Response:
+        shown = [spec for spec in catalog.values() if may_see(request, spec.name)]
+        return _json({"models": [describe(spec) for spec in shown]})
 
     @app.get("/models/{name}")
     async def model(name: str) -> Response:

@@ -1,6 +1,7 @@
 """`remontoir serve`: settings in, a serving process out, and its orderly end.
 
-Owns signals, and what a person reads while it starts and stops. It leaves nothing behind, however
+Owns signals (SIGHUP has the tenants file read again), and what a person reads while it starts and
+stops. It leaves nothing behind, however
 it ends: no process, no socket file, no shared memory.
 
 Start: HTTP first, so that a taken port is known before minutes of compiling and /readyz can say
@@ -10,6 +11,7 @@ Start: HTTP first, so that a taken port is known before minutes of compiling and
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import time
@@ -24,7 +26,10 @@ from gateway import announce, host_process
 from gateway.assembly import Assembly
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.host_process import ServeError
+from gateway.tenants_file import Tenants
 from scheduler.spec import SECOND_NS
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
@@ -34,21 +39,25 @@ def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
     host_process.emulation_of(config)
     host_process.check_models_dir(config)
     host_process.policy_of(config)
+    tenants = host_process.tenants_of(config)
     host_process.raise_open_files_limit()
     host_process.answer_first()
     with (
-        host_process.listen(config.host, config.port) as listener,
+        host_process.listen(
+            config.host, config.port, for_anybody=config.insecure or tenants is not None
+        ) as listener,
         host_process.private_directory() as directory,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         try:
-            runner.run(_live(config, listener, directory, log_level, console, begin_ns))
+            runner.run(_live(config, tenants, listener, directory, log_level, console, begin_ns))
         except asyncio.CancelledError:
             raise ServeError("ended at once, as asked a second time", exit_code=130) from None
 
 
 async def _live(
     config: GatewayConfig,
+    tenants: Tenants | None,
     listener: socket.socket,
     directory: Path,
     log_level: str,
@@ -56,7 +65,7 @@ async def _live(
     begin_ns: int,
 ) -> None:
     """The whole life: start, serve, drain, stop. A second signal skips what is left of it."""
-    parts = Assembly(config, directory=directory, log_level=log_level)
+    parts = Assembly(config, directory=directory, log_level=log_level, tenants=tenants)
     loop = asyncio.get_running_loop()
     life = asyncio.current_task()
     stop_asked = asyncio.Event()
@@ -66,9 +75,15 @@ async def _live(
             life.cancel()
         stop_asked.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # not under nohup
-            loop.add_signal_handler(number, on_signal)
+    def on_hangup() -> None:
+        _reload(config, parts, console)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    if config.tenants_file is not None:
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
+        loop.add_signal_handler(signal.SIGHUP, on_signal)
     parts.open(listener)
     try:
         is_up = await _unless(stop_asked, parts.broken, parts.start())
@@ -86,6 +101,19 @@ async def _live(
         raise
     finally:
         await parts.close()
+
+
+def _reload(config: GatewayConfig, parts: Assembly, console: Console) -> None:
+    """The tenants file again. One that cannot be used changes nothing."""
+    try:
+        tenants = host_process.tenants_of(config)
+    except ServeError as error:
+        logger.error("tenants stay as they were: %s", error)
+        return
+    if tenants is not None:
+        found = parts.replace_tenants(tenants)
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            console.print(f"Read {config.tenants_file} again: {found}.", soft_wrap=True)
 
 
 async def _unless(
@@ -123,4 +151,5 @@ def _announce(
         page_bytes=config.page_mb * MEBIBYTE,
         bodies_dir=host_process.cache_dir(config) / "examples",
         took_s=took_s,
+        needs_key=config.tenants_file is not None or config.tenants is not None,
     )

@@ -41,8 +41,8 @@ SIGNED_DURATIONS = Buckets(
     ),
     scale=SECOND_NS,
 )
-_SERVED = ("served", "")
 ROWS = Buckets((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64), scale=1)
+SERVED = ("served", "")  # outcome and reason, in the counters of outcomes
 
 
 class Tally:
@@ -133,7 +133,7 @@ class ModelTallies:
         self.request_error_ns = request_error_ns  # shared by all models
 
     def observe_served(self, served: Served, *, latency_ns: int, slo_ns: int) -> None:
-        self.outcomes[_SERVED] += 1
+        self.outcomes[SERVED] += 1
         self.served_ns += latency_ns
         # Tally.observe, written out: four calls are a large part of what counting costs.
         queue_ns = served.queue_ns
@@ -156,7 +156,7 @@ class ModelTallies:
 
     @property
     def num_served(self) -> int:
-        return self.outcomes[_SERVED]
+        return self.outcomes[SERVED]
 
     def observe_refused(self, outcome: str, reason: str, *, latency_ns: int) -> None:
         """`outcome` is rejected, expired, failed, cancelled or invalid."""

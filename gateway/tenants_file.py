@@ -89,6 +89,15 @@ def parse_tenants(text: str, *, source: str) -> Tenants:
     return tenants
 
 
+def weights_of(tenants: Tenants) -> dict[str, float]:
+    """For SchedulerConfig.tenant_weights: empty unless some tenant has a weight; then 1 is that of
+    all who name none.
+    """
+    if not any(spec.weight for spec in tenants.values()):
+        return {}
+    return {name: 1.0 if spec.weight is None else spec.weight for name, spec in tenants.items()}
+
+
 def _spec(name: object, entry: object, source: str) -> TenantSpec:
     if not isinstance(name, str) or not TENANT_NAME.fullmatch(name):
         raise TenantsError(

@@ -11,6 +11,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 
 from gateway.errors import bad_request
+from gateway.guard import may_see
 from gateway.lifecycle import Lifecycle
 from gateway.repository import Repository
 from gateway.request_body import too_large
@@ -46,7 +47,8 @@ def add_repository_routes(
     @app.post("/v2/repository/index")
     async def index(request: Request) -> Response:
         asked = await _read(request, IndexRequest())
-        return _json(repository.index(only_ready=asked.ready))
+        entries = repository.index(only_ready=asked.ready)
+        return _json([entry for entry in entries if may_see(request, entry.name)])
 
     @app.post("/v2/repository/models/{name}/load")
     async def load(name: str, request: Request) -> Response:

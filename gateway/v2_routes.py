@@ -10,9 +10,10 @@ import time
 from collections.abc import Mapping
 
 import msgspec
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from gateway.errors import RequestError
+from gateway.guard import may_see
 from gateway.infer_endpoint import no_such_version
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
@@ -83,12 +84,13 @@ def add_v2_routes(
         return _json({"live": True, "ready": True})
 
     @app.get("/v2/models/stats")
-    async def all_stats() -> Response:
+    async def all_stats(request: Request) -> Response:
         told = []
         for number, spec in enumerate(list(catalog.values())):
             if number % MODELS_PER_TURN == 0:
                 await asyncio.sleep(0)  # requests go on
-            told.append(stats_of(spec))
+            if may_see(request, spec.name):
+                told.append(stats_of(spec))
         return _json(Statistics(told))
 
     @app.get("/v2/models/{name}/stats")

@@ -39,6 +39,7 @@ class RequestSink(Protocol):
         tensors: RequestTensors,
         buffers: list[Buffer],
         on_done: OnDone,
+        tenant: str = "",
     ) -> int: ...
     def foresee(
         self,
@@ -49,6 +50,7 @@ class RequestSink(Protocol):
         rows: int,
         shape_key: str,
         elements: int,
+        tenant: str = "",
     ) -> Rejected | None: ...
     def cancel(self, request_id: int) -> None: ...
     def feed(self, event: Event) -> None: ...

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.datatypes import DATATYPES
 from gateway.errors import PROBLEMS, ErrorBody
+from gateway.guard import OPEN_PATHS
 from gateway.infer_body import (
     InferBody,
     InferReply,
@@ -85,7 +86,7 @@ def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
     for reference in used:
         assert resolved({"$ref": reference})
     for kind, members in CONTRACT["components"].items():
-        for name in members:
+        for name in members if kind != "securitySchemes" else ():  # used by name
             assert f"#/components/{kind}/{name}" in used
 
 
@@ -136,6 +137,15 @@ def test_examples_of_errors_are_what_the_table_would_say() -> None:
 def test_every_route_documents_the_errors_that_all_have() -> None:
     for _, _, operation in operations():
         assert {"200", "405", "500"} <= set(operation["responses"])
+
+
+def test_every_route_but_the_probes_documents_keys() -> None:
+    schemes = {name for entry in CONTRACT["security"] for name in entry}
+    assert schemes == set(CONTRACT["components"]["securitySchemes"])
+    for path, _, operation in operations():
+        is_open = operation.get("security") == []
+        assert is_open is (path in OPEN_PATHS)
+        assert ({"401", "403"} <= set(operation["responses"])) is not is_open
 
 
 @pytest.mark.parametrize(

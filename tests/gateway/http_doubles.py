@@ -10,9 +10,12 @@ import msgspec
 
 from gateway.app import App, create_app
 from gateway.config import GatewayConfig
+from gateway.device_time import DeviceTime
 from gateway.dispatcher import OnDone, Outputs
+from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.tenants_file import Tenants
 from scheduler.device import WeightsState
 from scheduler.events import Cancelled, Event, Rejected, Served
 from scheduler.spec import (
@@ -100,6 +103,7 @@ class Submitted(msgspec.Struct):
     tensors: RequestTensors
     buffers: list[Any]
     on_done: Any
+    tenant: str
 
 
 class PuppetDispatcher:
@@ -127,6 +131,7 @@ class PuppetDispatcher:
         rows: int,
         shape_key: str,
         elements: int,
+        tenant: str = "",
     ) -> Rejected | None:
         self.foreseen.append((model, slo_ns, rows, shape_key, elements))
         return self.refusal
@@ -145,6 +150,7 @@ class PuppetDispatcher:
         tensors: RequestTensors,
         buffers: list[Buffer],
         on_done: OnDone,
+        tenant: str = "",
     ) -> int:
         request_id = len(self.submitted) + 1
         self.submitted.append(
@@ -161,6 +167,7 @@ class PuppetDispatcher:
                 tensors,
                 buffers,
                 on_done,
+                tenant,
             )
         )
         if self.answer_at_once is not None:
@@ -206,7 +213,12 @@ class PuppetScheduler:
 class Bench:
     """One app over puppets, serving."""
 
-    def __init__(self, *specs: ModelSpec, config: GatewayConfig | None = None) -> None:
+    def __init__(
+        self,
+        *specs: ModelSpec,
+        config: GatewayConfig | None = None,
+        tenants: Tenants | None = None,
+    ) -> None:
         self.catalog = {spec.name: spec for spec in specs or (model_spec(),)}
         self.clock = Clock()
         self.timers = Timers()
@@ -215,6 +227,12 @@ class Bench:
         self.lifecycle = Lifecycle()
         self.lifecycle.serve()
         self.metrics = Metrics(version="0.0.0", page_bytes=16 << 20)
+        self.keyring: Keyring | None = None
+        self.device_time: DeviceTime | None = None
+        if tenants is not None:
+            self.keyring = Keyring(tenants, clock=self.clock)
+            self.device_time = DeviceTime(self.keyring, self.catalog)
+            self.metrics.watch_tenants(self.keyring)
         self.app: App = create_app(
             config or GatewayConfig(),
             self.dispatcher,
@@ -224,6 +242,8 @@ class Bench:
             clock=self.clock,
             lifecycle=self.lifecycle,
             call_later=self.timers,
+            keyring=self.keyring,
+            device_time=self.device_time,
         )
 
     def client(self) -> "Client":

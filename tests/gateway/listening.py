@@ -12,6 +12,7 @@ import uvloop
 from gateway.app import create_app
 from gateway.config import GatewayConfig
 from gateway.http_protocol import HttpProtocol
+from gateway.tenants_file import Tenants
 from tests.gateway.http_doubles import Bench, Submitted
 
 PATIENCE_S = 20.0  # for a step that takes microseconds: only a hang takes that long
@@ -52,6 +53,8 @@ class Gateway:
             metrics=bench.metrics,
             clock=bench.clock,
             lifecycle=bench.lifecycle,
+            keyring=bench.keyring,
+            device_time=bench.device_time,
         )
         self.port = 0
         self.server: uvicorn.Server
@@ -104,10 +107,14 @@ class Connection:
 
 @asynccontextmanager
 async def listening(
-    is_direct: bool, *specs: Any, config: GatewayConfig | None = None, keep_alive_s: int = 5
+    is_direct: bool,
+    *specs: Any,
+    config: GatewayConfig | None = None,
+    keep_alive_s: int = 5,
+    tenants: Tenants | None = None,
 ) -> AsyncIterator[Gateway]:
     """With uvicorn's own protocol all requests come through ASGI."""
-    gateway = Gateway(Bench(*specs), config or GatewayConfig())
+    gateway = Gateway(Bench(*specs, tenants=tenants), config or GatewayConfig())
     http = HttpProtocol.serving(gateway.app.infer) if is_direct else "httptools"
     server = uvicorn.Server(
         uvicorn.Config(

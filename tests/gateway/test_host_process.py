@@ -38,7 +38,7 @@ def test_a_port_is_taken_from_the_moment_we_listen() -> None:
 
 def test_a_host_that_is_not_ours_is_named() -> None:
     with pytest.raises(ServeError, match=r"^cannot listen on 192\.0\.2\.1 port 0: ") as caught:
-        host_process.listen("192.0.2.1", 0)  # an address of documentation only
+        host_process.listen("192.0.2.1", 0, for_anybody=True)  # an address of documentation only
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.EADDRNOTAVAIL
 

@@ -11,8 +11,10 @@ import logging
 import threading
 from collections.abc import Iterator
 
-import pycuda.driver as cuda
+from cuda.bindings import driver
 
+from gpuworker.devices.cuda_context import CudaContext
+from gpuworker.devices.cuda_memory import call
 from gpuworker.devices.host import AddressRange
 
 _log = logging.getLogger("gpuworker.tensorrt")
@@ -45,19 +47,24 @@ class WeightsLayout:
 
 
 class EngineMemory:
-    """`allocate` and `deallocate` are TensorRT's, from any thread; they never raise."""
+    """`allocate` and `deallocate` are TensorRT's, from any thread, its own too; they never raise.
 
-    def __init__(self) -> None:
+    `refused` is what could not be had since it was last emptied: TensorRT itself does not tell.
+    """
+
+    def __init__(self, context: CudaContext) -> None:
+        self.refused = ""
+        self._context = context
         self._lock = threading.Lock()
         self._layout: WeightsLayout | None = None
         self._ranges: list[AddressRange] = []  # of engines: what lies there is not ours to free
-        self._plain: dict[int, tuple[cuda.DeviceAllocation, int]] = {}
+        self._plain: dict[int, int] = {}  # address → bytes
 
     @property
     def plain_bytes(self) -> int:
         """Device memory beside the pages that engines and contexts hold."""
         with self._lock:
-            return sum(num_bytes for _, num_bytes in self._plain.values())
+            return sum(self._plain.values())
 
     @contextlib.contextmanager
     def weights_in(self, addresses: AddressRange) -> Iterator[WeightsLayout]:
@@ -80,19 +87,23 @@ class EngineMemory:
                     return 0
                 if self._layout is not None:
                     return self._layout.take(num_bytes, alignment)
-                allocation = cuda.mem_alloc(num_bytes)
-                self._plain[int(allocation)] = allocation, num_bytes
-                return int(allocation)
+                self._context.bind_thread()
+                # Not by pycuda, which takes only threads that have its own stack of contexts.
+                address = int(call(driver.cuMemAlloc, num_bytes))
+                self._plain[address] = num_bytes
+                return address
         except Exception as error:  # an exception must not pass through TensorRT's C++
-            _log.error("%d bytes for TensorRT: %s", num_bytes, error)
+            self.refused = f"{num_bytes} bytes of device memory: {error}"
+            _log.error("TensorRT asked for %s", self.refused)
             return 0
 
     def deallocate(self, address: int) -> bool:
         try:
             with self._lock:
-                plain = self._plain.pop(address, None)
-                if plain is not None:
-                    plain[0].free()
+                if address in self._plain:
+                    self._context.bind_thread()
+                    call(driver.cuMemFree, address)
+                    del self._plain[address]
                     return True
                 return not address or any(
                     0 <= address - range_.address < range_.num_bytes for range_ in self._ranges

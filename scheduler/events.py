@@ -168,6 +168,26 @@ class Rejected(msgspec.Struct, frozen=True):
     min_slo_ns: int | None = None
 
 
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Scheduler.quote` answers: what would become of some equal requests that arrived now.
+
+    `num_met` of them would be admitted before the first is refused, with `refusal`. `finish_ns` and
+    `worker_id` are the first one's prediction, None where it is refused or the policy predicts
+    nothing. `is_cold`: no device has the weights. `num_ahead` requests of the model are queued
+    and due by its deadline. The two SLOs are the shortest that would be admitted now, and that an
+    idle device with the weights could meet; None where there is none. Everything in nanoseconds.
+    """
+
+    num_met: int
+    refusal: Rejected | None = None
+    finish_ns: int | None = None
+    worker_id: str | None = None
+    is_cold: bool = False
+    num_ahead: int = 0
+    min_slo_now_ns: int | None = None
+    min_slo_ever_ns: int | None = None
+
+
 class Expired(msgspec.Struct, frozen=True):
     """Admitted, and the deadline passed while queued or while executing."""
 

@@ -27,20 +27,23 @@ class Ledger:
     def enqueue(self, model: ModelState, request: Request) -> None:
         queue = model.queues.get(request.batch_key)
         if queue is None:
-            queue = ModelQueue(
-                request.model,
-                request.batch_key,
-                request.shape_key,
-                request.elements,
-                keeps_arrival_order=self.state.keeps_arrival_order,
-                keeps_tenants=self.state.tenants is not None,
-            )
-            model.queues[request.batch_key] = queue
+            queue = model.queues[request.batch_key] = self.new_queue(request)
         self.state.count_queued(model, 1)
         if queue.push(request):
             self.announce(model, queue)
         if model.wants_load:
             self.state.want(model)
+
+    def new_queue(self, request: Request) -> ModelQueue:
+        """An empty one for requests of this kind."""
+        return ModelQueue(
+            request.model,
+            request.batch_key,
+            request.shape_key,
+            request.elements,
+            keeps_arrival_order=self.state.keeps_arrival_order,
+            keeps_tenants=self.state.tenants is not None,
+        )
 
     def dequeue(self, model: ModelState, request: Request) -> None:
         queue = model.queues[request.batch_key]

@@ -109,6 +109,17 @@ class Planner:
             self._send_infer(device, plan, now)
             self._look_at_deferring(self._state.models[plan.queue.model], now)
 
+    def has_open_lane(self, model: ModelState, now: int) -> bool:
+        """Whether a device with the weights could be sent an Infer now: the conditions of
+        `_plan_infers`, without asking for a batch, by which batching may learn something.
+        """
+        return any(
+            device.num_infers < self._max_outstanding
+            and not device.is_stopping
+            and device.exec_lane.free_at(now) - device.schedule_ahead_ns <= now
+            for device in model.holders
+        )
+
     def _look_at_deferring(self, model: ModelState, now: int) -> None:
         """What others had deferred may have changed, now that some of its requests were sent."""
         if self._deferring and model.num_queued:

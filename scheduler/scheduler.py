@@ -21,6 +21,7 @@ from scheduler.events import (
     ModelAdded,
     ModelRemoved,
     ModelUnloaded,
+    Quote,
     Reason,
     Rejected,
     Reply,
@@ -36,6 +37,7 @@ from scheduler.ledger import Ledger
 from scheduler.model_queue import ModelQueue
 from scheduler.planner import Planner
 from scheduler.policies import Policy, parse
+from scheduler.quotes import Quotes, not_served, would_queue
 from scheduler.request import Request, RequestState
 from scheduler.results import Results
 from scheduler.spec import ModelSpec, SchedulerConfig
@@ -73,6 +75,7 @@ class Scheduler:
         self._admission = self.policy.admission
         self._ledger = Ledger(self.state)
         self._planner = Planner(self._ledger, self.policy)
+        self._quotes = Quotes(self._ledger, self._admission, self._planner)
         self._results = Results(self._ledger, self._planner)
         self._fleet = Fleet(self._ledger, self._planner, self._results, self._admission)
         self._story: deque[tuple[int, Event, list[Command]]] = deque(
@@ -139,6 +142,17 @@ class Scheduler:
         if verdict.reason not in NEVER_SERVABLE:
             self.state.note_arrival(model, request, now)
         return verdict
+
+    def quote(self, event: RequestArrived, now: int, *, count: int = 1) -> Quote:
+        """What would become of `count` such requests if they arrived now, together.
+
+        A pure question: whatever is asked, every later decision is the same. Its answer is that of
+        admission, for each as if those before it had been queued and nothing sent yet, as it is for
+        requests that arrive together. With `do_not_queue` a no is certain, a yes says that a lane
+        is open, which batching may still give to others. No request id is used; wake-ups that are
+        due must have been handled.
+        """
+        return self._quotes.quote(event, count, now)
 
     def next_wakeup(self) -> int | None:
         """The instant by which `handle(Tick(), now)` is due; always later than the last `now`."""
@@ -227,9 +241,7 @@ class Scheduler:
             raise ValueError(f"request id {event.request_id} is already open")
         model = self.state.models.get(event.model)
         if model is None or model.spec.unavailable_reason is not None:
-            why = "is not served" if model is None else model.spec.unavailable_reason
-            detail = f"{event.model}: {why}"
-            self._ledger.reply(event.request_id, Rejected(Reason.MODEL_UNAVAILABLE, detail))
+            self._ledger.reply(event.request_id, not_served(event, model))
             return None
         request = Request(event)
         verdict = self._admission.decide(self.state, request, now)
@@ -256,13 +268,7 @@ class Scheduler:
     def _turn_away(self, model: ModelState, request: Request, now: int) -> None:
         """`do_not_queue` was asked, and it could not start at once."""
         self._ledger.dequeue(model, request)
-        wait_ns = max(1, request.arrival_ns + request.predicted_ns - now)
-        refusal = Rejected(
-            Reason.WOULD_QUEUE,
-            f"{request.model} cannot start at once, and do_not_queue was asked",
-            retry_after_ns=wait_ns,
-            predicted_ns=request.predicted_ns,
-        )
+        refusal = would_queue(request, request.predicted_ns, now)
         self._ledger.close(request, RequestState.REJECTED, refusal)
 
     def _on_cancelled(self, request_id: int, now: int) -> None:

@@ -42,8 +42,10 @@ class TenantAccounts:
     def is_owed(self, tenant: str, num_devices: int, now: int) -> bool:
         if tenant not in self._floors:
             return False
-        self._top_up(num_devices, now)
-        return self._credit_ns[tenant] > 0
+        # A pure question, since `Scheduler.quote` asks it too: what was saved up meanwhile counts,
+        # and is written down when somebody is charged.
+        rate = self._floors[tenant] * num_devices
+        return self._credit_ns[tenant] + rate * (now - self._as_of_ns) > 0
 
     def charge(self, requests: list[Request], duration_ns: int, num_devices: int, now: int) -> None:
         """A batch of these took so long: each tenant pays for its rows."""

@@ -51,6 +51,8 @@ WORKERS = st.sampled_from(["a", "b", "c"])
 
 
 class SchedulerMachine(RuleBasedStateMachine):
+    story_type = Story
+
     def __init__(self) -> None:
         super().__init__()
         self.story: Story
@@ -80,7 +82,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             tenant_weights=weights,
             story_length=8,
         )
-        self.story = Story(
+        self.story = self.story_type(
             *SPECS.values(),
             config=config,
             policy=policy,
@@ -294,8 +296,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert story.scheduler.num_queued == 0
 
 
-TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(
+LIVES = settings(
     max_examples=100,
     report_multiple_bugs=False,
     stateful_step_count=40,
@@ -303,3 +304,6 @@ TestSchedulerMachine.settings = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = LIVES

@@ -18,6 +18,9 @@ MIN_RETRY_AFTER_NS: Final = MILLISECOND_NS
 # Weights that take pages.
 HELD = frozenset({WeightsState.LOADING, WeightsState.RESIDENT})
 
+# Planned finish, finish with guard and margin, and where.
+Forecast = tuple[int, int, DeviceMirror]
+
 
 class DeadlineFeasible:
     """Refuse at once what no device is predicted to finish in time (Clockwork never did)."""
@@ -33,10 +36,12 @@ class DeadlineFeasible:
         if warm is not None and warm[1] > request.deadline_ns and len(model.holders) > 1:
             warm = _best_shared(state, model, request, now)
         if warm is not None and warm[1] <= request.deadline_ns:
-            return Admission(warm[0])
+            return Admission(warm[0], worker_id=warm[2].worker_id)
         cold = _best_cold(state, model, request, now)
         if cold is not None and cold[1] <= request.deadline_ns:
-            return Admission(cold[0], wants_replica=bool(model.holders))
+            return Admission(
+                cold[0], wants_replica=bool(model.holders), worker_id=cold[2].worker_id
+            )
         options = [option for option in (warm, cold) if option is not None]
         if not options:
             return Rejected(
@@ -49,9 +54,9 @@ class DeadlineFeasible:
 
 def _soonest(
     state: SchedulerState, model: ModelState, request: Request, now: int
-) -> tuple[int, int] | None:
-    """(planned finish, finish with guard and margin) on the device with the weights that is free
-    first: the best one where devices are alike, and asked for every request.
+) -> Forecast | None:
+    """On the device with the weights that is free first: the best one where devices are alike, and
+    asked for every request.
     """
     first: DeviceMirror | None = None
     start_ns = 0
@@ -64,7 +69,7 @@ def _soonest(
     return finish_on(state, model, request, first, now=now, start_ns=start_ns)
 
 
-def _best(state: SchedulerState, model: ModelState, request: Request, now: int) -> tuple[int, int]:
+def _best(state: SchedulerState, model: ModelState, request: Request, now: int) -> Forecast:
     """The same on the best device that holds the weights."""
     options = [
         finish_on(state, model, request, device, now=now, start_ns=device.start_at(now))
@@ -73,9 +78,7 @@ def _best(state: SchedulerState, model: ModelState, request: Request, now: int) 
     return min(options, key=_guarded)
 
 
-def _best_shared(
-    state: SchedulerState, model: ModelState, request: Request, now: int
-) -> tuple[int, int]:
+def _best_shared(state: SchedulerState, model: ModelState, request: Request, now: int) -> Forecast:
     """The same, taking into account that other holders take a part of those who wait. It looks at
     each of them closely, so it is asked only where the request would be refused otherwise.
     """
@@ -95,13 +98,13 @@ def _best_shared(
     return min(options, key=_guarded)
 
 
-def _guarded(option: tuple[int, int]) -> int:
+def _guarded(option: Forecast) -> int:
     return option[1]
 
 
 def _best_cold(
     state: SchedulerState, model: ModelState, request: Request, now: int
-) -> tuple[int, int] | None:
+) -> Forecast | None:
     """The same on the device where the weights could be soonest; None where none can load now."""
     pending_ns = state.pending_load_ns(model)
     soonest: tuple[int, DeviceMirror] | None = None
@@ -155,8 +158,8 @@ def _refusal(
     request: Request,
     model: ModelState,
     now: int,
-    best: tuple[int, int],
-    warm: tuple[int, int] | None,
+    best: Forecast,
+    warm: Forecast | None,
 ) -> Rejected:
     guarded_ns = best[1]
     predicted_ns = guarded_ns - request.arrival_ns

@@ -30,8 +30,8 @@ def finish_on(
     now: int,
     start_ns: int,
     rows_elsewhere: int = 0,
-) -> tuple[int, int]:
-    """(planned finish, finish with guard and margin) of a request that can start then.
+) -> tuple[int, int, DeviceMirror]:
+    """(planned finish, finish with guard and margin, the device) of a request that can start then.
 
     `rows_elsewhere` of those who wait are left to other devices.
     """
@@ -78,7 +78,7 @@ def finish_on(
     finish_ns = now + wait_ns + plan[last]
     # What may go wrong with each batch before it adds up as independent errors do.
     guard_ns = int((estimate.guard[last] - plan[last]) * math.sqrt(full + 1))
-    return finish_ns, finish_ns + guard_ns + margin_ns
+    return finish_ns, finish_ns + guard_ns + margin_ns, device
 
 
 def usual_batch(estimate: ExecEstimate, request: Request, margin_ns: int) -> int:

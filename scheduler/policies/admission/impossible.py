@@ -34,19 +34,27 @@ def refuse_impossible(state: SchedulerState, request: Request) -> Rejected | Non
     return _refuse_for_ever(state, model, request, slo_ns)
 
 
+def least_slo_ns(state: SchedulerState, model: ModelState, request: Request) -> int | None:
+    """The shortest SLO that an idle device with the weights could meet; None where there is none.
+
+    Its rows must be no more than the model takes.
+    """
+    best_ns = [_best_case_ns(state, d, request) for d in model.offered_by if model.fits(d)]
+    return min(best_ns, default=None)
+
+
 def _refuse_for_ever(
     state: SchedulerState, model: ModelState, request: Request, slo_ns: int
 ) -> Rejected | None:
     name = request.model
-    fitting = [d for d in model.offered_by if model.fits(d)]
-    if not fitting:
+    best_ns = least_slo_ns(state, model, request)
+    if best_ns is None:
         device = next(iter(model.offered_by))
         return Rejected(
             Reason.LARGER_THAN_CACHE,
             f"{name} needs {model.spec.num_pages(device.spec.page_bytes)} pages, the cache of"
             f" {device.worker_id} has {device.spec.total_pages}",
         )
-    best_ns = min(_best_case_ns(state, device, request) for device in fitting)
     if slo_ns >= best_ns:
         return None
     return Rejected(

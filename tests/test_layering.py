@@ -42,6 +42,7 @@ SCHEDULER_ORDER = (
     ("ledger",),
     ("policies",),
     ("planner",),
+    ("quotes",),
     ("results",),
     ("fleet",),
     ("scheduler",),

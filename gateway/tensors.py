@@ -35,6 +35,9 @@ from scheduler.wire import Buffer, RequestTensors, TensorMeta
 KNOWN_SHAPES = 256
 # Shared inputs up to this size stand in the batch key as they are; larger ones are digested.
 PLAIN_KEY_BYTES = 32
+# Of one tensor, a size of 0 counting as 1: above any body, and below where NumPy, msgpack and
+# Python's own printing of integers give up.
+MAX_ELEMENTS = 1 << 40
 _NOTHING = memoryview(b"")
 
 
@@ -209,6 +212,11 @@ class ModelPlan:
         if not requested:
             choices = self._all_binary if all_binary else self._all_json
         else:
+            if len(requested) > len(self._outputs):
+                raise bad_request(
+                    f"{len(requested)} outputs are asked for, model {self.spec.name} has "
+                    f"{', '.join(self._output_index)}"
+                )
             chosen = []
             for output in requested:
                 index = self._output_index.get(output.name)
@@ -301,6 +309,11 @@ class _InputPlan:
             raise bad_request(
                 f"input {spec.name!r} has {rows} rows, "
                 f"model {self._model} takes at most {self._max_rows} in one request"
+            )
+        # a 0 beside them would make the product of any sizes fit an empty body
+        if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
+            raise bad_request(
+                f"input {spec.name!r} has shape {list(shape)}: over {MAX_ELEMENTS} elements"
             )
         count = math.prod(shape)
         num_bytes = self._datatype.num_bytes

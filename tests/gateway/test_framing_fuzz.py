@@ -6,6 +6,8 @@ import math
 import zlib
 from typing import Any
 
+import msgspec
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +21,8 @@ SPECS: dict[str, ModelSpec] = {
         model_spec("mlp"),
         model_spec("scalar", inputs=(TensorSpec("x", "INT32", (), None),)),
         model_spec("free", inputs=(TensorSpec("x", "UINT8", (-1, -1, 2)),)),
+        model_spec("freer", inputs=(TensorSpec("x", "INT16", (-1, -1, -1)),)),
+        model_spec("shared", inputs=(TensorSpec("x", "BYTES", (-1, -1), None),)),
         model_spec(
             "types",
             inputs=(
@@ -30,7 +34,9 @@ SPECS: dict[str, ModelSpec] = {
         ),
     )
 }
-SIZES = st.sampled_from([-1, 0, 1, 2, 3, 4, 5, 2**31, 2**32 + 1, 2**62, 2**63 - 1, 2**64])
+SIZES = st.sampled_from(
+    [-1, 0, 1, 2, 3, 4, 5, 2**31, 2**32 + 1, 2**62, 2**63 - 1, 2**64, 10**4000, -(10**4000)]
+)
 SHAPES = st.lists(SIZES, max_size=4)
 NAMES = st.one_of(st.sampled_from(["x", "größe", "flag", "b", "X", ""]), st.text(max_size=5))
 KINDS = st.one_of(st.sampled_from([*DATATYPES]), st.text(max_size=4))
@@ -50,7 +56,7 @@ def sound_inputs(draw: st.DrawFn, spec: ModelSpec) -> tuple[list[dict[str, Any]]
     rows = draw(st.integers(1, 2))
     tensors, blobs = [], []
     for tensor in spec.inputs:
-        shape = [2 if size == -1 else size for size in tensor.shape]
+        shape = [draw(st.sampled_from([0, 2])) if size == -1 else size for size in tensor.shape]
         if tensor.batch_axis is not None:
             shape[tensor.batch_axis] = rows
         count = math.prod(shape)
@@ -76,7 +82,7 @@ def lies(draw: st.DrawFn) -> tuple[str, bytes, str, bool]:
     for _ in range(draw(st.integers(0, 2))):
         index = draw(st.integers(0, len(tensors) - 1))
         tensor = tensors[index]
-        match draw(st.integers(0, 7)):
+        match draw(st.integers(0, 8)):
             case 0:
                 tensor["shape"] = draw(SHAPES)
             case 1:
@@ -95,7 +101,14 @@ def lies(draw: st.DrawFn) -> tuple[str, bytes, str, bool]:
             case 6:
                 tensors.append(dict(tensor))
                 blobs.append(blobs[index])
-            case 7:
+            case 7 if tensor["shape"]:  # all else fits: any other rank is refused at once
+                axis = draw(st.integers(0, len(tensor["shape"]) - 1))
+                tensor["shape"] = [
+                    *tensor["shape"][:axis],
+                    draw(SIZES),
+                    *tensor["shape"][axis + 1 :],
+                ]
+            case _:
                 tensor["data"] = draw(st.sampled_from([[], [1], [[1, 2]], "a", None, {}]))
     request = {"model": model, "inputs": tensors}
     text = json.dumps(request, ensure_ascii=draw(st.booleans())).encode()
@@ -134,6 +147,8 @@ def test_no_lie_is_a_500_and_what_is_let_in_is_sound(
             spec.inputs, submitted.tensors, submitted.buffers, strict=True
         ):
             assert meta.num_bytes == len(buffer)
+            assert msgspec.msgpack.encode(meta)  # or it would break on its way to the worker
+            np.empty(meta.shape, np.int64)
             check_binary(DATATYPES[tensor.datatype], buffer, meta.shape, math.prod(meta.shape))
         client.hang_up()
         assert client.task is not None

@@ -56,6 +56,15 @@ def complaint(spec: ModelSpec, *tensors: InputTensor, binary: bytes = b"") -> st
     return raised.value.detail
 
 
+@pytest.mark.parametrize("size", [1 << 41, 1 << 64, 10**4000], ids=["41 bits", "64 bits", "4001"])
+@pytest.mark.parametrize("other", [0, 1, 10**4000], ids=["none", "one", "many"])
+def test_a_shape_beyond_all_memory_is_refused_also_where_it_holds_nothing(
+    size: int, other: int
+) -> None:
+    message = complaint(of("FP32", -1, -1, -1), binary_input(0, shape=(1, other, size)))
+    assert message.startswith(f"input 'x' has shape [1, {other}, {size}"[:200])
+
+
 # ---------------------------------------------------------------------- JSON data
 
 
@@ -403,6 +412,7 @@ def test_an_outputs_own_form_wins_over_the_requests() -> None:
     [
         (["z"], "model mlp has no output 'z'; it has y, label"),
         (["y", "y"], "an output is asked for twice: y, y"),
+        (["y"] * 9, "9 outputs are asked for, model mlp has y, label"),
     ],
 )
 def test_outputs_that_cannot_be_sent_are_refused(names: list[str], message: str) -> None:

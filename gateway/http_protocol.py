@@ -19,20 +19,19 @@ from typing import Any, ClassVar, Protocol, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from gateway.errors import RequestError
+from gateway.errors import JSON, PROBLEM_JSON, RequestError
 from gateway.exchange import Exchange, Reply, Write
 from gateway.infer_endpoint import ARRIVAL_NS
-from gateway.infer_target import INFER_URL, NATIVE, Target, target_of_url
+from gateway.infer_target import INFER_URL, NATIVE, Target, is_v2, target_of_url
 from gateway.request_body import BodyMemory, Message
+from gateway.strict_http_protocol import Headers, StrictHttpProtocol
 from gateway.upload import Upload, announced_bytes, set_low_water
 from gateway.views import Clock
 
 logger = logging.getLogger(__name__)
-
-Headers = list[tuple[bytes, bytes]]
 
 # A reply's body up to this size is joined to its head: one write instead of two. Larger ones are
 # not worth the copy.
@@ -56,6 +55,7 @@ class Endpoint(Protocol):
         self, headers: Headers, body: bytes, write: Write, *, arrival_ns: int, target: Target
     ) -> Exchange | None: ...
     def knows_caller(self, headers: Headers) -> bool: ...
+    def refuse_malformed(self, error: RequestError, write: Write, *, media_type: bytes) -> None: ...
     def takes_upload(self, num_bytes: int) -> bool: ...
     def answer_early(
         self, headers: Headers, begin: bytes, write: Write, *, arrival_ns: int, target: Target
@@ -132,7 +132,7 @@ class DirectAnswer:
         protocol.on_answered(self)
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(StrictHttpProtocol):
     """One connection. Made by uvicorn, from the class that `serving` returns."""
 
     endpoint: ClassVar[Endpoint]
@@ -237,7 +237,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._is_deferred = True
             self._target = target
             self._arrival_ns = self.endpoint.clock()
+        elif parser.should_upgrade() and parser.get_method() != b"CONNECT":
+            self._is_upgrade = True  # once this head is over, it is read again without that wish
         else:
+            self.check_version()
             self._start_cycle()
 
     def on_body(self, body: bytes) -> None:
@@ -253,13 +256,16 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._head is not None:
+            self.take_trailers()
         if self._is_deferred:
             arrival_ns, chunks = self._arrival_ns, self._take_deferred()
         elif self._upload is not None:
             arrival_ns = self._upload.arrival_ns
             chunks = self._take_upload()
         else:
-            super().on_message_complete()
+            if not self._is_upgrade:
+                super().on_message_complete()
             return
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         previous = self.cycle
@@ -378,6 +384,17 @@ class HttpProtocol(HttpToolsProtocol):
         self._waiting = answer
         return answer
 
+    # ------------------------------------------------------------------ what is no request
+
+    def write_last(self, error: RequestError) -> None:
+        answer = DirectAnswer(self, keep_alive=False)
+        media_type = JSON if is_v2(self.url.decode("latin-1")) else PROBLEM_JSON
+        self.endpoint.refuse_malformed(error, answer.write, media_type=media_type)
+
+    def forget_unfinished(self) -> None:
+        self._take_deferred()
+        self._take_upload()
+
     # ------------------------------------------------------------------ from answers
 
     def head_of(self, status: int) -> bytes:
@@ -398,7 +415,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._waiting = None
         self.server_state.total_requests += 1
         if not answer.keep_alive:
-            self.transport.close()
+            if self._is_broken:
+                self.linger()
+            else:
+                self.transport.close()
             return
         if self.pipeline:
             if not self.transport.is_closing():
@@ -424,7 +444,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_cycle(self, chunks: list[bytes] | None = None, arrival_ns: int = 0) -> None:
         """What uvicorn would have done so far with the request that is being parsed."""
-        url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
+        url, expect_100_continue = self.url, self.expect_100_continue
+        headers = self.headers if self._head is None else self._head
         if self._upload is not None:
             arrival_ns = self._upload.arrival_ns
             chunks = self._take_upload()
@@ -433,6 +454,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.headers.extend(headers)  # the list is the scope's
         self.expect_100_continue = expect_100_continue
         super().on_headers_complete()
+        if self._head is not None:
+            self.headers = []  # trailers
         if arrival_ns:
             cast(dict[str, Any], self.scope)[ARRIVAL_NS] = arrival_ns
         if chunks:

@@ -251,6 +251,13 @@ class InferEndpoint:
         self.release(exchange)
         return None
 
+    def refuse_malformed(self, error: RequestError, write: Write, *, media_type: bytes) -> None:
+        """Answers and counts bytes that are no request."""
+        request_id = self._request_ids.of(None)
+        exchange = Exchange(self, no_send, request_id, self.clock(), media_type, write)
+        self.num_open += 1
+        exchange.refuse(error)
+
     def release(self, exchange: Exchange) -> None:
         """The exchange takes no more room here."""
         self.num_open -= 1

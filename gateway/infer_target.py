@@ -55,6 +55,11 @@ def target_of_url(url: bytes) -> Target | None:
     return _parsed(url)
 
 
+def is_v2(path: str) -> bool:
+    """Whether a path is of the Open Inference Protocol, whether or not there is such a route."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
 @functools.lru_cache(maxsize=_NUM_KNOWN_URLS)
 def _parsed(url: bytes) -> Target | None:
     if not url.isascii() or b"%" in url or b"?" in url:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError, bad_request
 from gateway.guard import may_see
+from gateway.infer_target import is_v2
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.metrics_page import CONTENT_TYPE, page_parts
@@ -180,11 +181,6 @@ def build_routes(
         )
 
     return app
-
-
-def is_v2(path: str) -> bool:
-    """Whether a path is of the Open Inference Protocol, whether or not there is such a route."""
-    return path == "/v2" or path.startswith("/v2/")
 
 
 def read_contract() -> dict[str, Any]:

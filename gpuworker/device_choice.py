@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gpuworker import tensorrt_package
 from gpuworker.config import ConfigError
 
 CPU = "cpu"
@@ -26,8 +27,6 @@ _GPU = re.compile(r"cuda:([0-9]{1,4})")
 _KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 # (package, its name in the index)
 _PACKAGES = (("tensorrt", "tensorrt"), ("pycuda", "pycuda"), ("cuda.bindings", "cuda-bindings"))
-# TensorRT's own kernels and virtual memory: Volta, and what came after.
-OLDEST_CAPABILITY = (7, 0)
 _MAJOR, _MINOR = 75, 76  # CUdevice_attribute of the compute capability
 _MAX_NAME = 256
 
@@ -107,20 +106,31 @@ def _missing(driver: Driver, gpus: Sequence[Gpu]) -> list[str]:
     """Everything that keeps these GPUs from being served on, so that it is mended in one go."""
     missing = [
         f"compute capability {'.'.join(map(str, gpu.compute_capability))} of cuda:{gpu.ordinal} is"
-        f" below {'.'.join(map(str, OLDEST_CAPABILITY))}, which TensorRT needs"
+        f" below {'.'.join(map(str, tensorrt_package.OLDEST_CAPABILITY))}, which TensorRT needs"
         for gpu in gpus
-        if gpu.compute_capability < OLDEST_CAPABILITY
+        if gpu.compute_capability < tensorrt_package.OLDEST_CAPABILITY
     ]
+    capabilities = {
+        f"cuda:{gpu.ordinal}": gpu.compute_capability
+        for gpu in gpus
+        if gpu.compute_capability >= tensorrt_package.OLDEST_CAPABILITY
+    }
     absent = [package for module, package in _PACKAGES if not _is_there(module)]
     if absent:
+        others = [package for package in absent if package != "tensorrt"]
+        ways = [f"pip install {' '.join(others)}"] if others else []
+        if "tensorrt" in absent:
+            ways.insert(0, tensorrt_package.suitable(driver.cuda_version, capabilities))
         missing.append(
-            f"{' and '.join(absent)} not installed: pip install {' '.join(absent)},"
-            f" with the TensorRT that is built for CUDA {driver.cuda_version[0]} (the driver runs"
-            f" {'.'.join(map(str, driver.cuda_version))})"
+            f"{' and '.join(absent)} not installed: {'; '.join(ways)} (the driver runs CUDA"
+            f" {'.'.join(map(str, driver.cuda_version))}; make gpu-packages in a checkout does it)"
         )
-    else:
-        missing += _broken()
-    return missing
+        return missing
+    broken = _broken()
+    if not broken:
+        installed = tensorrt_package.installed()
+        missing += tensorrt_package.unmet(installed, driver.cuda_version, capabilities)
+    return missing + broken
 
 
 def _broken() -> list[str]:

@@ -7,7 +7,8 @@ import importlib.util
 from collections.abc import Callable
 
 from gpuworker.config import ConfigError
-from gpuworker.device_choice import OLDEST_CAPABILITY, Driver, NoDriver, ask_driver, ordinal_of
+from gpuworker.device_choice import Driver, NoDriver, ask_driver, ordinal_of
+from gpuworker.tensorrt_package import OLDEST_CAPABILITY
 
 # Page sizes, access flags and graphs of this CUDA are what the devices are written for.
 OLDEST_CUDA = (11, 3)

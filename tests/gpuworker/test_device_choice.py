@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuworker import device_choice
+from gpuworker import device_choice, tensorrt_package
 from gpuworker.config import ConfigError
 from gpuworker.device_choice import Driver, Gpu, NoDriver, devices_of, ordinal_of
+from gpuworker.tensorrt_package import TensorRtPackage
 from tests.standin.driver import StandIn
 
 H200 = Gpu(0, "NVIDIA H200", (9, 0))
@@ -20,6 +21,8 @@ def complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(device_choice, "_is_there", lambda _: True)
     monkeypatch.setattr(device_choice, "_broken", list)
     monkeypatch.setattr(device_choice, "_KERNEL_MODULE", tmp_path / "none")
+    package = TensorRtPackage("11.4.0.106", 13)
+    monkeypatch.setattr(tensorrt_package, "installed", lambda: package)
 
 
 def driver(*gpus: Gpu) -> Driver:
@@ -87,11 +90,22 @@ def test_all_that_is_missing_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert "Tesla P100 (cuda:0)" in message
     assert "compute capability 6.0 of cuda:0 is below 7.0" in message
     assert (
-        "tensorrt and cuda-bindings not installed: pip install tensorrt cuda-bindings, with"
-        in message
+        "tensorrt and cuda-bindings not installed: pip install tensorrt-cu13;"
+        " pip install cuda-bindings (the driver runs CUDA 13.0; make gpu-packages" in message
     )
-    assert "the driver runs 13.0" in message
     assert "--device cpu serves without it" in message
+
+
+def test_a_tensorrt_that_is_too_new_for_driver_or_card_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = Driver((12, 4), (H200, Gpu(1, "Tesla V100", (7, 0))))
+    with pytest.raises(ConfigError) as raised:
+        devices_of("all", lambda: both)
+    message = str(raised.value)
+    assert "TensorRT 11.4.0.106 is built for CUDA 13, the driver runs 12.4: pip" in message
+    assert "TensorRT 11.4.0.106 needs compute capability 7.5, cuda:1 has 7.0: pip" in message
+    assert devices_of("all", lambda: driver(H200)) == ("cuda:0",)
 
 
 def test_a_package_that_is_there_and_does_not_work_is_named(

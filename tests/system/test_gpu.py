@@ -180,7 +180,7 @@ def test_without_tensorrt_it_says_so_and_the_cpu_is_not_taken_for_it(
     env = {**standins, "PYTHONPATH": str(ROOT)}
     ended = _command("serve", "--models", str(zoo_dir / "models"), "--port", "0", env=env)
     assert ended.returncode == 2
-    assert "tensorrt not installed: pip install tensorrt, with" in ended.stderr
+    assert "tensorrt not installed: pip install tensorrt-cu13 (the driver runs" in ended.stderr
     assert "--device cpu serves without it" in ended.stderr
 
 

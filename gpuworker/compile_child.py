@@ -64,14 +64,14 @@ def _main() -> None:
     # Whatever else the engine prints goes to stderr: stdout is the answer alone.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answer_file:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        # Said while the error still holds what failed: to take that down may end the process.
         try:
-            answer = CompileAnswer(artifact=_carry_out(order, answer_file))
+            _say(answer_file, CompileAnswer(artifact=_carry_out(order, answer_file)))
         except CompileError as error:
-            answer = CompileAnswer(error=str(error))
+            _say(answer_file, CompileAnswer(error=str(error)))
         except Exception as error:  # the border of this process: the parent reports it
             text = " ".join(str(error).split())[:500]
-            answer = CompileAnswer(error=f"{type(error).__name__}: {text}")
-        _say(answer_file, answer)
+            _say(answer_file, CompileAnswer(error=f"{type(error).__name__}: {text}"))
 
 
 def _carry_out(order: CompileOrder, answer_file: BinaryIO) -> Artifact:

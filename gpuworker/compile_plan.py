@@ -5,6 +5,7 @@ and what is measured of the plan. It runs in a process of its own (compile_child
 end it, and what TensorRT has taken of the card is free again when it is over.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from gpuworker.devices.host import DeviceError
 from gpuworker.devices.host_store import HostStore
 from gpuworker.engines.datatypes import OIP_OF_NUMPY, Array
 from gpuworker.engines.io_slots import device_memory
+from gpuworker.engines.onnx_graph import has_fp16_weights
 from gpuworker.engines.tensorrt_api import TensorRt
 from gpuworker.engines.tensorrt_build import (
     BuildError,
@@ -110,10 +112,10 @@ class _Device:
     def __init__(self, context: CudaContext, api: TensorRt) -> None:
         self.context = context
         self.api = api
-        self._memory = EngineMemory()
+        self._memory = EngineMemory(context)
         # Kept: TensorRT does not hold on to what it is given.
         self._allocator = api.allocator(self._memory.allocate, self._memory.deallocate)
-        self._runtime = api.module.Runtime(api.logger)
+        self._runtime = api.runtime()
         self._runtime.gpu_allocator = self._allocator
 
     @contextmanager
@@ -178,7 +180,7 @@ def _built(
         path,
         variants,
         inputs=[tensor.name for tensor in probed.inputs],
-        is_fp16=_is_fp16(path),
+        is_fp16=has_fp16_weights(path),
         timing_cache=timing_cache,
         progress=progress,
     )
@@ -191,7 +193,7 @@ def _given(device: _Device, model: RepositoryModel, page_bytes: int) -> _Source:
     plan = model.model_path.read_bytes()
     with _looked_at(device, plan, page_bytes) as (_, engine, _):
         inputs, outputs = inputs_and_outputs(device.api, engine)
-        variants = variants_of(engine, inputs)
+        variants = variants_of(engine, inputs, shares_profiles=device.api.shares_profiles)
         if model.config.batch_sizes is not None or model.config.max_batch_size is not None:
             raise CompileError("batch sizes of a plan are its own: config.yaml cannot ask for them")
         if variants[0].batch_size != 1:
@@ -206,6 +208,7 @@ def _given(device: _Device, model: RepositoryModel, page_bytes: int) -> _Source:
             can_batch=len(variants) > 1,
             note="",
         )
+        del engine  # before the pages go that its weights lie in
     return _Source(plan, probed, variants, None)
 
 
@@ -261,9 +264,9 @@ def _measured(
         resident = max(0, free_before - device.context.free_bytes())
         session.load(range(session.num_pages))
         run = _Runner(gpu, session, arena)
-        if source.reference is not None:
-            _compare(probed, source.reference, run)
         batch_sizes = sorted({variant.batch_size for variant in source.variants})
+        if source.reference is not None:
+            _compare(probed, batch_sizes, source.reference, run)
         shapes = measure_shapes(run.duration_ns, probed, batch_sizes, measure_reported)
         load_ns = measure_load(session)
         session.evict()
@@ -342,18 +345,25 @@ class _Runner:
 
 
 def _compare(
-    probed: ProbedModel, reference: Callable[[dict[str, Array]], list[Array]], run: _Runner
+    probed: ProbedModel,
+    batch_sizes: Sequence[int],
+    reference: Callable[[dict[str, Array]], list[Array]],
+    run: _Runner,
 ) -> None:
-    """The plan computes what ONNX Runtime computes. Raises CompileError with the difference."""
-    inputs = make_inputs(probed.inputs, probed.samples[0], rows=1)
-    for spec, ours, theirs in zip(
-        probed.outputs, run.outputs(inputs), reference(inputs), strict=True
-    ):
-        error = relative_error(ours, theirs)
-        if not error <= MAX_ERROR:
-            raise CompileError(
-                f"output {spec.name} of the plan differs from ONNX Runtime's by {error * 100:.1f} %"
-            )
+    """The plan computes what ONNX Runtime computes, in every batch size and shape: each has
+    kernels and a graph of its own. Raises CompileError with the difference.
+    """
+    for sample, rows in itertools.product(probed.samples, batch_sizes):
+        inputs = make_inputs(probed.inputs, sample, rows=rows)
+        for spec, ours, theirs in zip(
+            probed.outputs, run.outputs(inputs), reference(inputs), strict=True
+        ):
+            error = relative_error(ours, theirs)
+            if not error <= MAX_ERROR:
+                raise CompileError(
+                    f"output {spec.name} of the plan for {rows} rows differs from ONNX Runtime's"
+                    f" by {error * 100:.1f} %"
+                )
 
 
 def relative_error(ours: Array, theirs: Array) -> float:
@@ -362,11 +372,3 @@ def relative_error(ours: Array, theirs: Array) -> float:
         return float("inf")
     difference = np.linalg.norm((ours.astype(np.float64) - theirs).ravel())
     return float(difference / (np.linalg.norm(theirs.astype(np.float64).ravel()) + 1e-30))
-
-
-def _is_fp16(path: Path) -> bool:
-    """Whether its weights are FP16: then its layers may be."""
-    import onnx
-
-    graph = onnx.load(str(path), load_external_data=False).graph
-    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer)

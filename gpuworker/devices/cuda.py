@@ -72,7 +72,7 @@ class CudaPages:
 
     def reserve(self, num_bytes: int) -> AddressRange:
         num_bytes = max(1, -(-num_bytes // self.page_bytes)) * self.page_bytes
-        address = self._memory.reserve(num_bytes, self.page_bytes)
+        address = self._memory.reserve(num_bytes)
         self._reservations.append((address, num_bytes))
         return AddressRange(address, num_bytes)
 

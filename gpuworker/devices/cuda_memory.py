@@ -52,9 +52,9 @@ class VirtualMemory:
     def release(self, page: int) -> None:
         call(driver.cuMemRelease, page)
 
-    def reserve(self, num_bytes: int, alignment: int) -> int:
-        """Addresses that nothing lies under."""
-        return int(call(driver.cuMemAddressReserve, num_bytes, alignment, 0, 0))
+    def reserve(self, num_bytes: int) -> int:
+        """Addresses that nothing lies under, aligned as mappings must be."""
+        return int(call(driver.cuMemAddressReserve, num_bytes, 0, 0, 0))
 
     def give_back(self, address: int, num_bytes: int) -> None:
         call(driver.cuMemAddressFree, address, num_bytes)

@@ -25,7 +25,10 @@ class CudaGraph:
 
 
 class Recording:
-    """`graph` is what was recorded, None where it could not be (`reason` says why)."""
+    """`graph` is what was recorded, None where it could not be (`reason` says why).
+
+    Whoever enqueues sets `reason` where he was refused: half of an execution is not recorded.
+    """
 
     def __init__(self) -> None:
         self.graph: CudaGraph | None = None
@@ -47,7 +50,20 @@ def recording(stream: int) -> Iterator[Recording]:
         # Also where something was enqueued that cannot be recorded: the stream must end it.
         try:
             graph = call(driver.cuStreamEndCapture, stream)
-            recorded.graph = CudaGraph(call(driver.cuGraphInstantiate, graph, 0))
-            call(driver.cuGraphDestroy, graph)
         except CudaError as error:
-            recorded.reason = str(error)
+            recorded.reason = recorded.reason or str(error)
+        else:
+            _instantiate(graph, recorded)
+
+
+def _instantiate(graph: driver.CUgraph, recorded: Recording) -> None:
+    try:
+        _code, _nodes, num_nodes = driver.cuGraphGetNodes(graph)
+        if not recorded.reason and not num_nodes:
+            recorded.reason = "nothing was enqueued"  # and replaying it would answer with the past
+        if not recorded.reason:
+            recorded.graph = CudaGraph(call(driver.cuGraphInstantiate, graph, 0))
+    except CudaError as error:
+        recorded.reason = str(error)
+    finally:
+        call(driver.cuGraphDestroy, graph)

@@ -82,6 +82,18 @@ def weights_bytes(model: onnx.ModelProto) -> int:
     )
 
 
+def has_fp16_weights(path: Path) -> bool:
+    """Whether any weight of the file, Constant nodes and subgraphs included, is FP16."""
+    model = onnx.load(str(path), load_external_data=False)
+    for graph in _graphs(model.graph):
+        _constants_to_initializers(graph)
+    return any(
+        tensor.data_type == onnx.TensorProto.FLOAT16
+        for graph in _graphs(model.graph)
+        for tensor in graph.initializer
+    )
+
+
 def optimise(model: onnx.ModelProto, *, keep: frozenset[str] = frozenset()) -> onnx.ModelProto:
     """The model as ONNX Runtime would execute it on this machine, layout transforms included.
 

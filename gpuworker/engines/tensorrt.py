@@ -121,10 +121,10 @@ class TensorRtBackend:
             shares_exec_core=False,
         )
         self._pages = CudaPages(context, page_bytes=page_bytes, total_pages=self.device.total_pages)
-        memory = EngineMemory()
+        memory = EngineMemory(context)
         # Kept: TensorRT does not hold on to what it is given.
         self._allocator = api.allocator(memory.allocate, memory.deallocate)
-        runtime = api.module.Runtime(api.logger)
+        runtime = api.runtime()
         runtime.gpu_allocator = self._allocator
         self._gpu = Gpu(
             api=api,
@@ -204,9 +204,7 @@ class TensorRtBackend:
             slot.executed.record(stream)
             slot.end.synchronize()
             return int(slot.end.time_since(slot.begin) * 1e6)
-        except EngineRefused as error:
-            raise EngineError(f"{staged.model}: {error}") from error
-        except (CudaError, cuda.Error) as error:
+        except (EngineRefused, CudaError, cuda.Error) as error:
             raise self._or_lost(error, staged.model) from error
 
     def unstage(self, staged: StagedBatch) -> tuple[tuple[RequestTensors, ...], list[Buffer]]:

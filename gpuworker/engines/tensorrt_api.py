@@ -4,9 +4,10 @@ Owns the import of TensorRT. What all versions have under one name (deserialisin
 tensor addresses, optimisation profiles) is used directly, through `TensorRt.module`.
 
 What changed, in short: 8 wants EXPLICIT_BATCH networks and calls contexts without memory by a name
-of their own; 10 asks for USER_MANAGED contexts and sizes by `device_memory_size_v2`, and gives
-scratch memory by `set_device_memory` from 10.1 on; 11 has no FP16 flag (networks are strongly
-typed, so an FP16 ONNX file is the way to FP16) and no tactic sources of cuBLAS and cuDNN.
+of their own; 10 asks for USER_MANAGED contexts and sizes by `device_memory_size_v2`, lets several
+contexts use one profile, and gives scratch memory by `set_device_memory` from 10.1 on; 11 has no
+FP16 flag and no tactic sources of cuBLAS and cuDNN. An FP16 ONNX file is the way to FP16: networks
+are strongly typed in 11, in 10 if they ask for it, and 8 has the flag instead.
 """
 
 import importlib
@@ -37,18 +38,51 @@ class TensorRt:
                 f"TensorRT {self.version} is installed, {OLDEST[0]}.{OLDEST[1]} or newer is needed"
             )
         self.logger = _logger(self.module)
+        # Operators that are plugins of TensorRT's own, in plans and in ONNX files.
+        if hasattr(self.module, "init_libnvinfer_plugins"):  # not so in TensorRT-RTX
+            self.module.init_libnvinfer_plugins(self.logger, "")
 
-    def network(self, builder: Any) -> Any:
-        """An empty network whose batch axis is an axis like any other."""
+    def builder(self) -> Any:
+        """Raises ConfigError where TensorRT does not work with this driver or card."""
+        return self._made("Builder")
+
+    def runtime(self) -> Any:
+        """Raises ConfigError where TensorRT does not work with this driver or card."""
+        return self._made("Runtime")
+
+    @property
+    def shares_profiles(self) -> bool:
+        """Whether several contexts can use one optimisation profile at once."""
+        return version_of(self.version) >= (10, 0)
+
+    def network(self, builder: Any, *, is_fp16: bool) -> Any:
+        """An empty network whose batch axis is an axis like any other.
+
+        `is_fp16`: its layers have the types that its file says, where the version knows how.
+        """
         flags = self.module.NetworkDefinitionCreationFlag
-        if hasattr(flags, "EXPLICIT_BATCH"):  # asked for by 8, ignored by 10, gone in 11
-            return builder.create_network(1 << int(flags.EXPLICIT_BATCH))
-        return builder.create_network(0)
+        wanted = [flags.EXPLICIT_BATCH] if hasattr(flags, "EXPLICIT_BATCH") else []
+        if is_fp16 and self._is_typed_if_asked:
+            wanted.append(flags.STRONGLY_TYPED)
+        return builder.create_network(sum(1 << int(flag) for flag in wanted))
 
     def allow_fp16(self, config: Any) -> None:
-        """For a network whose weights are FP16: up to 10 its layers may run so only if told."""
-        if hasattr(self.module.BuilderFlag, "FP16"):
+        """For a network with FP16 weights: in 8 its layers may run so, and others, only if told."""
+        if hasattr(self.module.BuilderFlag, "FP16") and not self._is_typed_if_asked:
             config.set_flag(self.module.BuilderFlag.FP16)
+
+    @property
+    def _is_typed_if_asked(self) -> bool:
+        return hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+    def _made(self, name: str) -> Any:
+        self.logger.last_error = ""
+        try:
+            made = getattr(self.module, name)(self.logger)
+        except TypeError as error:  # pybind11's word for a constructor that returned nothing
+            why = self.logger.last_error or error
+            raise ConfigError(f"TensorRT {self.version} does not start: {why}") from error
+        return made
 
     def refuse_foreign_tactics(self, config: Any) -> None:
         """All memory of an engine must come from where we say."""

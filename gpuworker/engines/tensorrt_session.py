@@ -105,12 +105,17 @@ class TensorRtSession:
         gpu.pages.map(self._addresses, range(self.num_pages))
         try:
             self._engine, self.weights_bytes = deserialised(gpu, plan, self._addresses)
-            content = gpu.pages.read(self._addresses, self.weights_bytes)
-            self._blob: Bytes = gpu.store.keep(name, content)
+            before = gpu.pages.read(self._addresses, self.weights_bytes)
             self._variants = {
                 variant.input_shapes: self._prepare(variant, inputs, outputs)
                 for variant in variants
             }
+            # What every LOAD brings back: with all that contexts and executions have set there.
+            content = gpu.pages.read(self._addresses, self.weights_bytes)
+            if not np.array_equal(before, content):
+                num_changed = np.count_nonzero(before != content)
+                _log.warning("%s: making it ready changed %d bytes", name, num_changed)
+            self._blob: Bytes = gpu.store.keep(name, content)
         finally:
             gpu.pages.unload(self._addresses)
 
@@ -151,20 +156,26 @@ class TensorRtSession:
     ) -> Prepared:
         """A context of its own, warmed up and recorded, while the weights are there."""
         gpu, arena = self._gpu, self._arena
-        context = gpu.api.context(self._engine, (arena.scratch, arena.scratch_bytes))
+        gpu.memory.refused = ""
+        try:
+            context = gpu.api.context(self._engine, (arena.scratch, arena.scratch_bytes))
+        except MemoryError as error:
+            raise MemoryError(f"{error}: {gpu.memory.refused or 'it does not say why'}") from error
         shape_context(gpu, context, variant, input_names)
         inputs = laid_out(gpu.api, self._engine, context, input_names)
         outputs = laid_out(gpu.api, self._engine, context, output_names)
         for tensors, begin in ((inputs, arena.inputs), (outputs, arena.outputs)):
             for tensor in tensors:
-                context.set_tensor_address(tensor.name, begin + tensor.offset)
+                if not context.set_tensor_address(tensor.name, begin + tensor.offset):
+                    raise EngineRefused(f"{tensor.name}: {gpu.api.logger.last_error}")
         stream = gpu.stream.handle
         for _ in range(2):  # the first execution of a context prepares what later ones find ready
             if not context.execute_async_v3(stream):
                 raise EngineRefused(f"TensorRT did not execute it: {gpu.api.logger.last_error}")
         gpu.stream.synchronize()
         with recording(stream) as recorded:
-            context.execute_async_v3(stream)
+            if not context.execute_async_v3(stream):
+                recorded.reason = gpu.api.logger.last_error or "TensorRT did not execute it"
         if recorded.graph is None:
             _log.warning(
                 "a batch of %d is executed without a CUDA graph: %s",
@@ -218,6 +229,8 @@ def laid_out(
     tensors = []
     offset = 0
     for name in names:
+        if engine.get_tensor_location(name) != api.module.TensorLocation.DEVICE:
+            raise EngineRefused(f"{name} is a shape that the host computes with: not supported")
         shape = tuple(int(size) for size in context.get_tensor_shape(name))
         if min(shape, default=0) < 0:
             raise EngineRefused(f"the shape of {name}, {list(shape)}, depends on the data")

@@ -73,10 +73,10 @@ class EngineDevice:
     ) -> None:
         self.context = context
         self.api = api
-        self.memory = EngineMemory()
+        self.memory = EngineMemory(context)
         # Kept: TensorRT does not hold on to what it is given.
         self._allocator = api.allocator(self.memory.allocate, self.memory.deallocate)
-        runtime = api.module.Runtime(api.logger)
+        runtime = api.runtime()
         runtime.gpu_allocator = self._allocator
         self.pages = CudaPages(context, page_bytes=page_bytes, total_pages=total_pages)
         self.gpu = Gpu(

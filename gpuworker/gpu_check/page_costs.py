@@ -38,7 +38,7 @@ def measure_page_costs(
     memory = VirtualMemory(context.ordinal)
     stream, kernel = context.stream(), BusyKernel()
     pages = [memory.create(page_bytes) for _ in range(NUM_PAGES)]
-    address = memory.reserve(NUM_PAGES * page_bytes, page_bytes)
+    address = memory.reserve(NUM_PAGES * page_bytes)
     costs = []
     for is_busy in (False, True):
         rounds: list[tuple[float, float, float]] = []

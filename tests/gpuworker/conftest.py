@@ -1,10 +1,12 @@
 """The stand-in driver, for tests of the CUDA device, and a context on it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.gpuworker.compiled_plans import Compiled
 from tests.standin.driver import StandIn, build, why_not
 
 if TYPE_CHECKING:
@@ -39,3 +41,8 @@ def _context(_driver: StandIn) -> Iterator["CudaContext"]:
 def cuda_context(_context: "CudaContext", standin: StandIn) -> "CudaContext":
     """One for all tests, as in a worker: the device's primary context."""
     return _context
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, cuda_context: "CudaContext") -> Compiled:
+    return Compiled(tmp_path, cuda_context)

@@ -386,6 +386,8 @@ CUresult cuMemAddressReserve(CUdeviceptr *address, size_t bytes, size_t alignmen
     (void)hint, (void)flags;
     if (!bytes || bytes % GRANULARITY || num_reserved == MAX_RANGES)
         return INVALID_VALUE;
+    if (alignment & (alignment - 1)) /* a power of two, or 0 */
+        return INVALID_VALUE;
     if (alignment < GRANULARITY)
         alignment = GRANULARITY;
     char *whole = mmap(NULL, bytes + alignment, PROT_NONE,
@@ -977,6 +979,15 @@ CUresult cuGraphLaunch(void *executable, void *handle)
 }
 
 CUresult cuGraphUpload(void *executable, void *handle) { CALLED(); (void)executable, (void)handle; return SUCCESS; }
+CUresult cuGraphGetNodes(void *graph, void **nodes, size_t *num_nodes)
+{
+    CALLED();
+    if (nodes)
+        return NOT_SUPPORTED;
+    *num_nodes = ((struct graph *)graph)->num;
+    return SUCCESS;
+}
+
 CUresult cuGraphDestroy(void *graph) { CALLED(); (void)graph; return SUCCESS; }
 CUresult cuGraphExecDestroy(void *graph) { CALLED(); (void)graph; return SUCCESS; }
 

@@ -12,6 +12,7 @@ cares: names that came and went are there or are not.
 import ctypes
 import enum
 import sys
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,11 @@ class TensorIOMode(enum.Enum):
     NONE = 0
     INPUT = 1
     OUTPUT = 2
+
+
+class TensorLocation(enum.Enum):
+    DEVICE = 0
+    HOST = 1
 
 
 class Severity(enum.IntEnum):
@@ -93,7 +99,9 @@ def module(
     version: str = "10.13.3", *, compute_capability: str = "9.0", scratch: int = 1 << 16
 ) -> Any:
     major, minor = (int(part) for part in version.split(".")[:2])
-    flags: dict[str, int] = {"EXPLICIT_BATCH": 0} if major < 11 else {"STRONGLY_TYPED": 1}
+    flags = {"EXPLICIT_BATCH": 0} if major < 11 else {}
+    if major >= 10:
+        flags["STRONGLY_TYPED"] = 1
     builder_flags = {"FP16": 0} if major < 11 else {"TF32": 7}
     trt = SimpleNamespace(
         __name__="tensorrt",
@@ -101,6 +109,7 @@ def module(
         ILogger=ILogger,
         IGpuAllocator=IGpuAllocator,
         TensorIOMode=TensorIOMode,
+        TensorLocation=TensorLocation,
         DataType=DataType,
         nptype=nptype,
         NetworkDefinitionCreationFlag=SimpleNamespace(**flags),
@@ -114,10 +123,13 @@ def module(
         trt.IProgressMonitor = IProgressMonitor
     if major < 10:
         trt.TacticSource = SimpleNamespace(CUBLAS=0, CUBLAS_LT=1, CUDNN=2)
+    trt.major = major
     trt.is_8, trt.has_set_device_memory = major < 10, (major, minor) >= (10, 1)
+    trt.init_libnvinfer_plugins = lambda logger, namespace: trt.plugins.append(namespace)
+    trt.plugins = []
     trt.Runtime = lambda logger: Runtime(trt, logger)
     trt.Builder = lambda logger: Builder(trt, logger)
-    trt.OnnxParser = lambda network, logger: OnnxParser(network, logger)
+    trt.OnnxParser = lambda network, logger: OnnxParser(trt, network)
     return trt
 
 
@@ -125,8 +137,9 @@ def module(
 
 
 class Network:
-    def __init__(self) -> None:
+    def __init__(self, *, is_typed: bool) -> None:
         self.model: onnx.ModelProto | None = None
+        self.is_typed = is_typed
 
     @property
     def num_inputs(self) -> int:
@@ -163,19 +176,21 @@ def _inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 class OnnxParser:
     UNSUPPORTED = ("NonZero", "Unique", "SequenceConstruct")
 
-    def __init__(self, network: Network, logger: Any) -> None:
+    def __init__(self, trt: Any, network: Network) -> None:
         self._network = network
-        self._errors: list[str] = []
+        self._is_8 = trt.is_8
+        self._errors: list[tuple[str, int, str]] = []  # text, number of the node, its operator
 
     def parse_from_file(self, path: str) -> bool:
         try:
             model = onnx.load(path)
         except Exception as error:
-            self._errors.append(f"Failed to parse the ONNX model: {error}")
+            self._errors.append((f"Failed to parse the ONNX model: {error}", -1, ""))
             return False
-        for node in model.graph.node:
+        for number, node in enumerate(model.graph.node):
             if node.op_type in self.UNSUPPORTED:
-                self._errors.append(f"No importer registered for op: {node.op_type}")
+                text = 'creator && "Plugin not found, are the plugin name and version correct?"'
+                self._errors.append((text, number, node.op_type))
         self._network.model = model
         return not self._errors
 
@@ -184,7 +199,11 @@ class OnnxParser:
         return len(self._errors)
 
     def get_error(self, i: int) -> Any:
-        return SimpleNamespace(desc=lambda: self._errors[i], __str__=lambda: self._errors[i])
+        text, number, operator = self._errors[i]
+        error = SimpleNamespace(desc=lambda: text, node=lambda: number)
+        if not self._is_8:
+            error.node_operator, error.node_name = (lambda: operator), (lambda: "")
+        return error
 
 
 class Profile:
@@ -235,7 +254,7 @@ class Builder:
     def create_network(self, flags: int) -> Network:
         if self._trt.is_8 and not flags & 1:
             raise RuntimeError("TensorRT 8 parses ONNX into networks with explicit batch only")
-        return Network()
+        return Network(is_typed=self._trt.major >= 11 or bool(flags & 2))
 
     def create_builder_config(self) -> Config:
         return Config()
@@ -247,7 +266,10 @@ class Builder:
         model = network.model
         assert model is not None
         is_half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
-        if is_half and self._trt.__version__ < "11" and 0 not in config.flags:
+        if network.is_typed and config.flags:
+            self._logger.log(Severity.ERROR, "a strongly typed network takes no flags of types")
+            return None
+        if is_half and not network.is_typed and 0 not in config.flags:
             self._logger.log(Severity.ERROR, "FP16 weights in a network without the FP16 flag")
             return None
         weights = [
@@ -315,6 +337,8 @@ class Engine:
     def __init__(self, trt: Any, plan: Plan, allocator: Any, logger: Any) -> None:
         self._trt, self.plan, self._allocator, self.logger = trt, plan, allocator, logger
         self.model = onnx.load_from_string(plan.graph)
+        self.on_host: set[str] = set()
+        self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self._taken: list[int] = []
         self.weights: dict[str, tuple[int, Weight]] = {}
         for weight in plan.weights:
@@ -350,6 +374,9 @@ class Engine:
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         is_input = any(value.name == name for value in self.inputs)
         return TensorIOMode.INPUT if is_input else TensorIOMode.OUTPUT
+
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return TensorLocation.HOST if name in self.on_host else TensorLocation.DEVICE
 
     def get_tensor_dtype(self, name: str) -> DataType:
         found: DataType = _tensor(self._value(name)).dtype
@@ -389,11 +416,12 @@ class Engine:
 class Context:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._profile = 0
+        self._profile = -1
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch = 0
         self._kept: list[Any] = []
+        engine.contexts.add(self)
 
     def __getattribute__(self, name: str) -> Any:
         if name == "set_device_memory":
@@ -415,6 +443,10 @@ class Context:
         self._scratch = address
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        others = [context for context in self._engine.contexts if context is not self]
+        if self._engine._trt.is_8 and any(other._profile == profile for other in others):
+            self._engine.logger.log(Severity.ERROR, f"profile {profile} is used by another context")
+            return False
         self._profile = profile
         return 0 <= profile < len(self._engine.plan.profiles)
 

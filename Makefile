@@ -1,11 +1,13 @@
 # Remontoir: the same words for a newcomer, a developer and CI. `make` alone lists them.
 #
 #   PYTHON   the interpreter the virtual environment is made with (3.11 or newer)
+#   PYTHON310  one of Python 3.10, for make e2e-python310 only
 #   VENV     where the environment lives
 #   MODELS   the model repository that `make serve` fills with the demo models and serves
 #   ARGS     passed on: make serve ARGS="--port 9000", make test ARGS="-k wire", make bench ARGS=...
 
 PYTHON ?= python3
+PYTHON310 ?= python3.10
 VENV   ?= .venv
 MODELS ?= demo-models
 ARGS   ?=
@@ -14,15 +16,15 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.installed-runtime
 DEV     := $(VENV)/.installed-dev
-COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-           --no-emit-index-url --no-header
+COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header
+LOCK311 := $(COMPILE) --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench experiments gpu-check cuda-packages lock e2e-wheel e2e-v2 clean distclean
+.PHONY: help install serve test check format bench experiments gpu-check cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 clean distclean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(RUNTIME) ## make the environment in .venv, from hash-locked requirements
 
@@ -45,10 +47,11 @@ endif
 cuda-packages: $(DEV) ## build what the GPU worker's tests need, without a GPU (two minutes, network)
 	@$(BIN)/python tests/standin/install_cuda_packages.py
 
-check: $(DEV) ## format, lint and types: ruff format --check, ruff check, mypy --strict
+check: $(DEV) ## format, lint and types: ruff, mypy --strict, nothing newer than Python 3.10 in a worker
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy --strict
+	@$(BIN)/vermin --quiet --no-tips --eval-annotations --violations -t=3.10- scheduler gpuworker
 
 format: $(DEV) ## let ruff format the code and fix what it can
 	@$(BIN)/ruff format .
@@ -66,15 +69,23 @@ gpu-check: $(RUNTIME) ## measure what an NVIDIA GPU does with this, bar by bar (
 e2e-wheel: ## build, install and test both wheels, compiled and pure (minutes, network)
 	@$(PYTHON) tests/e2e/wheel.py
 
+e2e-python310: $(DEV) ## scheduler and worker under Python 3.10 (PYTHON310=..., minutes, network)
+	@$(BIN)/python tests/e2e/python310.py $(PYTHON310)
+
+e2e-tensorrt-rtx: $(DEV) ## plans built by a real TensorRT builder, on the CPU (two minutes, network)
+	@$(BIN)/python tests/e2e/tensorrt_rtx.py
+
 e2e-v2: $(DEV) ## KServe's client, mlserver infer and perf_analyzer against a real server (minutes, network)
 	@$(BIN)/python tests/e2e/v2_clients.py
 
 lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARGS=--upgrade for newer)
-	$(COMPILE) $(ARGS) --extra build pyproject.toml -o requirements.txt
-	$(COMPILE) $(ARGS) --extra build --extra dev -c requirements.txt pyproject.toml \
+	$(LOCK311) $(ARGS) --extra build pyproject.toml -o requirements.txt
+	$(LOCK311) $(ARGS) --extra build --extra dev -c requirements.txt pyproject.toml \
 	    -o requirements-dev.txt
-	$(COMPILE) $(ARGS) --extra build --extra dev --extra cuda-tests -c requirements-dev.txt \
-	    pyproject.toml -o requirements-cuda-tests.txt
+	$(COMPILE) $(ARGS) --universal --python-version 3.10 --group cuda-tests \
+	    -c requirements-dev.txt -o requirements-cuda-tests.txt
+	$(COMPILE) $(ARGS) --python-platform linux --python-version 3.10 --group python310 \
+	    -o requirements-python310.txt
 
 clean: ## remove caches and build outputs
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -90,7 +90,8 @@ def _works() -> bool:
     """Whether they can be found; that they load needs a driver."""
     code = (
         "import importlib.util as u, sys; import cuda.bindings;"
-        "sys.exit(any(u.find_spec(n) is None for n in ('pycuda._driver', 'pytools', 'pynvml')))"
+        "sys.exit(any(u.find_spec(n) is None for n in"
+        " ('pycuda._driver', 'pytools', 'pynvml', 'tensorrt_bindings')))"
     )
     command = [sys.executable, "-c", code]
     return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0

@@ -119,7 +119,9 @@ class OpenRequests:
                 request_ids, tensors, views, strict=True
             )
         }
-        return result, _with_energy(outputs, sent.infer, result) if result.power_mw else outputs
+        if result.power_mw and outputs:  # a trial has none
+            outputs = _with_energy(outputs, sent.infer, result)
+        return result, outputs
 
     def forget_worker(self, worker_id: str) -> None:
         """No result of this worker will come any more. Its requests stay open."""

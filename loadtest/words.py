@@ -15,8 +15,11 @@ from scheduler.events import (
     Expired,
     Failed,
     ModelAdded,
+    ModelForgotten,
+    ModelOffered,
     ModelPinned,
     ModelRemoved,
+    ModelStaged,
     ModelUnloaded,
     Outcome,
     Rejected,
@@ -25,6 +28,7 @@ from scheduler.events import (
     RequestCancelled,
     RequestsArrived,
     Served,
+    StagingEnded,
     WorkerJoined,
     WorkerLost,
 )
@@ -88,6 +92,15 @@ class Words:
                 return f"model {event.model} was removed: {event.reason}"
             case ModelUnloaded():
                 return f"model {event.model} was unloaded"
+            case ModelOffered():
+                return f"{event.worker_id} has made model {event.spec.name} ready"
+            case ModelStaged():
+                over = f" from {event.replaces}" if event.replaces else ""
+                return f"model {event.model} is about to take over{over}"
+            case StagingEnded():
+                return f"model {event.model} has taken over, or never will"
+            case ModelForgotten():
+                return f"model {event.model} was forgotten"
             case ModelPinned():
                 return f"model {event.model} was {'' if event.is_pinned else 'un'}pinned"
             case _:
@@ -108,6 +121,10 @@ class Words:
             pages = counted(action.num_pages, "page")
             return f"{told} load {action.model} into {pages}, {window}, {expected}"
         rows = counted(sum(action.rows), "row")
+        if not action.request_ids:
+            return (
+                f"{told} try a batch of {action.batch_size} of {action.model}, {window}, {expected}"
+            )
         who = f"{counted(len(action.request_ids), 'request')} ({listed(action.request_ids)})"
         return f"{told} execute {rows} of {action.model}, of {who}, {window}, {expected}"
 

@@ -31,7 +31,8 @@ class Infer(msgspec.Struct, frozen=True, tag="infer", array_like=True, gc=False)
     """Execute one batch. `rows[i]` rows belong to `request_ids[i]`, in the order of the tensors.
 
     `batch_size` is the number of rows to execute: `sum(rows)`, or the compiled size it is padded
-    to.
+    to. Without requests it is a trial, executed to be measured: the worker makes `batch_size` rows
+    itself, of the `sample`-th shape class of the model's profile, and gives no outputs.
     """
 
     action_id: int
@@ -42,6 +43,7 @@ class Infer(msgspec.Struct, frozen=True, tag="infer", array_like=True, gc=False)
     earliest_ns: int
     latest_ns: int
     expected_duration_ns: int
+    sample: int = 0
 
 
 class LoadWeights(msgspec.Struct, frozen=True, tag="load", array_like=True, gc=False):

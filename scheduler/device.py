@@ -6,8 +6,9 @@ policy.
 
 import enum
 import math
+from collections import deque
 from heapq import heapify, heappop, heappush
-from typing import Final
+from typing import Final, NamedTuple
 
 from scheduler.actions import Action
 from scheduler.lane_shares import LaneShares
@@ -128,6 +129,17 @@ class Outstanding(Wakeable):
         self.is_held = is_held
 
 
+class Trial(NamedTuple):
+    """Executions of one batch size and shape class that are to be measured; `num_left` of them."""
+
+    model: str
+    sample: int
+    shape_key: str
+    elements: int
+    batch_size: int
+    num_left: int
+
+
 class DeviceMirror(Wakeable):
     """Everything the scheduler knows of one incarnation of one worker's device."""
 
@@ -155,6 +167,8 @@ class DeviceMirror(Wakeable):
         self.outstanding: dict[int, Outstanding] = {}
         self.num_infers = 0
         self.num_moves = 0  # LoadWeights outstanding
+        self.trials: deque[Trial] = deque()  # the first is in flight, if one is
+        self.next_trial_ns = 0  # none is begun before then
         self.previous_done_ns = 0
         self.retry_until_ns = 0  # some model's LOAD failed and is not tried again before then
         self.is_stopping = False  # the worker shuts down: it gets no more work
@@ -184,6 +198,19 @@ class DeviceMirror(Wakeable):
     def weights_state(self, model: str) -> WeightsState:
         record = self.weights.get(model)
         return record.state if record is not None else WeightsState.ABSENT
+
+    def forget(self, model: str) -> None:
+        """Drop all that is known of a model of which nothing is here."""
+        self.offered.pop(model, None)
+        self.weights.pop(model, None)
+        self.released.pop(model, None)
+        self._estimates.pop(model, None)
+        self.retry_until_ns = max((r.retry_at_ns for r in self.weights.values()), default=0)
+
+    def offer(self, spec: ModelSpec) -> None:
+        """The device can serve this model, of which nothing is here yet."""
+        self.forget(spec.name)
+        self.offered[spec.name] = spec
 
     def keeps(self, model: str) -> bool:
         """Whether anything of it is here, or under way: pages, executions, orders unanswered."""

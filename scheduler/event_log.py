@@ -24,8 +24,11 @@ from scheduler.events import (
     Expired,
     Failed,
     ModelAdded,
+    ModelForgotten,
+    ModelOffered,
     ModelPinned,
     ModelRemoved,
+    ModelStaged,
     ModelUnloaded,
     Rejected,
     Reply,
@@ -34,6 +37,7 @@ from scheduler.events import (
     RequestsArrived,
     Send,
     Served,
+    StagingEnded,
     Tick,
     WorkerJoined,
     WorkerLost,
@@ -108,6 +112,7 @@ TICK, ARRIVED, ARRIVED_TOGETHER, FINISHED, CANCELLED, LOST = 0, 1, 2, 3, 4, 5
 JOINED, MODEL_ADDED, MODEL_REMOVED, MODEL_PINNED = 6, 7, 8, 9
 FORESEEN, NAMED, ENDED = 10, 11, 12
 MODEL_UNLOADED = 13
+MODEL_OFFERED, MODEL_STAGED, STAGING_ENDED, MODEL_FORGOTTEN = 14, 15, 16, 17
 
 SENT, SERVED, REJECTED, EXPIRED, FAILED, REPLY_CANCELLED = 0, 1, 2, 3, 4, 5
 OUTCOME_KINDS = {
@@ -125,6 +130,10 @@ RARE_KINDS = {
     WorkerJoined: JOINED,
     ModelAdded: MODEL_ADDED,
     ModelUnloaded: MODEL_UNLOADED,
+    ModelOffered: MODEL_OFFERED,
+    ModelStaged: MODEL_STAGED,
+    StagingEnded: STAGING_ENDED,
+    ModelForgotten: MODEL_FORGOTTEN,
 }
 
 

@@ -93,6 +93,34 @@ class ModelUnloaded(msgspec.Struct, frozen=True):
     model: str
 
 
+class ModelOffered(msgspec.Struct, frozen=True):
+    """A worker that has joined can serve this model too from now on, with its own profile of it."""
+
+    worker_id: str
+    spec: ModelSpec
+
+
+class ModelStaged(msgspec.Struct, frozen=True):
+    """The model will take over from `replaces`: load it where that is resident and measure it, as
+    far as it costs nobody. `replaces` is "" for a model that is new: one device is enough then.
+    """
+
+    model: str
+    replaces: str
+
+
+class StagingEnded(msgspec.Struct, frozen=True):
+    """The model has taken over, or never will: it is one like the others."""
+
+    model: str
+
+
+class ModelForgotten(msgspec.Struct, frozen=True):
+    """A model that was unloaded never comes back: nothing needs to be remembered of it."""
+
+    model: str
+
+
 class ModelPinned(msgspec.Struct, frozen=True):
     """Keep the model's weights resident (or stop doing so)."""
 
@@ -114,6 +142,10 @@ Event = (
     | ModelAdded
     | ModelRemoved
     | ModelUnloaded
+    | ModelOffered
+    | ModelStaged
+    | StagingEnded
+    | ModelForgotten
     | ModelPinned
     | Tick
 )

@@ -1,10 +1,14 @@
 """Workers and models come and go: what that does to requests, queues and weights."""
 
+from scheduler import staging
 from scheduler.device import DeviceMirror, WeightsState
 from scheduler.events import (
     Failed,
+    ModelForgotten,
+    ModelOffered,
     ModelPinned,
     ModelRemoved,
+    ModelStaged,
     ModelUnloaded,
     Reason,
     WorkerJoined,
@@ -17,7 +21,7 @@ from scheduler.policies.protocols import AdmissionPolicy
 from scheduler.request import Request, RequestState
 from scheduler.results import MAX_FAILURES, Results
 from scheduler.spec import SECOND_NS, ModelSpec
-from scheduler.state import ModelState
+from scheduler.state import ModelState, Staging
 
 
 class Fleet:
@@ -71,6 +75,49 @@ class Fleet:
             self._planner.release_unloaded(device, name, now)
         self._planner.plan(device, now)
         self._planner.on_fleet_changed(now)
+
+    def on_offered(self, event: ModelOffered, now: int) -> None:
+        """A device has made a model ready that it did not have when it joined."""
+        device, spec = self._state.devices.get(event.worker_id), event.spec
+        if device is None or device.is_stopping:
+            return  # it was lost, or leaves, while the offer was on its way
+        if not _has_profile(spec):
+            self._ledger.anomalies["offered_without_profile"] += 1
+            return
+        if spec.name in device.offered:
+            self._ledger.anomalies["offered_twice"] += 1
+            return
+        device.offer(spec)
+        model = self._state.models.get(spec.name)
+        if model is None:
+            self._planner.release_unloaded(device, spec.name, now)
+        elif self._offer(model, device):
+            self._planner.plan(device, now)
+        else:
+            self._ledger.anomalies["offered_with_other_content"] += 1
+
+    def on_staged(self, event: ModelStaged, now: int) -> None:
+        model = self._state.models.get(event.model)
+        if model is None:
+            self._ledger.anomalies["unknown_model_staged"] += 1
+            return
+        staging.end(self._state, event.model)
+        self._state.staged[event.model] = Staging(event.replaces)
+        for device in list(model.holders):
+            staging.on_weights_arrived(self._state, device, event.model, now)
+        for device in list(model.offered_by):
+            self._planner.plan(device, now)
+
+    def on_forgotten(self, event: ModelForgotten) -> None:
+        """The shell says so when nothing is left of it; else nothing is forgotten."""
+        name = event.model
+        devices = self._state.devices.values()
+        if name in self._state.models or any(device.keeps(name) for device in devices):
+            self._ledger.anomalies["forgotten_too_early"] += 1
+            return
+        self._state.unloaded.pop(name, None)
+        for device in devices:
+            device.forget(name)
 
     def _offer(self, model: ModelState, device: DeviceMirror) -> bool:
         """Let the device serve the model, if what it has under that name is the same."""
@@ -182,6 +229,7 @@ class Fleet:
             return
         self._state.pinned.pop(event.model, None)
         self._state.refused_cold.pop(event.model, None)
+        staging.end(self._state, event.model)
         detail = f"{event.model} was removed: {event.reason}"
         for request in self._ledger.dequeue_all(model):
             self._ledger.close(

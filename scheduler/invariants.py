@@ -87,6 +87,8 @@ def _validate_device(scheduler: Scheduler, device: DeviceMirror) -> None:
         is_loading = record.state is WeightsState.LOADING
         _check(is_loading == (loading == 1), f"{who}: {name} {record.state.value}, {loading} LOADs")
 
+    trials = [action for action in infers if not action.request_ids]
+    _check(not trials or trials[0] is infers[0], f"{who}: a trial behind other Infers")
     for name in device.released:
         state = device.weights_state(name)
         _check(state is WeightsState.ABSENT, f"{who}: {name} was released, and is {state.value}")
@@ -101,6 +103,8 @@ def _validate_device(scheduler: Scheduler, device: DeviceMirror) -> None:
 
 def _validate_models(scheduler: Scheduler) -> None:
     devices = list(scheduler.state.devices.values())
+    strays = scheduler.state.staged.keys() - scheduler.state.models.keys()
+    _check(not strays, f"{sorted(strays)} are staged and not served")
     both = scheduler.state.models.keys() & scheduler.state.unloaded.keys()
     _check(not both, f"{sorted(both)} are served and unloaded")
     for name, model in scheduler.state.models.items():

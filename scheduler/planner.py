@@ -7,8 +7,9 @@ Everything an action needs is reserved before it is sent and released on its res
 from itertools import islice
 from typing import Final
 
+from scheduler import staging
 from scheduler.actions import Action, EvictWeights, Infer, LoadWeights, ReleaseModel
-from scheduler.device import DeviceMirror, Outstanding, WeightsState
+from scheduler.device import DeviceMirror, Outstanding, Trial, WeightsState
 from scheduler.events import Expired, Reason, Send
 from scheduler.ledger import Ledger
 from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
@@ -97,6 +98,8 @@ class Planner:
                     self._look_again(device, device.exec_lane, send_at_ns, now)
                 return
             if device.peek_ready() is None:
+                if device.trials:
+                    self._plan_trial(device, now)
                 return
             plan = self._batching.next_infer(self._state, device, now)
             if plan is None:
@@ -119,6 +122,41 @@ class Planner:
             and device.exec_lane.free_at(now) - device.schedule_ahead_ns <= now
             for device in model.holders
         )
+
+    def _plan_trial(self, device: DeviceMirror, now: int) -> None:
+        """Measure a staged model while there is nothing else to do, and nothing under way that
+        somebody may wait for.
+        """
+        if device.num_infers or device.num_moves:
+            return
+        trial = staging.next_trial(device, now)
+        if trial is not None:
+            self._send_trial(device, trial, now)
+        elif device.trials:
+            self._ledger.wake_by(device, device.next_trial_ns)
+
+    def _send_trial(self, device: DeviceMirror, trial: Trial, now: int) -> None:
+        estimate = device.estimates(trial.model).exec(trial.shape_key, trial.elements)
+        expected_ns = estimate.plan[trial.batch_size]
+        record = device.weights[trial.model]
+        record.num_infers += 1
+        device.num_infers += 1
+        del self._state.idle[device.worker_id]
+        start_ns = device.start_at(now)
+        action = Infer(
+            self._new_action_id(),
+            trial.model,
+            trial.batch_size,
+            (),
+            (),
+            now,
+            start_ns + staging.TRIAL_WINDOW_NS,
+            expected_ns,
+            trial.sample,
+        )
+        device.exec_lane.add(action.action_id, start_ns=start_ns, duration_ns=expected_ns)
+        self._remember(device, action, expected_ns, [], record.generation)
+        self._ledger.out.append(Send(device.worker_id, action))
 
     def _look_at_deferring(self, model: ModelState, now: int) -> None:
         """What others had deferred may have changed, now that some of its requests were sent."""
@@ -149,6 +187,8 @@ class Planner:
             self._look_again(device, device.load_lane, send_at_ns, now)
             return
         plan = self._residency.next_load(state, device, now)
+        if plan is None and state.staged:
+            plan = staging.load_for(state, device, now)
         if plan is None:
             if device.retry_until_ns > now:
                 self._ledger.wake_by(device, device.next_retry_ns(now))
@@ -248,6 +288,8 @@ class Planner:
         model.wants_replica = False
         self._state.refused_cold.pop(name, None)
         device.released.pop(name, None)
+        if name in self._state.staged:
+            self._state.staged[name].loaded_on[device.worker_id] = None
         latest_ns = max(
             (queue.last_deadline_ns for queue in model.queues.values()), default=FOREVER_NS
         )

@@ -5,6 +5,7 @@ Remote input never raises: what is unknown, stale or of the wrong kind is counte
 
 from typing import Final
 
+from scheduler import staging
 from scheduler.actions import (
     Code,
     EvictResult,
@@ -87,6 +88,10 @@ class Results:
             device.exec_lane.finish(action.action_id, min(result.output.end_ns, now))
             self._on_infer_failed(device, outstanding, action, result, now)
             return
+        if not outstanding.requests:
+            device.exec_lane.finish(action.action_id, min(result.output.end_ns, now))
+            staging.on_trial_finished(self._state, device, action, result, now)
+            return
         # Comparisons, not min() and max(): this runs once a batch, and is mostly calls.
         sent_ns, received_ns = outstanding.sent_ns, result.received_ns
         input_begin_ns, done_ns = result.input.begin_ns, result.output.end_ns
@@ -134,6 +139,9 @@ class Results:
         if result.code in (Code.WEIGHTS_MISSING, Code.UNKNOWN_MODEL):
             self._ledger.anomalies["weights_missing"] += 1
             self._weights_gone(device, action.model, outstanding.generation)
+        if not outstanding.requests:
+            staging.on_trial_finished(self._state, device, action, result, now)
+            return
         # The engine's or the input's fault: alone, it is the request's; in a batch, anybody's.
         is_input_fault = result.code in (Code.ENGINE_ERROR, Code.INVALID_INPUT)
         for request in outstanding.requests:
@@ -215,6 +223,7 @@ class Results:
         record.move_to(WeightsState.ABSENT, name)
         device.pages_free += record.num_pages
         if result.code is not Code.TOO_LATE:
+            staging.on_load_failed(self._state, device, result, name)
             self._ledger.anomalies[f"load_{result.code.name.lower()}"] += 1
             record.num_failures += 1
             wait_ns = min(LOAD_RETRY_NS << min(record.num_failures - 1, 8), LOAD_RETRY_MAX_NS)
@@ -233,6 +242,8 @@ class Results:
         if model is None or record.is_unserved or device.is_stopping:
             return
         model.holders.append(device)
+        if self._state.staged:
+            staging.on_weights_arrived(self._state, device, name, now)
         for queue in model.queues.values():
             assert queue.latest_start_ns is not None
             device.push_ready(queue.latest_start_ns, queue)

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final
 
+from scheduler import staging
 from scheduler.actions import Code, Infer
 from scheduler.device import DeviceMirror, Outstanding
 from scheduler.events import (
@@ -19,7 +20,10 @@ from scheduler.events import (
     Command,
     Event,
     ModelAdded,
+    ModelForgotten,
+    ModelOffered,
     ModelRemoved,
+    ModelStaged,
     ModelUnloaded,
     Quote,
     Reason,
@@ -28,6 +32,7 @@ from scheduler.events import (
     RequestArrived,
     RequestCancelled,
     RequestsArrived,
+    StagingEnded,
     Tick,
     WorkerJoined,
     WorkerLost,
@@ -118,6 +123,14 @@ class Scheduler:
                 self._fleet.on_model_removed(event, now)
             case ModelUnloaded():
                 self._fleet.on_model_unloaded(event, now)
+            case ModelOffered():
+                self._fleet.on_offered(event, now)
+            case ModelStaged():
+                self._fleet.on_staged(event, now)
+            case StagingEnded():
+                staging.end(self.state, event.model)
+            case ModelForgotten():
+                self._fleet.on_forgotten(event)
             case _:  # ModelPinned: the type checker proves that no other event is left
                 self._fleet.on_pinned(event, now)
         self._story.append((now, event, out))
@@ -192,6 +205,15 @@ class Scheduler:
 
     def queue_depth(self, model: str) -> int:
         return self.state.models[model].num_queued
+
+    def staging_of(self, model: str) -> tuple[bool, str | None]:
+        """Of a staged model: whether waiting any longer is of no use, and why a trial of it failed,
+        if one did.
+        """
+        found = self.state.staged.get(model)
+        if found is None:
+            return True, None
+        return staging.is_settled(self.state, model, self.now), found.problem
 
     def estimate_ns(self, model: str, rows: int) -> int | None:
         """Planned execution of so many rows where the model would run; None without a worker."""

@@ -112,6 +112,18 @@ class ModelState:
         )
 
 
+class Staging:
+    """A model that is about to take over from `replaces` ("": it is new)."""
+
+    __slots__ = ("loaded_on", "problem", "replaces")
+
+    def __init__(self, replaces: str) -> None:
+        self.replaces = replaces
+        # all and only worker ids of devices that were sent the LOAD, each once
+        self.loaded_on: dict[str, None] = {}
+        self.problem: str | None = None  # why a trial of it failed
+
+
 class SchedulerState:
     """The whole of it, in one place, for policies and invariants to read."""
 
@@ -140,8 +152,10 @@ class SchedulerState:
         # all and only devices without an Infer in flight, by worker id; the idle longest first
         self.idle: dict[str, DeviceMirror] = {}
         self.pinned: dict[str, None] = {}  # all and only names of pinned models
-        # all and only names of models that were unloaded and not added since
+        # all and only names of models that were unloaded, and neither added nor forgotten since
         self.unloaded: dict[str, None] = {}
+        # all and only names of served models that are about to take over from another
+        self.staged: dict[str, Staging] = {}
         # Names of models that a request was refused for since they were cold, and that were
         # neither loaded nor removed since; the latest last.
         self.refused_cold: dict[str, None] = {}
@@ -228,7 +242,7 @@ class SchedulerState:
     @property
     def may_load(self) -> bool:
         """Whether a look for something to LOAD can find anything."""
-        return self.has_wanted or bool(self.pinned) or bool(self.refused_cold)
+        return self.has_wanted or bool(self.pinned) or bool(self.refused_cold) or bool(self.staged)
 
     @property
     def has_wanted(self) -> bool:

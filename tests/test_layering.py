@@ -41,6 +41,7 @@ SCHEDULER_ORDER = (
     ("state",),
     ("ledger",),
     ("policies",),
+    ("staging",),
     ("planner",),
     ("quotes",),
     ("results",),

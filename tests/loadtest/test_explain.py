@@ -8,20 +8,26 @@ import pytest
 
 from loadtest import explain
 from loadtest.words import Words, counted, listed, ms
-from scheduler.actions import InferResult
+from scheduler.actions import Infer, InferResult
 from scheduler.event_log import Entry, Handled, Named
 from scheduler.events import (
     ActionFinished,
+    ModelForgotten,
+    ModelOffered,
     ModelPinned,
     ModelRemoved,
+    ModelStaged,
     ModelUnloaded,
     RequestCancelled,
+    Send,
+    StagingEnded,
     Tick,
     WorkerJoined,
     WorkerLost,
 )
 from scheduler.scheduler import Scheduler
 from tests.loadtest.recorded_day import cut, day, instant, request, written
+from tests.scheduler.story import model_spec
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +308,14 @@ def test_every_event_and_command_of_a_day_has_words(entries: list[Entry]) -> Non
     assert kinds[ModelPinned] == "model b was pinned"
     assert kinds[ModelRemoved] == "model a was removed: its directory is gone"
     assert kinds[ModelUnloaded] == "model s was unloaded"
+    staged = ModelStaged("a/2", "a")
+    assert words.event(staged) == "model a/2 is about to take over from a"
+    assert words.event(ModelStaged("b", "")) == "model b is about to take over"
+    assert words.event(StagingEnded("a/2")) == "model a/2 has taken over, or never will"
+    assert words.event(ModelForgotten("a")) == "model a was forgotten"
+    assert words.event(ModelOffered("w", model_spec("a/2"))) == "w has made model a/2 ready"
+    trial = Send("w", Infer(3, "a/2", 4, (), (), instant(2), instant(20), 5, 1))
+    assert words.command(trial).startswith("send w action 3: try a batch of 4 of a/2, to start")
     assert kinds[WorkerJoined] == "w2#three-3 joined with 3 models"
     assert kinds[WorkerLost] == "w1#one-1 was lost: the gateway stops"
     assert kinds[ActionFinished].startswith("w")

@@ -25,8 +25,11 @@ from scheduler.events import (
     Command,
     Event,
     ModelAdded,
+    ModelForgotten,
+    ModelOffered,
     ModelPinned,
     ModelRemoved,
+    ModelStaged,
     ModelUnloaded,
     Outcome,
     Reply,
@@ -34,6 +37,7 @@ from scheduler.events import (
     RequestCancelled,
     RequestsArrived,
     Send,
+    StagingEnded,
     Tick,
     WorkerJoined,
     WorkerLost,
@@ -233,6 +237,20 @@ class Story:
 
     def unload(self, model: str = "m", *, at_ms: float | None = None) -> list[Command]:
         return self.handle(ModelUnloaded(model), at_ms)
+
+    def offer(
+        self, spec: ModelSpec, worker_id: str = "w", *, at_ms: float | None = None
+    ) -> list[Command]:
+        return self.handle(ModelOffered(worker_id, spec), at_ms)
+
+    def stage(self, model: str, replaces: str, *, at_ms: float | None = None) -> list[Command]:
+        return self.handle(ModelStaged(model, replaces), at_ms)
+
+    def end_staging(self, model: str, *, at_ms: float | None = None) -> list[Command]:
+        return self.handle(StagingEnded(model), at_ms)
+
+    def forget(self, model: str, *, at_ms: float | None = None) -> list[Command]:
+        return self.handle(ModelForgotten(model), at_ms)
 
     def pin(self, model: str, is_pinned: bool = True) -> list[Command]:
         return self.handle(ModelPinned(model, is_pinned))

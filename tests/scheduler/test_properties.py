@@ -263,6 +263,25 @@ class SchedulerMachine(RuleBasedStateMachine):
             spec = model_spec(model, exec_ms={1: 2, 2: 3}, content_hash="newer")
         self.story.add(spec)
 
+    @rule(name=WORKERS, model=st.sampled_from([*SPECS]), another_content=st.booleans())
+    def offer(self, name: str, model: str, another_content: bool) -> None:
+        spec = SPECS[model]
+        if another_content:
+            spec = model_spec(model, exec_ms={1: 2, 2: 3}, content_hash="newer")
+        self.story.offer(spec, self.up.get(name, "nobody"))
+
+    @rule(model=MODELS, replaces=st.sampled_from([*SPECS, ""]))
+    def stage(self, model: str, replaces: str) -> None:
+        self.story.stage(model, replaces)
+
+    @rule(model=MODELS)
+    def end_staging(self, model: str) -> None:
+        self.story.end_staging(model)
+
+    @rule(model=MODELS)
+    def forget(self, model: str) -> None:
+        self.story.forget(model)
+
     @rule(model=MODELS, is_pinned=st.booleans())
     def pin(self, model: str, is_pinned: bool) -> None:
         self.story.pin(model, is_pinned)

@@ -107,6 +107,7 @@ def create_app(
         errors=errors,
         request_ids=request_ids,
         clock=clock,
+        call_later=call_later,
     )
     if keyring is None:
         return App(infer, routes, lifecycle)

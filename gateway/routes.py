@@ -23,10 +23,12 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.metrics_page import CONTENT_TYPE, page_parts
 from gateway.repository import Repository
+from gateway.request_body import ClientGone
 from gateway.request_ids import RequestIds
+from gateway.small_body import SmallBodies
 from gateway.v2_repository import add_repository_routes
 from gateway.v2_routes import add_v2_routes, check_ready, find_model
-from gateway.views import Clock, SchedulerView
+from gateway.views import CallLater, Clock, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
 
 _encoder = msgspec.json.Encoder()
@@ -88,6 +90,7 @@ def build_routes(
     errors: ErrorReplies,
     request_ids: RequestIds,
     clock: Clock,
+    call_later: CallLater | None = None,
 ) -> FastAPI:
     """The FastAPI app behind the hot path."""
     # What a slash at the end redirects to, POST bodies included, nobody has asked for.
@@ -127,7 +130,16 @@ def build_routes(
         return Response("".join(parts), headers={"content-type": CONTENT_TYPE})
 
     add_v2_routes(app, scheduler, catalog, lifecycle=lifecycle, metrics=metrics, clock=clock)
-    add_repository_routes(app, repository, scheduler, catalog, lifecycle)
+    bodies = SmallBodies(
+        timeout_s=config.body_timeout_ms / 1000,
+        max_dropped_bytes=config.max_body_mb * MEBIBYTE,
+        call_later=call_later,
+    )
+    add_repository_routes(app, repository, scheduler, catalog, lifecycle, bodies)
+
+    @app.exception_handler(ClientGone)
+    async def on_client_gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=400)  # which nobody reads
 
     @app.exception_handler(RequestError)
     async def on_request_error(request: Request, error: RequestError) -> Response:

@@ -5,7 +5,6 @@ asked for: a parameter that is not there is named.
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -14,19 +13,17 @@ from gateway.errors import bad_request
 from gateway.guard import may_see
 from gateway.lifecycle import Lifecycle
 from gateway.repository import Repository
-from gateway.request_body import too_large
+from gateway.small_body import SmallBodies
 from gateway.v2_routes import check_ready, find_model
 from gateway.views import SchedulerView
 from scheduler.spec import ModelSpec
 
-MAX_BODY_BYTES = 1 << 16
 # Of these routes; the protocol's others (`config`, `file:...`) would change the model itself.
 _PINNED = "pinned"
-_IGNORED = frozenset({"unload_dependents"})  # there are no ensembles
+_DEPENDENTS = "unload_dependents"  # without effect: there are no ensembles
 _FLAGS: Mapping[object, bool] = {"true": True, "1": True, "false": False, "0": False}
 
 _encoder = msgspec.json.Encoder()
-_Asked = TypeVar("_Asked", "IndexRequest", "ControlRequest")
 
 
 class IndexRequest(msgspec.Struct, frozen=True):
@@ -43,16 +40,17 @@ def add_repository_routes(
     scheduler: SchedulerView,
     catalog: Mapping[str, ModelSpec],
     lifecycle: Lifecycle,
+    bodies: SmallBodies,
 ) -> None:
     @app.post("/v2/repository/index")
     async def index(request: Request) -> Response:
-        asked = await _read(request, IndexRequest())
+        asked = await bodies.read(request, IndexRequest())
         entries = repository.index(only_ready=asked.ready)
         return _json([entry for entry in entries if may_see(request, entry.name)])
 
     @app.post("/v2/repository/models/{name}/load")
     async def load(name: str, request: Request) -> Response:
-        asked = await _read(request, ControlRequest())
+        asked = await bodies.read(request, ControlRequest())
         is_pinned = _pinned_of(asked.parameters, request.query_params)
         check_ready(scheduler, lifecycle)
         spec = find_model(catalog, lifecycle, name)
@@ -60,21 +58,27 @@ def add_repository_routes(
 
     @app.post("/v2/repository/models/{name}/unload")
     async def unload(name: str, request: Request) -> Response:
-        asked = await _read(request, ControlRequest())
-        _check_known(asked.parameters.keys() - _IGNORED)
+        asked = await bodies.read(request, ControlRequest())
+        _check_known(asked.parameters.keys() - {_DEPENDENTS})
+        _flag_of(_DEPENDENTS, asked.parameters.get(_DEPENDENTS))
         return _json(await repository.unload(find_model(catalog, lifecycle, name)))
 
 
 def _pinned_of(parameters: Mapping[str, object], query: Mapping[str, str]) -> bool | None:
     """The body's or the query's, which tritonclient can send too; None where neither says."""
-    _check_known(parameters.keys() - _IGNORED - {_PINNED})
-    value = parameters.get(_PINNED, query.get(_PINNED))
+    _check_known(parameters.keys() - {_PINNED})
+    in_body = _flag_of(_PINNED, parameters.get(_PINNED))
+    in_query = _flag_of(_PINNED, query.get(_PINNED))
+    return in_query if in_body is None else in_body
+
+
+def _flag_of(name: str, value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
-    is_pinned = _FLAGS.get(value) if isinstance(value, str) else None
-    if is_pinned is None:
-        raise bad_request(f"pinned is {str(value)[:60]!r}: expected true or false")
-    return is_pinned
+    flag = _FLAGS.get(value) if isinstance(value, str) else None
+    if flag is None:
+        raise bad_request(f"{name} is {str(value)[:60]!r}: expected true or false")
+    return flag
 
 
 def _check_known(others: set[str]) -> None:
@@ -83,20 +87,6 @@ def _check_known(others: set[str]) -> None:
         raise bad_request(
             f"parameters {names}: this server does not have them; models are as their directories"
         )
-
-
-async def _read(request: Request, absent: _Asked) -> _Asked:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise too_large(f"the body has over {MAX_BODY_BYTES} bytes, the limit here")
-    if not body.strip():
-        return absent
-    try:
-        return msgspec.json.decode(body, type=type(absent))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_request(f"the body is not what this route takes: {error}") from None
 
 
 def _json(value: object) -> Response:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from gateway.repository import UNLOADED, Repository
-from gateway.v2_repository import MAX_BODY_BYTES
+from gateway.small_body import MAX_BODY_BYTES
 from scheduler.actions import Code, ReleaseModel, ReleaseResult
 from scheduler.device import WeightsState
 from scheduler.events import ActionFinished, Event, ModelAdded, ModelPinned, ModelUnloaded, Send
@@ -228,6 +228,8 @@ def test_one_that_is_unloaded_while_it_loads_says_so() -> None:
         (UNLOAD, {"parameters": {"pinned": True}}, 400, "bad_request", "parameters pinned: this"),
         (LOAD, {"parameters": {"pinned": 3}}, 400, "bad_request", "pinned is '3': expected true"),
         (LOAD, {"parameters": {"pinned": []}}, 400, "bad_request", "pinned is '[]': expected true"),
+        (f"{LOAD}?pinned=maybe", {"parameters": {"pinned": True}}, 400, "bad_request", "'maybe'"),
+        (UNLOAD, {"parameters": {"unload_dependents": []}}, 400, "bad_request", "'[]': expected"),
         (LOAD, b"{", 400, "bad_request", "the body is not what this route takes"),
         (LOAD, [1], 400, "bad_request", "the body is not what this route takes"),
         (INDEX, b"[" * 60_000, 400, "bad_request", "the body is not what this route takes"),

@@ -99,21 +99,15 @@ class TensorRtBackend:
             for spec in specs
             if spec.unavailable_reason is None
         }
-        there = [found.artifact for found in stored.values() if found is not None]
+        there = {name: found.artifact for name, found in stored.items() if found is not None}
         self._held: list[cuda.DeviceAllocation] = []
-        try:
-            arena = self._arena(there)
-            self._arena_inputs, self._arena_outputs = arena.inputs, arena.outputs
-            self._slots = IoSlots(
-                context,
-                num_slots=NUM_SLOTS,
-                input_bytes=_most(there, "inputs"),
-                output_bytes=_most(there, "outputs"),
-            )
-        except MemoryError as error:
-            raise ConfigError(f"{context.name} is too small to execute: {error}") from error
+        arena, too_large = self._room_to_execute(there)
+        specs = [
+            _unavailable(spec, too_large[spec.name]) if spec.name in too_large else spec
+            for spec in specs
+        ]
         if cache_bytes is None:
-            cache_bytes = self._default_cache_bytes(there, page_bytes)
+            cache_bytes = self._default_cache_bytes(list(there.values()), page_bytes)
         self.device = DeviceSpec(
             kind=f"cuda {context.name}",
             page_bytes=page_bytes,
@@ -237,6 +231,40 @@ class TensorRtBackend:
         if self.telemetry is not None:
             self.telemetry.close()
 
+    def _room_to_execute(self, artifacts: dict[str, Artifact]) -> tuple[Arena, dict[str, str]]:
+        """The arena and the slots, for as many models as it takes; why the others cannot be served.
+
+        Those leave `artifacts`, the one that wants the most first. Raises ConfigError where none
+        is left.
+        """
+        too_large: dict[str, str] = {}
+        while True:
+            there = list(artifacts.values())
+            try:
+                arena = self._arena(there)
+                self._slots = IoSlots(
+                    self._context,
+                    num_slots=NUM_SLOTS,
+                    input_bytes=_most(there, "inputs"),
+                    output_bytes=_most(there, "outputs"),
+                )
+            except MemoryError as error:
+                reason = str(error)
+            else:
+                self._arena_inputs, self._arena_outputs = arena.inputs, arena.outputs
+                return arena, too_large
+            self._held.clear()
+            if not artifacts:
+                raise ConfigError(f"{self._context.name} is too small to execute: {reason}")
+            name = max(artifacts, key=lambda name: _bytes_to_execute(artifacts[name]))
+            needs = artifacts.pop(name).needs
+            assert needs is not None
+            too_large[name] = (
+                f"to execute takes {needs.scratch} bytes of scratch memory,"
+                f" {needs.inputs + needs.outputs} of inputs and outputs and {NUM_SLOTS} times that"
+                f" for batches on their way, which {self._context.name} has not: {reason}"
+            )
+
     def _arena(self, artifacts: Sequence[Artifact]) -> Arena:
         scratch_bytes = _most(artifacts, "scratch")
         inputs, outputs = _most(artifacts, "inputs"), _most(artifacts, "outputs")
@@ -300,6 +328,11 @@ class TensorRtBackend:
         if lost is not None:
             return DeviceLost(f"{self._context.name} is lost: {lost}")
         return EngineError(f"{model}: {error}" if model else str(error))
+
+
+def _bytes_to_execute(artifact: Artifact) -> int:
+    needs = artifact.needs
+    return 0 if needs is None else needs.scratch + (1 + NUM_SLOTS) * (needs.inputs + needs.outputs)
 
 
 def _most(artifacts: Sequence[Artifact], need: str) -> int:

@@ -255,7 +255,7 @@ def _non_zero() -> onnx.ModelProto:
     return model
 
 
-def test_a_plan_of_another_version_or_card_is_unavailable_and_others_go_on(
+def test_a_plan_of_another_version_is_unavailable_and_others_go_on(
     compiled: Compiled, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiled.add("good", onnx_models.mlp())
@@ -268,6 +268,16 @@ def test_a_plan_of_another_version_or_card_is_unavailable_and_others_go_on(
     assert "of version 10.1.0, this is 10.13.3" in reason
     backend.load("good", [0])
     infer(backend, "good", [[rows_of(1)]])
+    backend.close()
+
+
+def test_a_plan_of_another_card_is_unavailable(compiled: Compiled) -> None:
+    compiled.add("other", onnx_models.mlp())
+    _respell(compiled, "other", compute_capability="8.0")
+    backend = compiled.serve()
+    reason = backend.models["other"].unavailable_reason
+    assert reason is not None
+    assert "an incompatible device, expecting compute 9.0 got compute 8.0" in reason
     backend.close()
 
 
@@ -327,9 +337,27 @@ def test_a_card_too_small_for_the_scratch_memory_says_how_much_is_missing(
     compiled: Compiled, standin: StandIn
 ) -> None:
     compiled.add("m", onnx_models.mlp())
-    standin.fail("cuMemAlloc_v2", driver.OUT_OF_MEMORY, times=100)
+    standin.fail("cuMemAlloc_v2", driver.OUT_OF_MEMORY, times=1000)
     with pytest.raises(ConfigError, match=r"Stand-in 0 is too small to execute: .* MiB are free"):
         compiled.serve()
+
+
+def test_a_model_that_wants_more_scratch_memory_than_there_is_leaves_the_others_theirs(
+    tmp_path: Path, cuda_context: "CudaContext", standin: StandIn
+) -> None:
+    compiled = Compiled(tmp_path, cuda_context)
+    compiled.add("small", onnx_models.mlp())
+    compiled.api.module.scratch = 300 << 20
+    compiled.add("large", onnx_models.mlp(seed=2))
+    standin.fail("cuMemAlloc_v2", driver.OUT_OF_MEMORY, times=2)  # pycuda asks twice
+    backend = compiled.serve()
+    reason = backend.models["large"].unavailable_reason
+    assert reason is not None
+    assert f"to execute takes {300 << 20} bytes of scratch memory" in reason
+    assert "300 MiB of device memory" in reason
+    backend.load("small", [0])
+    infer(backend, "small", [[rows_of(1)]])
+    backend.close()
 
 
 def test_without_a_size_the_cache_takes_what_engines_leave(

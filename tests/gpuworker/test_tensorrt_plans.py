@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -58,6 +59,22 @@ def test_a_file_that_is_no_plan_is_refused_with_tensorrts_words(
 ) -> None:
     with pytest.raises(CompileError, match=words):
         compiled.compile(_given_plan(compiled, content))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"version": "10.1.0"}, r"is of version 10\.1\.0, this is 10\.13\.3"),
+        ({"compute_capability": "8.0"}, r"expecting compute 9\.0 got compute 8\.0"),
+    ],
+)
+def test_a_plan_of_another_version_or_card_is_refused_with_both(
+    compiled: Compiled, other: dict[str, str], words: str
+) -> None:
+    plan = _of_ranges(compiled, (1, 1))[len(tensorrt.MAGIC) :]
+    spoken = msgspec.structs.replace(msgspec.msgpack.decode(plan, type=tensorrt.Plan), **other)
+    with pytest.raises(CompileError, match=words):
+        compiled.compile(_given_plan(compiled, tensorrt.MAGIC + msgspec.msgpack.encode(spoken)))
 
 
 def test_a_repository_of_plans_says_what_it_needs_where_there_is_no_gpu(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import uvicorn
 from gateway import host_process
 from gateway.app import create_app
 from gateway.config import MEBIBYTE, GatewayConfig
+from gateway.curve_keys import GatewayKeys
 from gateway.device_time import DeviceTime
 from gateway.dispatcher import Dispatcher, Observer
 from gateway.host_process import ServeError
@@ -57,6 +58,10 @@ GC_THRESHOLDS = (20_000, 20, 20)
 # Of every SLO, kept for what the gateway does not see: the way to its first read and from its last
 # write. 1.5 ms keeps 99.9 % of the answers in time by the client's clock on one busy core.
 REPLY_MARGIN_NS = 1_500_000
+# Of what a worker sends, the largest part is one output of one request, which may be larger than
+# the request (FP16 in, FP32 out, or an upscaled picture); small ones travel together, and so do all
+# models in its Hello.
+OUTPUT_BODIES, MIN_FRAME_BYTES = 4, 64 * MEBIBYTE
 FLUSH_GRACE_S = 5  # for answers that clients are slow to read
 
 
@@ -107,7 +112,13 @@ class Assembly:
         if config.worker_bind is not None:
             addresses.append(config.worker_bind)
         try:
-            self._link = WorkerLink(addresses, self.catalog, clock=time.monotonic_ns)
+            self._link = WorkerLink(
+                addresses,
+                self.catalog,
+                clock=time.monotonic_ns,
+                keys=host_process.worker_keys_of(config),
+                max_frame_bytes=max(MIN_FRAME_BYTES, OUTPUT_BODIES * config.max_body_mb * MEBIBYTE),
+            )
         except BindError as error:
             raise ServeError(str(error)) from error
         metrics.watch_link(self._link)
@@ -195,6 +206,10 @@ class Assembly:
         return (
             f"{num_tenants} tenant{'s' * (num_tenants > 1)}, {num_keys} key{'s' * (num_keys > 1)}"
         )
+
+    def replace_worker_keys(self, keys: GatewayKeys) -> None:
+        """Who may be a worker from now on; others are sent away."""
+        self._link.admit_only(keys)
 
     async def drain(self) -> None:
         """/readyz says no, then everything new is refused, then what was admitted is answered."""

@@ -66,6 +66,7 @@ def serve(
     default_slo_ms: flags.DefaultSloMs = None,
     drain_s: flags.DrainS = None,
     worker_bind: flags.WorkerBind = None,
+    curve_keys: flags.CurveKeys = None,
     emulate: flags.Emulate = None,
     cache_dir: flags.CacheDir = None,
     record: flags.Record = None,
@@ -83,7 +84,7 @@ def serve(
       remontoir serve --models demo-models --cache-mb 64
       remontoir serve --models demo-models --device cuda:0
       remontoir serve --models demo-models --host 0.0.0.0 --tenants tenants.yaml
-      remontoir serve --models demo-models --worker-bind tcp://0.0.0.0:7000
+      remontoir serve --models models --worker-bind tcp://0.0.0.0:7000 --curve-keys keys/gateway
       remontoir serve --emulate clockwork-v100:4
       remontoir serve --emulate clockwork-v100 --policy clockwork --schedule-ahead-ms 5
     """
@@ -107,6 +108,7 @@ def serve(
         "default_slo_ms": default_slo_ms,
         "drain_s": drain_s,
         "worker_bind": worker_bind,
+        "curve_keys": None if curve_keys is None else str(curve_keys),
         "emulate": emulate,
         "cache_dir": None if cache_dir is None else str(cache_dir),
         "record": None if record is None else str(record),
@@ -131,6 +133,7 @@ def worker(
     cpu: flags.Cpu = None,
     cache_dir: flags.CacheDir = None,
     emulate: flags.EmulateOne = None,
+    curve_keys: flags.CurveKeys = None,
 ) -> None:
     """Join a gateway, on this machine or another, as one more worker (or one for each GPU), until
     stopped.
@@ -140,7 +143,7 @@ def worker(
 
     \b
     Example:
-      remontoir worker --connect tcp://10.0.0.1:7000 --models demo-models
+      remontoir worker --connect tcp://10.0.0.1:7000 --models demo-models --curve-keys keys/worker
       remontoir worker --connect tcp://10.0.0.1:7000 --models demo-models --device cuda:0
     """
     if models is None and emulate is None:
@@ -155,6 +158,7 @@ def worker(
         cpu=cpu,
         cache_dir=cache_dir,
         emulate=emulate,
+        curve_keys=curve_keys,
     )
     os.execv(sys.executable, command)  # signals and exit code are then the worker's own
 

@@ -75,7 +75,7 @@ Insecure = Annotated[
     typer.Option(
         "--insecure",
         help="Listen on other addresses than this machine's own without keys: whoever reaches "
-        "the port may use and unload every model.",
+        "the port may use and unload every model, or, at --worker-bind, be a worker.",
     ),
 ]
 OpenMetrics = Annotated[
@@ -163,7 +163,18 @@ DrainS = Annotated[
 WorkerBind = Annotated[
     str | None,
     typer.Option(
-        "--worker-bind", metavar="tcp://HOST:PORT", help="Let workers of other machines join here."
+        "--worker-bind",
+        metavar="tcp://HOST:PORT",
+        help="Let workers of other machines join here: with --curve-keys.",
+    ),
+]
+CurveKeys = Annotated[
+    Path | None,
+    typer.Option(
+        "--curve-keys",
+        metavar="DIR",
+        help="Keys that gateway and workers prove themselves with, and encrypt what they say: the "
+        "directory that `remontoir keys curve` made for this side.",
     ),
 ]
 Emulate = Annotated[

@@ -20,7 +20,9 @@ from pathlib import Path
 
 import msgspec
 
+from gateway import curve_keys
 from gateway.config import GatewayConfig
+from gateway.curve_keys import GatewayKeys
 from gateway.tenants_file import Tenants, TenantsError, parse_tenants, read_tenants
 from scheduler.policies import Policy, PolicyError, parse
 
@@ -111,6 +113,35 @@ def tenants_of(config: GatewayConfig) -> Tenants | None:
     except TenantsError as error:
         raise ServeError(str(error), exit_code=2) from error
     return None
+
+
+def worker_keys_of(config: GatewayConfig) -> GatewayKeys | None:
+    """The keys of the workers' door, None where it has none. Raises ServeError where it needs some:
+    who reaches an open one can join, be sent requests, and answer them.
+    """
+    if config.curve_keys is not None:
+        try:
+            return curve_keys.read(Path(config.curve_keys))
+        except curve_keys.KeysError as error:
+            raise ServeError(f"--curve-keys: {error}", exit_code=2) from error
+    address = config.worker_bind
+    if address is not None and not config.insecure and not is_of_this_machine(address):
+        raise ServeError(
+            f"--worker-bind {address}: whoever reaches it could join as a worker. Make keys with"
+            " `remontoir keys curve --into keys` and give --curve-keys keys/gateway here, and"
+            " --curve-keys keys/worker there; or say --insecure",
+            exit_code=2,
+        )
+    return None
+
+
+def is_of_this_machine(endpoint: str) -> bool:
+    """Whether only processes of this machine reach a ZeroMQ endpoint."""
+    scheme, _, rest = endpoint.partition("://")
+    if scheme != "tcp":
+        return scheme in ("ipc", "inproc")
+    host = rest.rpartition(":")[0].strip("[]")
+    return host == "localhost" or is_loopback(host)  # of an interface, or a name, who knows
 
 
 def cache_dir(config: GatewayConfig) -> Path:

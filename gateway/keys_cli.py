@@ -1,9 +1,10 @@
 """`remontoir keys`: makes the keys that gateway, clients and workers prove themselves with.
 
-Owns the commands and their words. It must never store a key that a person is to keep: it is
-printed once.
+Owns the commands and their words. It must never store a key that a person is to keep, which is
+printed once, and never overwrite one.
 """
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 app = typer.Typer(
     name="keys",
-    help="Make keys: API keys for clients.",
+    help="Make keys: API keys for clients, CURVE keys for workers.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -26,11 +27,24 @@ Tenant = Annotated[
         "--tenant", metavar="NAME", help="Whose key it is: its name in the file given as --tenants."
     ),
 ]
+KeysInto = Annotated[
+    Path,
+    typer.Option("--into", metavar="DIR", help="Where a directory for each side is made."),
+]
+WorkerNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--worker",
+        metavar="NAME",
+        help="A pair for this worker; may be given several times.",
+        show_default="worker",
+    ),
+]
 
 
 @app.callback()
 def keys() -> None:
-    """Make keys: API keys for clients."""
+    """Make keys: API keys for clients, CURVE keys for workers."""
 
 
 @app.command("api")
@@ -61,3 +75,33 @@ def api(tenant: Tenant) -> None:
     console.print(
         f'tenants:\n  "{tenant}":\n    keys:\n      - "{key.line}"', style="cyan", markup=False
     )
+
+
+@app.command("curve")
+def curve(into: KeysInto, worker: WorkerNames = None) -> None:
+    """Make the keys with which gateway and workers know each other, and encrypt what they say.
+
+    DIR/gateway is the gateway's, DIR/NAME that worker's: copy it to its machine
+    over a safe way, it holds the worker's secret. The gateway's pair is kept if
+    it is there, so a further worker is made by the same command; a gateway that
+    runs reads who may join again on SIGHUP. To shut a worker out, remove
+    DIR/gateway/workers/NAME.key.
+
+    \b
+    Examples:
+      remontoir keys curve --into keys
+      remontoir keys curve --into keys --worker rack-1 --worker rack-2
+      remontoir serve --models models --worker-bind tcp://0.0.0.0:7000 --curve-keys keys/gateway
+      remontoir worker --connect tcp://10.0.0.1:7000 --models models --curve-keys keys/rack-1
+    """
+    from gateway import curve_keys
+
+    try:
+        made = curve_keys.make(into, worker or ["worker"])
+    except curve_keys.KeysError as error:
+        raise CommandError(str(error)) from error
+    console.print("For the gateway:", markup=False)
+    console.print(f"  --curve-keys {into / curve_keys.GATEWAY}", style="cyan", markup=False)
+    console.print("For each worker, copied to its machine and kept secret there:", markup=False)
+    for directory in made:
+        console.print(f"  --curve-keys {directory}", style="cyan", markup=False)

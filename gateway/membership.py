@@ -50,7 +50,7 @@ class Membership:
     """Turns what workers say about themselves into WorkerJoined and WorkerLost.
 
     `transmit(identity, message)` is False where the peer cannot be reached any more. `on_event` may
-    lead to further calls into this object.
+    lead to further calls into this object. `max_frame_bytes` is told to workers; 0: no limit.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class Membership:
         clock: Callable[[], int],
         transmit: Callable[[bytes, ToWorker], bool],
         on_event: Callable[[Event], None],
+        max_frame_bytes: int = 0,
     ) -> None:
         self._catalogue = catalogue
+        self._max_frame_bytes = max_frame_bytes
         self._clock = clock
         self._transmit = transmit
         self._on_event = on_event
@@ -181,7 +183,7 @@ class Membership:
         self.by_identity[identity] = session
         self.by_worker_id[worker_id] = session
         self._by_name[hello.name] = session
-        if self._transmit(identity, Welcome(worker_id, refused)):
+        if self._transmit(identity, Welcome(worker_id, refused, self._max_frame_bytes)):
             self._ping(session)
         else:
             self.lose(session, "its connection is gone")

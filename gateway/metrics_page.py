@@ -102,6 +102,7 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
     yield _family("weights_page_bytes", "gauge", "Size of a page.", [("", metrics.page_bytes)])
     if metrics.link is not None:
         yield _odd_messages(metrics.link)
+        yield _refused_connections(metrics.link)
         yield from _gpus(metrics.link.gpus)
     if metrics.keyring is not None:
         yield from _tenants(metrics.keyring)
@@ -206,6 +207,15 @@ def _odd_messages(link: LinkView) -> str:
             ('kind="unknown_sender"', link.unknown_senders),
             ('kind="unreadable_there"', link.unreadable_replies),
         ],
+    )
+
+
+def _refused_connections(link: LinkView) -> str:
+    return _family(
+        "worker_connections_refused_total",
+        "counter",
+        "Connections to the workers' port turned away, by why (docs/security.md).",
+        [(f'reason="{reason}"', count) for reason, count in link.refused_connections.items()],
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import uvloop
 from rich.console import Console
 
-from gateway import announce, host_process
+from gateway import announce, host_process, rereading
 from gateway.assembly import Assembly
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.host_process import ServeError
@@ -40,6 +40,7 @@ def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
     host_process.check_models_dir(config)
     host_process.policy_of(config)
     tenants = host_process.tenants_of(config)
+    host_process.worker_keys_of(config)
     host_process.raise_open_files_limit()
     host_process.answer_first()
     with (
@@ -76,11 +77,11 @@ async def _live(
         stop_asked.set()
 
     def on_hangup() -> None:
-        _reload(config, parts, console)
+        rereading.read_again(config, parts, console)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    if config.tenants_file is not None:
+    if rereading.has_files(config):
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
     elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not under nohup
         loop.add_signal_handler(signal.SIGHUP, on_signal)
@@ -101,19 +102,6 @@ async def _live(
         raise
     finally:
         await parts.close()
-
-
-def _reload(config: GatewayConfig, parts: Assembly, console: Console) -> None:
-    """The tenants file again. One that cannot be used changes nothing."""
-    try:
-        tenants = host_process.tenants_of(config)
-    except ServeError as error:
-        logger.error("tenants stay as they were: %s", error)
-        return
-    if tenants is not None:
-        found = parts.replace_tenants(tenants)
-        with contextlib.suppress(OSError):  # the terminal may be what went away
-            console.print(f"Read {config.tenants_file} again: {found}.", soft_wrap=True)
 
 
 async def _unless(

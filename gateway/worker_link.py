@@ -14,8 +14,10 @@ from typing import NamedTuple, assert_never
 import msgspec
 import zmq
 
+from gateway.curve_keys import GatewayKeys
 from gateway.gpu_figures import GpuFigures
 from gateway.membership import HEARTBEAT_INTERVAL_NS, Membership, Session
+from gateway.worker_door import KEY_TAKEN, WorkerDoor
 from scheduler.actions import Action, Code, InferResult, Result
 from scheduler.events import Event
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelSpec
@@ -26,6 +28,7 @@ from scheduler.wire import (
     Hello,
     Order,
     Pong,
+    Refused,
     Rejoin,
     Report,
     RequestTensors,
@@ -49,6 +52,11 @@ MESSAGES_PER_DRAIN = 32
 DRAINS_PER_BEAT = 256
 # At the end Goodbye gets this long to leave; a live peer takes it in microseconds.
 LINGER_NS = 500 * MILLISECOND_NS
+# Over TCP, a peer that vanished without a word (its machine lost power) keeps a connection open
+# here: ZeroMQ asks as often, and closes what has not answered for as long. Membership is quicker;
+# this gives descriptors back, and must not take a large tensor on a slow network for a loss.
+TCP_HEARTBEAT_MS = 2_000
+TCP_SILENCE_MS = 10_000
 DISMISS_STEP_NS = 10 * MILLISECOND_NS  # how often we look whether the last worker has left
 
 # As integers: an enum's `|` is a slow call.
@@ -74,7 +82,9 @@ class Connection(NamedTuple):
 class WorkerLink:
     """Binds at once, reads from `start` on. `endpoints` are ZeroMQ's: ipc://…, tcp://host:port.
 
-    `catalogue` is the gateway's models by name and is read at every Hello. Raises BindError.
+    `catalogue` is the gateway's models by name and is read at every Hello. With `keys`, whoever
+    comes over TCP must have one of them. `max_frame_bytes` bounds each part of a message, 0 does
+    not; a peer that sends a larger one is cut off. Raises BindError.
     """
 
     def __init__(
@@ -83,6 +93,8 @@ class WorkerLink:
         catalogue: Mapping[str, ModelSpec],
         *,
         clock: Callable[[], int],
+        keys: GatewayKeys | None = None,
+        max_frame_bytes: int = 0,
     ) -> None:
         self._clock = clock
         self._context = zmq.Context()
@@ -92,9 +104,18 @@ class WorkerLink:
         self._socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.RCVHWM, SEND_HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.LINGER, LINGER_NS // MILLISECOND_NS)
-        self.endpoints = tuple(self._bind(endpoint) for endpoint in endpoints)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes or -1)
+        self._door = None if keys is None else WorkerDoor(self._context, keys, clock=clock)
+        # What is set on the socket holds for the endpoints bound after it: TCP's come last.
+        self.endpoints = tuple(self._bind(endpoint) for endpoint in sorted(endpoints, key=_is_tcp))
+        if self._door is not None:
+            self._door.watch(self._socket)
         self._membership = Membership(
-            catalogue, clock=clock, transmit=self._transmit, on_event=self._emit
+            catalogue,
+            clock=clock,
+            transmit=self._transmit,
+            on_event=self._emit,
+            max_frame_bytes=max_frame_bytes,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_event: Callable[[Event], None] | None = None
@@ -126,6 +147,8 @@ class WorkerLink:
         self._on_event, self._on_report, self._on_fatal = on_event, on_report, on_fatal
         self._heartbeat_interval_ns = heartbeat_interval_ns
         self._loop = asyncio.get_running_loop()
+        if self._door is not None:
+            self._door.start(self._loop)
         self._loop.add_reader(self._socket.fileno(), self._read)
         self._schedule_read()
         self._schedule_beat()
@@ -147,6 +170,23 @@ class WorkerLink:
         order = Order(session.clock_offset.action_for_worker(action), tensors)
         if not self._transmit(session.identity, order, pack_tensors(buffers)):
             self._membership.lose(session, "its connection is gone, or its queue of orders full")
+
+    def admit_only(self, keys: GatewayKeys) -> None:
+        """Other workers' keys from now on; members whose key is not among them are sent away.
+
+        Our own pair stays the one that the socket was bound with.
+        """
+        assert self._door is not None, "there is no door without keys"
+        for identity in self._door.admit_only(keys):
+            session = self._membership.by_identity.get(identity)
+            if session is not None:
+                self._membership.lose(session, KEY_TAKEN)
+                self._transmit(identity, Refused(KEY_TAKEN))
+
+    @property
+    def refused_connections(self) -> Mapping[str, int]:
+        """How often a connection was turned away at the door, by reason."""
+        return {} if self._door is None else self._door.refused
 
     def probe(self) -> None:
         """Finds out now whose connection is gone: call it when a local worker's process ended."""
@@ -190,6 +230,8 @@ class WorkerLink:
                 break
         self._told_to_rejoin.clear()
         self._membership.beat()
+        if self._door is not None:
+            self._door.forget_others(self._membership.by_identity)
 
     async def dismiss(self, reason: str) -> None:
         """Says Goodbye to all workers; returns when all have left, or after LINGER_NS.
@@ -212,15 +254,24 @@ class WorkerLink:
             self._next_beat.cancel()
         if self._loop is not None:
             self._loop.remove_reader(self._socket.fileno())
+        self._end()
+
+    def _end(self) -> None:
+        if self._door is not None:
+            self._door.close(self._socket)
         self._socket.close()
         self._context.term()
 
     def _bind(self, endpoint: str) -> str:
+        if _is_tcp(endpoint):
+            self._socket.setsockopt(zmq.HEARTBEAT_IVL, TCP_HEARTBEAT_MS)
+            self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, TCP_SILENCE_MS)
+            if self._door is not None:
+                self._door.guard(self._socket)
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
-            self._socket.close()
-            self._context.term()
+            self._end()
             raise BindError(f"cannot listen for workers at {endpoint}: {error}") from error
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -285,7 +336,10 @@ class WorkerLink:
                 if not self._membership.pong(session, message):
                     self.malformed_frames += 1
             case Hello():
-                self._membership.hello(identity, message)
+                if self._door is None or self._door.lets_join(identity, first):
+                    self._membership.hello(identity, message)
+                else:
+                    self._transmit(identity, Refused(KEY_TAKEN))
             case Pong():
                 self._on_stranger(identity)
             case Goodbye():
@@ -361,3 +415,7 @@ class WorkerLink:
             )
         self._schedule_read()
         return True
+
+
+def _is_tcp(endpoint: str) -> bool:
+    return endpoint.startswith("tcp://")

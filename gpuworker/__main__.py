@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import msgspec
 
-from gpuworker import linux
+from gpuworker import curve_keys, linux
 from gpuworker.backend import DeviceLost
 from gpuworker.backend_choice import backend_of, specs_of
 from gpuworker.config import (
@@ -29,6 +29,7 @@ from gpuworker.config import (
     WorkerConfig,
     default_cache_dir,
 )
+from gpuworker.curve_keys import CurveKeys
 from gpuworker.device_choice import AUTO, CPU, WORDS, devices_of
 from gpuworker.devices.emulated import (
     EMULATIONS,
@@ -84,21 +85,22 @@ def _run(args: argparse.Namespace) -> int:
         host_store=args.host_store,
     )
     config.validate()
+    keys = None if args.curve_keys is None else curve_keys.read(args.curve_keys)
     if config.cpu is not None:
         linux.pin_to_cpu(config.cpu)
     if config.device != CPU:
-        _end_at_once(_serve_on_gpu(config, parent_pid))
-    return _serve(config, parent_pid)
+        _end_at_once(_serve_on_gpu(config, parent_pid, keys))
+    return _serve(config, parent_pid, keys)
 
 
-def _serve_on_gpu(config: WorkerConfig, parent_pid: int | None) -> int:
+def _serve_on_gpu(config: WorkerConfig, parent_pid: int | None, keys: CurveKeys | None) -> int:
     """The exit code, whatever it ended by: a device that broke would abort the interpreter's end,
     and with that say more than why.
     """
     # A signal's exception must not pass through TensorRT, which calls Python back.
     _exit_on_signals(parent_pid is not None, lambda: _end_at_once(EXIT_DONE))
     try:
-        return _serve(config, parent_pid)
+        return _serve(config, parent_pid, keys)
     except ConfigError as error:
         return _refuse(error)
     except DeviceLost as error:
@@ -109,7 +111,7 @@ def _serve_on_gpu(config: WorkerConfig, parent_pid: int | None) -> int:
         return EXIT_BROKEN
 
 
-def _serve(config: WorkerConfig, parent_pid: int | None) -> int:
+def _serve(config: WorkerConfig, parent_pid: int | None, keys: CurveKeys | None) -> int:
     # Orders and pings are answered at once, whatever computes on this core; ZeroMQ's thread and
     # the lanes start with the same, and the lanes then take longer turns.
     linux.set_time_slice(linux.SHORTEST_SLICE_NS)
@@ -122,6 +124,7 @@ def _serve(config: WorkerConfig, parent_pid: int | None) -> int:
         name=config.name,
         backend=backend,
         parent_pid=parent_pid,
+        keys=keys,
     )
 
     def stop(signal_number: int, _frame: FrameType | None) -> None:
@@ -148,6 +151,9 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
     common = ["--connect", args.connect, "--models", str(args.models)]
     common += ["--cache-dir", str(args.cache_dir), "--page-mb", str(args.page_mb)]
     common += ["--log-level", args.log_level]
+    if args.curve_keys is not None:
+        curve_keys.read(args.curve_keys)  # before anything takes time
+        common += [curve_keys.FLAG, str(args.curve_keys)]
     if args.cache_mb is not None:
         common += ["--cache-mb", str(args.cache_mb)]
     sizes = {s.name: s.weights_bytes for s in specs if s.unavailable_reason is None}
@@ -282,6 +288,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="size of the weights cache in MiB"
         f" (default: {CPU_CACHE_BYTES // MEBIBYTE} on the CPU, all that is free on a GPU)",
+    )
+    run.add_argument(
+        curve_keys.FLAG,
+        type=Path,
+        metavar="DIR",
+        help="this worker's keys for a gateway that asks for them: worker.key_secret, gateway.key",
     )
     run.add_argument("--host-store", type=int, metavar="FD", help=argparse.SUPPRESS)
     run.add_argument("--cpu", type=int, metavar="N", help="run on this CPU only")

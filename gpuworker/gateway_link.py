@@ -1,14 +1,19 @@
 """The worker's one connection: a DEALER socket towards the gateway, and a bell the lanes can ring.
 
-It owns the socket and the waiting of the main thread. It never interprets a message and never
-blocks on sending: without a connection there is nobody to send to, and it says so.
+It owns the socket, its keys, and the waiting of the main thread. It never interprets a message and
+never blocks on sending: without a connection there is nobody to send to, and it says so. Nor does
+it decide when to connect anew, which ZeroMQ does only where a connection breaks: not after a
+handshake that was refused, nor when a peer over TCP vanished without a word.
 """
 
 import os
+import threading
 from collections.abc import Sequence
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
+from gpuworker.curve_keys import CurveKeys
 from scheduler import wire
 
 # At exit, how long undelivered reports may keep the process.
@@ -16,15 +21,36 @@ LINGER_MS = 500
 # A gateway that restarts finds its workers back within about a second.
 MAX_RECONNECT_INTERVAL_MS = 1_000
 
+_FAILURES = (
+    int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+    | int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+    | int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+)
+
 _SNDMORE_NOBLOCK = zmq.SNDMORE | zmq.NOBLOCK
 
 
 class GatewayLink:
     """All but `ring` is for the thread that made it."""
 
-    def __init__(self, address: str, context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        keys: CurveKeys | None = None,
+    ) -> None:
+        self._address = address
+        self._keys = keys
         self._owns_context = context is None
         self._context = context if context is not None else zmq.Context()
+        # Reentrant, since a signal handler may ring while its own thread closes.
+        self._bell_lock = threading.RLock()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller = zmq.Poller()
+        self._poller.register(self._bell, zmq.POLLIN)
+        self._open()
+
+    def _open(self) -> None:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = LINGER_MS
         # Unlimited: the orders outstanding bound the reports, and none may be dropped.
@@ -34,16 +60,55 @@ class GatewayLink:
         # would outlive the state of things it tells of.
         self._socket.immediate = 1
         self._socket.reconnect_ivl_max = MAX_RECONNECT_INTERVAL_MS
-        self._socket.connect(address)
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poller = zmq.Poller()
+        if self._keys is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, self._keys.gateway_public)
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+        self._failures = self._socket.get_monitor_socket(_FAILURES)
+        self._socket.connect(self._address)
         self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._bell, zmq.POLLIN)
+
+    def reconnect(self) -> None:
+        """A new connection at once. What was not sent yet is dropped: its session is over."""
+        self._close_socket(linger_ms=0)
+        self._open()
+
+    def refusal(self) -> str | None:
+        """Why the gateway would not have us, if that showed since this was last called; there may
+        then be no connection any more until `reconnect`. It may show first that it broke off, and
+        why at the next try.
+        """
+        reason = None
+        while True:
+            try:
+                event = parse_monitor_message(self._failures.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return reason
+            reason = self._reason_of(int(event["event"]), int(event["value"]))
+
+    def _reason_of(self, event: int, value: int) -> str:
+        is_mismatch = value == int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+        if event == int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL) and is_mismatch:
+            if self._keys is None:
+                return "it wants CURVE keys: give this worker's with --curve-keys"
+            return "it has no CURVE keys, and this worker has: give it some with --curve-keys"
+        if event == int(zmq.EVENT_HANDSHAKE_FAILED_AUTH) and self._keys is not None:
+            return (
+                f"it does not know this worker's public key {self._keys.public.decode()}:"
+                " it has to be among the workers of its --curve-keys"
+            )
+        if self._keys is not None:
+            return (
+                "it broke off the handshake: is its public key"
+                f" {self._keys.gateway_public.decode()}, and is it a gateway at all?"
+            )
+        return "it broke off the handshake: does it want --curve-keys, or is it no gateway?"
 
     def ring(self) -> None:
         """Have the present or next `wait` return. Safe in any thread and in signal handlers."""
-        if self._bell >= 0:  # a signal may come while, or after, we close
-            os.eventfd_write(self._bell, 1)
+        with self._bell_lock:
+            if self._bell >= 0:  # a signal may come while, or after, we close
+                os.eventfd_write(self._bell, 1)
 
     def wait(self, timeout_ms: int) -> list[wire.Buffer] | None:
         """The frames of one message; None when the bell rang or the time passed without one."""
@@ -73,8 +138,15 @@ class GatewayLink:
         return True
 
     def close(self) -> None:
-        self._socket.close()
+        self._close_socket(linger_ms=LINGER_MS)
         if self._owns_context:
             self._context.term()
-        bell, self._bell = self._bell, -1
-        os.close(bell)
+        with self._bell_lock:
+            bell, self._bell = self._bell, -1
+            os.close(bell)
+
+    def _close_socket(self, *, linger_ms: int) -> None:
+        self._poller.unregister(self._socket)
+        self._socket.disable_monitor()
+        self._failures.close()
+        self._socket.close(linger_ms)

@@ -6,6 +6,8 @@ with the code to answer.
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from scheduler import wire
 from scheduler.actions import (
     Action,
@@ -71,6 +73,16 @@ def refused(action: Action, refusal: OrderRefusal, *, received_ns: int) -> Resul
             return EvictResult(action.action_id, code, message, received_ns)
         case ReleaseModel():
             return ReleaseResult(action.action_id, code, message, received_ns)
+
+
+def without_outputs(result: Result, frames: Sequence[wire.Buffer], limit: int) -> Result:
+    """The one result of an Infer with an output of more bytes than the gateway would take."""
+    message = (
+        f"an output of {max(map(len, frames))} bytes is over the {limit} that the gateway takes:"
+        " its setting max_body_mb decides"
+    )
+    failed: Result = msgspec.structs.replace(result, code=Code.ENGINE_ERROR, message=message)
+    return failed
 
 
 def _contradiction(action: Action, num_tensor_lists: int, num_pages: int) -> str | None:

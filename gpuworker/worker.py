@@ -29,6 +29,7 @@ from gpuworker.accepted import (
     InputPhase,
 )
 from gpuworker.backend import Backend
+from gpuworker.curve_keys import CurveKeys
 from gpuworker.gateway_link import GatewayLink
 from gpuworker.lane import Flush, LaneThread, Stop, Work
 from gpuworker.page_cache import PageCache
@@ -46,6 +47,10 @@ EXIT_REFUSED = 3
 GATEWAY_SILENCE_NS = 3 * SECOND_NS
 # Hello is repeated until it is answered: often enough to be back a second after a restart.
 HELLO_INTERVAL_NS = 1 * SECOND_NS
+# A gateway that refuses our connection is asked again as often; its keys may be read anew. The log
+# says so less often.
+RETRY_INTERVAL_NS = 1 * SECOND_NS
+REFUSAL_LOG_INTERVAL_NS = 30 * SECOND_NS
 # How often the main thread looks at the clock when nothing arrives, joined and not.
 TICK_MS = 100
 JOINING_TICK_MS = 20
@@ -78,8 +83,10 @@ class Worker:
         parent_pid: int | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        keys: CurveKeys | None = None,
     ) -> None:
         self._name = name
+        self._connect = connect
         self._incarnation = uuid.uuid4().hex
         self._backend = backend
         self._telemetry = backend.telemetry
@@ -104,13 +111,16 @@ class Worker:
         self._bench = Bench(
             backend, self._pages, self._on_lane_finished, clock, deliver, self._telemetry
         )
-        self._link = GatewayLink(connect, context)
+        self._link = GatewayLink(connect, context, keys)
 
         self._session = 0
         self._is_joined = False
         self._refused_models: Mapping[str, str] = {}
         self._num_accepted = 0  # handed to a lane and not yet finished, of whatever session
+        self._max_frame_bytes = 0  # of a report; 0: no limit
         self._hello_due_ns = 0
+        self._retry_due_ns: int | None = None  # to connect anew, after a refusal
+        self._refusals_logged: dict[str, int] = {}  # when each may be again
         self._heard_ns = 0
         self._stop_reason: str | None = None
         self._is_stopping = False
@@ -242,6 +252,8 @@ class Worker:
             return
         self._is_joined = True
         self._refused_models = welcome.refused_models
+        self._max_frame_bytes = welcome.max_frame_bytes
+        self._refusals_logged.clear()
         _log.info("joined as %s", welcome.worker_id)
         for model, reason in sorted(welcome.refused_models.items()):
             _log.warning("the gateway refuses model %s: %s", model, reason)
@@ -258,7 +270,13 @@ class Worker:
         if finished.fatal is not None:
             self._broken_reason = finished.fatal
         if self._is_joined and finished.session == self._session:
-            self._report(finished.result, finished.tensors, wire.pack_tensors(finished.buffers))
+            frames = wire.pack_tensors(finished.buffers)
+            limit = self._max_frame_bytes
+            if limit and frames and max(map(len, frames)) > limit:
+                # sent, it would end the connection, and so every other order with it
+                self._report(orders.without_outputs(finished.result, frames, limit))
+            else:
+                self._report(finished.result, finished.tensors, frames)
 
     def _report(
         self,
@@ -288,8 +306,28 @@ class Worker:
             if now - self._heard_ns > GATEWAY_SILENCE_NS:
                 silence_s = (now - self._heard_ns) / SECOND_NS
                 self._end_session(f"nothing heard from the gateway for {silence_s:.1f} s")
+                # Over TCP a peer that vanished still looks connected, for a quarter of an hour.
+                self._link.reconnect()
+        elif self._retry_due_ns is not None or self._is_turned_away(now):
+            self._retry(now)
         elif now >= self._hello_due_ns and self._num_accepted == 0:
             self._say_hello(now)
+
+    def _is_turned_away(self, now: int) -> bool:
+        """Whether the gateway refused our connection; says so now and then, and when to retry."""
+        reason = self._link.refusal()
+        if reason is None:
+            return False
+        self._retry_due_ns = now + RETRY_INTERVAL_NS
+        if now >= self._refusals_logged.get(reason, now):
+            self._refusals_logged[reason] = now + REFUSAL_LOG_INTERVAL_NS
+            _log.error("%s refuses the connection: %s; trying on", self._connect, reason)
+        return True
+
+    def _retry(self, now: int) -> None:
+        if self._retry_due_ns is not None and now >= self._retry_due_ns:
+            self._retry_due_ns = None
+            self._link.reconnect()
 
     def _stuck(self, now: int) -> str | None:
         """Which lane does not come back from what it does, for how long."""

@@ -57,10 +57,14 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", array_like=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):
-    """The gateway accepts the worker, less these models: name → why."""
+    """The gateway accepts the worker, less these models: name → why.
+
+    It would cut the connection at a frame of over `max_frame_bytes`; 0: at none.
+    """
 
     worker_id: str
     refused_models: dict[str, str]
+    max_frame_bytes: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True):

@@ -87,3 +87,32 @@ def test_a_policy_is_checked_before_anything_starts() -> None:
     with pytest.raises(ServeError, match="no policy is called 'lifo'; there are remontoir, ") as no:
         host_process.policy_of(GatewayConfig(policy="lifo"))
     assert no.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_ours"),
+    [
+        ("ipc:///run/workers", True),
+        ("tcp://127.0.0.1:7000", True),
+        ("tcp://127.8.8.8:7000", True),
+        ("tcp://[::1]:7000", True),
+        ("tcp://localhost:7000", True),
+        ("tcp://0.0.0.0:7000", False),
+        ("tcp://*:7000", False),
+        ("tcp://[::]:7000", False),
+        ("tcp://eth0:7000", False),
+        ("tcp://10.0.0.1:7000", False),
+        ("tcp://localhost.example:7000", False),
+        ("vmci://*:7000", False),
+    ],
+)
+def test_a_door_to_other_machines_needs_keys(endpoint: str, is_ours: bool) -> None:
+    assert host_process.is_of_this_machine(endpoint) is is_ours
+    config = GatewayConfig(worker_bind=endpoint)
+    if is_ours:
+        assert host_process.worker_keys_of(config) is None
+    else:
+        with pytest.raises(ServeError, match="or say --insecure"):
+            host_process.worker_keys_of(config)
+        insecure = GatewayConfig(worker_bind=endpoint, insecure=True)
+        assert host_process.worker_keys_of(insecure) is None

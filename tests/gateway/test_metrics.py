@@ -221,6 +221,7 @@ def test_odd_messages_of_workers_are_read_from_the_link() -> None:
         malformed_frames = 3
         unknown_senders = 2
         unreadable_replies = 1
+        refused_connections: Mapping[str, int] = {"unknown_key": 4}
         gpus: Mapping[str, GpuFigures] = {}
 
     observed = Observed()
@@ -229,12 +230,14 @@ def test_odd_messages_of_workers_are_read_from_the_link() -> None:
     assert observed.value("odd_worker_messages_total", kind="malformed") == 3
     assert observed.value("odd_worker_messages_total", kind="unknown_sender") == 2
     assert observed.value("odd_worker_messages_total", kind="unreadable_there") == 1
+    assert observed.value("worker_connections_refused_total", reason="unknown_key") == 4
 
 
 class GpuLink:
     """Workers whose GPUs have said something."""
 
     malformed_frames = unknown_senders = unreadable_replies = 0
+    refused_connections: Mapping[str, int] = {}
 
     def __init__(self) -> None:
         self.fleet = FleetFigures()

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from gpuworker.backend import DeviceLost, EngineError, InvalidInput
-from gpuworker.worker import EXIT_BROKEN, STUCK_AFTER_NS, Worker
+from gpuworker.worker import EXIT_BROKEN, RETRY_INTERVAL_NS, STUCK_AFTER_NS, Worker
 from scheduler import wire
 from scheduler.actions import (
     NO_SPAN,
@@ -159,9 +159,12 @@ class Rig:
         self.identity = b""
         self.bind()
 
-    def bind(self) -> None:
+    def bind(self, *, curve_secret: bytes | None = None) -> None:
         self._router = self._context.socket(zmq.ROUTER)
         self._router.linger = 0
+        if curve_secret is not None:
+            self._router.curve_server = True
+            self._router.curve_secretkey = curve_secret
         self._router.bind(self.address)
 
     def unbind(self) -> None:
@@ -184,8 +187,10 @@ class Rig:
         self.welcome(refused)
         return self
 
-    def welcome(self, refused: Mapping[str, str] | None = None) -> None:
-        self.say(wire.Welcome("w#1", dict(refused or {})))
+    def welcome(
+        self, refused: Mapping[str, str] | None = None, *, max_frame_bytes: int = 0
+    ) -> None:
+        self.say(wire.Welcome("w#1", dict(refused or {}), max_frame_bytes))
         self.say(wire.Ping(1))  # its Pong says that the welcome has been taken
         self.expect(wire.Pong)
 
@@ -707,6 +712,40 @@ def test_models_the_gateway_refuses_are_not_served_and_hold_no_pages(rig: Rig) -
         Code.UNKNOWN_MODEL,
         "b: refused: another content hash",
     )
+
+
+def test_outputs_that_the_gateway_would_not_take_are_not_sent(rig: Rig) -> None:
+    rig.start().expect(wire.Hello)
+    rig.welcome(max_frame_bytes=100_000)
+    rig.load("a")
+    rig.order(infer(1), bytes(100_000))
+    assert rig.code() is Code.OK
+    rig.order(infer(2), bytes(100_001))
+    report, frames = rig.hear()
+    assert isinstance(report, wire.Report)
+    assert (report.result.action_id, report.result.code) == (2, Code.ENGINE_ERROR)
+    assert report.result.message == (
+        "an output of 100001 bytes is over the 100000 that the gateway takes:"
+        " its setting max_body_mb decides"
+    )
+    assert (report.tensors, frames) == ((), [])
+
+
+def test_a_gateway_that_refuses_the_connection_is_tried_again(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.unbind()
+    rig.bind(curve_secret=zmq.curve_keypair()[1])
+    rig.start()
+    while "refuses the connection: it wants CURVE keys" not in caplog.text:
+        # it may see at first only that the gateway broke off
+        rig.clock.now_ns += RETRY_INTERVAL_NS
+        threading.Event().wait(0.01)
+    rig.unbind()
+    rig.bind()
+    rig.clock.now_ns += RETRY_INTERVAL_NS
+    rig.expect(wire.Hello)
+    assert caplog.text.count("it wants CURVE keys") == 1
 
 
 # The end

@@ -39,6 +39,12 @@ def _hops(bench: Bench) -> None:
     hops.run(bench)
 
 
+def _tritonclient(bench: Bench) -> None:
+    from loadtest import triton_clients
+
+    triton_clients.run(bench)
+
+
 def _paging(bench: Bench) -> None:
     from loadtest import paging
 
@@ -56,6 +62,10 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "overload": ("one CNN at 0.5, 0.9, 1.5 and 3 times capacity", _overload),
     "mixed": ("short and long requests, tight and loose SLOs, 120 % of a core", _mixed),
     "gateway": ("requests/s of a tiny model against a bare ASGI echo (needs wrk)", _gateway),
+    "tritonclient": (
+        "a picture as FP32 through the real tritonclient, against plain FastAPI",
+        _tritonclient,
+    ),
     "hops": ("microseconds per MB of a large request, hop by hop", _hops),
     "paging": ("twelve models through a cache for three; LOAD against memmove", _paging),
     "scheduler": ("cost of one event at up to 4,000 models x 32 devices, simulated", _scheduler),
@@ -101,7 +111,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {name:10} {text}" for name, (text, _) in PARTS.items())
+    lines = "\n".join(f"  {name:12} {text}" for name, (text, _) in PARTS.items())
     parser = argparse.ArgumentParser(
         prog="python -m loadtest",
         description="Measures Remontoir: servers on one core, the client on the other.",

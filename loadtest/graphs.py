@@ -170,6 +170,15 @@ def mlp(*, sizes: tuple[int, ...], seed: int) -> Any:
     return graph.model("mlp", sizes[:1], data, sizes[-1])
 
 
+def brightness(seed: int = 9) -> Any:
+    """A picture's ten classes by its mean colour alone: a real picture comes in, and next to
+    nothing is computed.
+    """
+    graph = _Graph(seed)
+    pooled = graph.node("Flatten", graph.node("GlobalAveragePool", "x"))
+    return graph.model("brightness", (3, 224, 224), graph.dense(pooled, (3, 10), gain=1), 10)
+
+
 def largest(*, num_values: int) -> Any:
     """The largest of so many values: next to no execution, however many bytes come in."""
     graph = _Graph(seed=0)

@@ -50,6 +50,12 @@ def paging(root: Path) -> Path:
     return root / "paging"
 
 
+def picture(root: Path) -> Path:
+    """Repository of a model that takes a picture as floats and does next to nothing."""
+    _ensure(root / "picture", "brightness", graphs.brightness)
+    return root / "picture"
+
+
 def payloads(root: Path, sizes_bytes: Sequence[int]) -> Path:
     """Repository of models that take so many bytes and do next to nothing: `bytes<N>`."""
     for size in sizes_bytes:

@@ -65,3 +65,35 @@ def test_at_most_n_are_outstanding(fastapi_ort: ModuleType, model_path: Path):
         return sorted(reply.status_code for reply in replies)
 
     assert asyncio.run(play()) == [200, 200, 503, 503, 503]
+
+
+@pytest.fixture
+def fastapi_v2(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setenv("BASELINE_MODELS", f"tiny={model_path}")
+    from loadtest.baselines import fastapi_v2
+
+    return importlib.reload(fastapi_v2)
+
+
+@pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "JSON"])
+def test_what_tritonclient_sends_is_understood_and_answered_so(
+    fastapi_v2: ModuleType, model_path: Path, is_binary: bool
+):
+    """Written and read by the client's own parts; only the way between is ours."""
+    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+
+    (row,), (expected,) = sample_rows(model_path, 1)
+    tensor = InferInput("x", list(row.shape), "FP32")
+    tensor.set_data_from_numpy(row, binary_data=is_binary)
+    outputs = [InferRequestedOutput("y", binary_data=is_binary)]
+    body, length = InferenceServerClient.generate_request_body([tensor], outputs=outputs)
+    headers = {} if length is None else {"Inference-Header-Content-Length": str(length)}
+    reply = asyncio.run(
+        ask(fastapi_v2.app, "POST", "/v2/models/tiny/infer", content=body, headers=headers)
+    )
+    header_length = reply.headers.get("Inference-Header-Content-Length")
+    assert (header_length is not None) == is_binary
+    read = InferenceServerClient.parse_response_body(
+        reply.content, header_length=None if header_length is None else int(header_length)
+    )
+    np.testing.assert_allclose(read.as_numpy("y"), expected, rtol=1e-5)

@@ -22,9 +22,10 @@ from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.repository import Repository
-from gateway.request_body import Receive
-from gateway.request_ids import RequestIds
+from gateway.request_body import Message, Receive
+from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.routes import build_routes
+from gateway.trace_context import TRACERESPONSE, trace_of
 from gateway.views import CallLater, Clock, OnNamed, RequestSink, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
@@ -38,20 +39,56 @@ class App:
         routes: FastAPI,
         lifecycle: Lifecycle,
         *,
+        request_ids: RequestIds,
         guard: Guard | None = None,
     ) -> None:
         """`guard` stands in front of `routes`; None where everybody may ask."""
         self.infer = infer
         self.routes = routes
         self.lifecycle = lifecycle
+        self._request_ids = request_ids
         self._others = guard or routes
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         target = target_of(scope["path"]) if scope["type"] == "http" else None
         if target is None:
-            await self._others(scope, receive, send)
+            await self._others(scope, receive, self._signed(scope, send))
         else:
+            if self.lifecycle.is_ending:
+                send = _closing(send)
             await self.infer(scope, receive, send, target=target)
+
+    def _signed(self, scope: dict[str, Any], send: Send) -> Send:
+        """Answers of the other routes have what those to inference have."""
+        if scope["type"] != "http":
+            return send
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        trace = trace_of(headers)
+
+        async def signed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told = list(message["headers"])
+                if all(name != REQUEST_ID for name, _ in told):
+                    request_id = self._request_ids.of(dict(headers).get(REQUEST_ID))
+                    told.append((REQUEST_ID, request_id.encode("latin-1")))
+                if trace is not None:
+                    told.append((TRACERESPONSE, trace.response()))
+                message = {**message, "headers": told}
+            await send(message)
+
+        return _closing(signed) if self.lifecycle.is_ending else signed
+
+
+def _closing(send: Send) -> Send:
+    """The connection ends with the answer: we are about to."""
+
+    async def closing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            told = [(name, value) for name, value in message["headers"] if name != b"connection"]
+            message = {**message, "headers": [*told, (b"connection", b"close")]}
+        await send(message)
+
+    return closing
 
 
 def create_app(
@@ -110,7 +147,7 @@ def create_app(
         call_later=call_later,
     )
     if keyring is None:
-        return App(infer, routes, lifecycle)
+        return App(infer, routes, lifecycle, request_ids=request_ids)
     guard = Guard(
         routes,
         keyring,
@@ -118,4 +155,4 @@ def create_app(
         request_ids=request_ids,
         has_open_metrics=config.open_metrics,
     )
-    return App(infer, routes, lifecycle, guard=guard)
+    return App(infer, routes, lifecycle, request_ids=request_ids, guard=guard)

@@ -7,6 +7,7 @@ loop's thread in plain calls; there is no task or future per request.
 """
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from scheduler.events import (
     Event,
     Failed,
     Outcome,
+    Quote,
     Reason,
     Rejected,
     Reply,
@@ -34,7 +36,7 @@ from scheduler.events import (
 )
 from scheduler.wire import Buffer, RequestTensors
 
-__all__ = ["Dispatcher", "Observer", "OnDone", "Outputs", "SchedulerCore"]
+__all__ = ["Dispatcher", "Observer", "OnDone", "OnQuote", "Outputs", "SchedulerCore"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class SchedulerCore(Protocol):
 
     def handle(self, event: Event, now: int) -> list[Command]: ...
     def foresee(self, event: RequestArrived, now: int) -> Rejected | None: ...
+    def quote(self, event: RequestArrived, now: int, *, count: int = 1) -> Quote: ...
     def next_wakeup(self) -> int | None: ...
     def story(self, request_id: int) -> list[tuple[int, Event, list[Command]]]: ...
 
@@ -70,6 +73,9 @@ class Observer(Protocol):
     def on_event(self, event: Event, now: int) -> None: ...
     def on_commands(self, event: Event, commands: Sequence[Command], now: int) -> None: ...
 
+
+# Takes the answer and its instant; Failed where the core has broken.
+OnQuote = Callable[[Quote | Failed, int], None]
 
 _NO_OUTPUTS: OutputsByRequest = {}
 
@@ -194,6 +200,46 @@ class Dispatcher:
         )
         return self._scheduler.foresee(arrived, max(self._clock(), self._now))
 
+    def quote(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        do_not_queue: bool,
+        count: int,
+        on_quote: OnQuote,
+        tenant: str = "",
+    ) -> None:
+        """Asks what would become of `count` such requests. `on_quote(quote, now)` is called once,
+        when those that were submitted before have entered the core: with `call_soon` in a moment.
+        """
+        arrived = RequestArrived(
+            0,
+            model,
+            arrival_ns,
+            arrival_ns + slo_ns,
+            rows,
+            batch_key,
+            shape_key,
+            elements,
+            do_not_queue,
+            tenant,
+        )
+        ask = functools.partial(self._answer_quote, arrived, count, on_quote)
+        if self._call_soon is None:
+            ask()
+        else:
+            self._call_soon(ask)
+
+    def is_executing(self, request_id: int) -> bool:
+        """Whether an open request is with a worker now."""
+        return self._open.is_sent(request_id)
+
     def cancel(self, request_id: int) -> None:
         """The client went away: `on_done` comes with Cancelled, unless an answer was first."""
         if request_id in self._open:
@@ -226,6 +272,24 @@ class Dispatcher:
     def close(self) -> None:
         """Stops the timer. Events may still come; the core is not woken any more by time."""
         self._wakeup.close()
+
+    def _answer_quote(self, arrived: RequestArrived, count: int, on_quote: OnQuote) -> None:
+        if not self._is_handling:
+            self._on_wakeup()  # what is due by now comes first, as it would for a request
+        now = max(self._clock(), self._now)
+        answer: Quote | Failed
+        if self.fatal_error is None:
+            try:
+                answer = self._scheduler.quote(arrived, now, count=count)
+            except Exception as error:  # ours, and it may have left something behind
+                self._stop_on(error, arrived, _NO_OUTPUTS)
+        if self.fatal_error is not None:
+            answer = _failed(self.fatal_error)
+        try:
+            on_quote(answer, now)
+        except Exception:
+            self.callback_errors += 1
+            logger.exception("the callback of a quote raised on %r", answer)
 
     def _feed_arrivals(self) -> None:
         """What was submitted since the last event enters the core as one."""

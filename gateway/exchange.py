@@ -18,13 +18,15 @@ from gateway.dispatcher import Outputs
 from gateway.errors import CLOSES_CONNECTION, PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError
 from gateway.infer_body import HEADER_LENGTH, InferReply, PhaseFigures, SloFigures
 from gateway.metrics import Metrics
+from gateway.quoting import reply_of
 from gateway.reply_encoding import compressed
 from gateway.request_body import BodyMemory, Message
 from gateway.tallies import SERVED, ModelTallies
 from gateway.tenant import Tenant
 from gateway.tensors import ModelPlan, OutputChoice
+from gateway.trace_context import TRACERESPONSE, TraceContext
 from gateway.views import Clock
-from scheduler.events import Cancelled, Expired, Failed, Outcome, Reason, Rejected, Served
+from scheduler.events import Cancelled, Expired, Failed, Outcome, Quote, Reason, Rejected, Served
 from scheduler.spec import MILLISECOND_NS
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,8 @@ class Exchange:
         "tallies",
         "task",
         "tenant",
+        "trace",
+        "was_executing",
         "was_refused",
         "write",
     )
@@ -115,6 +119,8 @@ class Exchange:
         self.reply: Reply | None = None
         self.is_answered = False
         self.is_gone = False
+        self.was_executing = False  # when its client went away
+        self.trace: TraceContext | None = None  # None where the client sent none
         self.is_ended = False
         self.closes_connection = False
         self.encoding: bytes | None = None  # of the reply: gzip, deflate or neither
@@ -133,14 +139,14 @@ class Exchange:
         """The client went away before the dispatcher had the request, or after a 408."""
         if not self.is_answered:
             self.is_answered = True
-            self._count("cancelled", "")
+            self._count("cancelled", "reading")
 
     def on_done(self, outcome: Outcome, outputs: Outputs | None) -> None:
         """The dispatcher's callback: exactly once."""
         if self.is_answered:
             return
         if self.is_gone:
-            self._count("cancelled", "")
+            self._count("cancelled", "executing" if self.was_executing else "queued")
             self.is_answered = True
             return
         try:
@@ -149,6 +155,37 @@ class Exchange:
             logger.exception("request %s: no reply could be made of %r", self.request_id, outcome)
             reply = self._refusal("failed", Reason.INTERNAL_ERROR.value, "the gateway failed")
         self._answer(reply)
+
+    def on_quote(self, count: int, quote: Quote | Failed, now: int) -> None:
+        """The dispatcher's answer to a question about `count` requests: exactly once."""
+        if self.is_answered:
+            return
+        if self.is_gone:
+            self.is_answered = True
+            return
+        if isinstance(quote, Failed):
+            self._answer(self._reply_of(quote, None))
+            return
+        told = reply_of(
+            quote,
+            now,
+            spec=self.plan.spec,
+            errors=self.surroundings.errors,
+            arrival_ns=self.arrival_ns,
+            slo_ns=self.slo_ns,
+            count=count,
+            client_id=self.client_id,
+        )
+        if self.tallies is not None:
+            self.tallies.quotes[told.refusal.reason if told.refusal is not None else ""] += 1
+        body = _encoder.encode(told)
+        headers = [
+            _JSON,
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", self.request_id.encode("latin-1")),
+        ]
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        self._answer((start, {"type": "http.response.body", "body": body}))
 
     def refuse(self, error: RequestError) -> None:
         """The gateway's own no."""
@@ -186,6 +223,8 @@ class Exchange:
 
     def _answer(self, reply: Reply) -> None:
         self.is_answered = True
+        if self.trace is not None:
+            reply[0]["headers"].append((TRACERESPONSE, self.trace.response()))
         if self.write is not None:
             self.write(reply, self._release)
             return

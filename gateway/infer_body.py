@@ -57,6 +57,7 @@ class RequestParameters(msgspec.Struct, gc=False):
     slo_ms: object = None
     timeout: object = None
     do_not_queue: bool = False
+    dry_run: bool = False
     binary_data_output: bool = False
     priority: Priority = 0
 
@@ -69,6 +70,7 @@ class InferBody(msgspec.Struct, gc=False):
     slo_ms: object = None
     id: str | None = None
     do_not_queue: bool = False
+    dry_run: bool = False
     parameters: RequestParameters | None = None
     outputs: list[RequestedOutput] | None = None
 

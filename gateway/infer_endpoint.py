@@ -9,7 +9,7 @@ out.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway import slo
@@ -18,11 +18,12 @@ from gateway.datatypes import DATATYPES
 from gateway.device_time import DeviceTime
 from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError, bad_request
 from gateway.exchange import Exchange, Reply, Send, Write, no_send
-from gateway.infer_body import HEADER_LENGTH, InferBody, decode_body
-from gateway.infer_target import NATIVE, Target
+from gateway.infer_body import HEADER_LENGTH, decode_body
+from gateway.infer_target import NATIVE, QUOTE, Target
 from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.questions import Questions
 from gateway.raw_input import raw_request
 from gateway.reply_encoding import ACCEPT_ENCODING, encoding_of
 from gateway.request_body import (
@@ -34,8 +35,11 @@ from gateway.request_body import (
     decompress,
     read_rest,
 )
+from gateway.request_flags import DO_NOT_QUEUE, DRY_RUN, do_not_queue, dry_run
 from gateway.request_ids import REQUEST_ID, RequestIds
-from gateway.tensors import ModelPlan
+from gateway.tenant import Tenant
+from gateway.tensors import Inputs, ModelPlan, ShapeClass
+from gateway.trace_context import TRACEPARENT, trace_of
 from gateway.views import CallLater, Clock, OnNamed, RequestSink
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
@@ -43,19 +47,19 @@ logger = logging.getLogger(__name__)
 
 # Where the scope tells when a request was first seen whose task was started later.
 ARRIVAL_NS = "remontoir.arrival_ns"
-DO_NOT_QUEUE = b"x-do-not-queue"
 CONTENT_ENCODING = b"content-encoding"
 # All and only headers that change how a request is read, or answered.
 SPECIAL_HEADERS = slo.HEADERS | {
     REQUEST_ID,
     DO_NOT_QUEUE,
+    DRY_RUN,
+    TRACEPARENT,
     CONTENT_ENCODING,
     ACCEPT_ENCODING,
     HEADER_LENGTH,
 }
 _RAW = b"0"  # a header length that says: no JSON at all
 
-_FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
 _PHASE_DETAILS = {
     "starting": "the gateway is starting: models are being compiled or workers have not joined",
     "draining": "the gateway is stopping and takes no new requests",
@@ -98,7 +102,7 @@ class InferEndpoint:
         self._request_ids = request_ids
         self._sink = sink
         self._catalog = catalog
-        self._lifecycle = lifecycle
+        self.lifecycle = lifecycle
         self._call_later = call_later
         self._on_named = on_named
         self._keyring = keyring
@@ -108,6 +112,13 @@ class InferEndpoint:
         self._body_timeout_s = config.body_timeout_ms / 1000
         self._default_slo_ns = int(config.default_slo_ms * MILLISECOND_NS)
         self._plans: dict[str, ModelPlan] = {}
+        self._questions = Questions(
+            sink,
+            self.plan_of,
+            metrics,
+            default_slo_ns=self._default_slo_ns,
+            hold_device_time=self._hold_device_time,
+        )
 
     async def __call__(
         self,
@@ -121,10 +132,10 @@ class InferEndpoint:
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(headers) else headers
         request_id = self._request_ids.of(special.get(REQUEST_ID))
-        media_type = PROBLEM_JSON if target is NATIVE else JSON
+        media_type = PROBLEM_JSON if target.model is None else JSON
         exchange = Exchange(self, send, request_id, arrival_ns, media_type)
-        if special and ACCEPT_ENCODING in special:
-            exchange.encoding = encoding_of(special[ACCEPT_ENCODING])
+        if special:
+            _note_wishes(exchange, special, scope["headers"])
         self.num_open += 1
         is_read = False
         try:
@@ -191,10 +202,10 @@ class InferEndpoint:
         if CONTENT_ENCODING in special:
             return None
         request_id = self._request_ids.of(special.get(REQUEST_ID))
-        media_type = PROBLEM_JSON if target is NATIVE else JSON
+        media_type = PROBLEM_JSON if target.model is None else JSON
         exchange = Exchange(self, no_send, request_id, arrival_ns, media_type, write)
-        if special and ACCEPT_ENCODING in special:
-            exchange.encoding = encoding_of(special[ACCEPT_ENCODING])
+        if special:
+            _note_wishes(exchange, special, headers)
         self.num_open += 1
         try:
             self._check_door("POST", _NO_HEADERS)  # what the body was announced as matters no more
@@ -217,7 +228,7 @@ class InferEndpoint:
     def takes_upload(self, num_bytes: int) -> bool:
         """Whether a body that was announced with so many bytes is worth waiting for."""
         return (
-            self._lifecycle.refusal_reason is None
+            self.lifecycle.refusal_reason is None
             and self.num_open < self._max_open
             and num_bytes <= self._max_body_bytes
         )
@@ -233,10 +244,10 @@ class InferEndpoint:
     ) -> Exchange | None:
         """A `POST` of whose body only the first piece is there: refuses it if that is certain."""
         known = dict(headers)
-        if HEADER_LENGTH not in known or self._lifecycle.refusal_reason is not None:
+        if HEADER_LENGTH not in known or self.lifecycle.refusal_reason is not None:
             return None
         request_id = self._request_ids.of(known.get(REQUEST_ID))
-        media_type = PROBLEM_JSON if target is NATIVE else JSON
+        media_type = PROBLEM_JSON if target.model is None else JSON
         exchange = Exchange(self, no_send, request_id, arrival_ns, media_type, write)
         self.num_open += 1
         if self._keyring is not None:
@@ -269,6 +280,7 @@ class InferEndpoint:
     def cancel(self, exchange: Exchange) -> None:
         """Nobody waits for its answer any more."""
         if exchange.sink_id is not None:
+            exchange.was_executing = self._sink.is_executing(exchange.sink_id)
             self._sink.cancel(exchange.sink_id)
 
     def plan_of(self, name: str, version: str | None = None) -> ModelPlan:
@@ -299,7 +311,7 @@ class InferEndpoint:
         if method != "POST":
             detail = f"{method} is not answered here, POST is"
             raise RequestError("method_not_allowed", detail, allow="POST")
-        phase = self._lifecycle.refusal_reason
+        phase = self.lifecycle.refusal_reason
         if phase is not None:
             raise RequestError(phase, _PHASE_DETAILS[phase])
         if self.num_open > self._max_open:
@@ -373,6 +385,8 @@ class InferEndpoint:
             return
         try:
             request, _ = decode_body(begin[: int(header_length)], header_length)
+            if target is QUOTE or dry_run(request, special):
+                return
             name = target.model or request.model
             tenant = exchange.tenant
             if tenant is not None and name is not None:
@@ -412,6 +426,9 @@ class InferEndpoint:
         special: Mapping[bytes, bytes],
         target: Target,
     ) -> None:
+        if target is QUOTE:
+            self._questions.quote(exchange, body, special)
+            return
         name = target.model
         tenant = exchange.tenant
         header_length = special.get(HEADER_LENGTH)
@@ -446,14 +463,12 @@ class InferEndpoint:
         inputs = plan.read_inputs(request.inputs, binary)
         exchange.plan = plan
         exchange.client_id = request.id
-        if tenant is not None and tenant.has_device_quota and self._device_time is not None:
-            predicted_ns = self._device_time.predict_ns(
-                plan.spec,
-                rows=inputs.rows,
-                shape_key=inputs.shape_key,
-                elements=inputs.elements,
-            )
-            exchange.held_device_ns = tenant.hold(predicted_ns, self.clock())
+        if tenant is not None and tenant.has_device_quota:
+            self._hold_device_time(exchange, tenant, inputs)
+        if dry_run(request, special):
+            is_impatient = do_not_queue(request, special)
+            self._questions.ask(exchange, inputs, inputs.batch_key, is_impatient, count=1)
+            return
         sink_id = self._sink.submit(
             model=name,
             arrival_ns=exchange.arrival_ns,
@@ -462,7 +477,7 @@ class InferEndpoint:
             batch_key=inputs.batch_key,
             shape_key=inputs.shape_key,
             elements=inputs.elements,
-            do_not_queue=_do_not_queue(request, special),
+            do_not_queue=do_not_queue(request, special),
             tensors=inputs.tensors,
             buffers=inputs.buffers,
             on_done=exchange.on_done,
@@ -472,20 +487,33 @@ class InferEndpoint:
         if self._on_named is not None:
             self._on_named(sink_id, exchange.request_id)
 
+    def _hold_device_time(
+        self, exchange: Exchange, tenant: Tenant, work: Inputs | ShapeClass
+    ) -> None:
+        """Until it is answered. Raises RequestError(quota_exceeded)."""
+        if self._device_time is None:
+            return
+        predicted_ns = self._device_time.predict_ns(
+            exchange.plan.spec,
+            rows=work.rows,
+            shape_key=work.shape_key,
+            elements=work.elements,
+        )
+        exchange.held_device_ns = tenant.hold(predicted_ns, self.clock())
+
+
+def _note_wishes(
+    exchange: Exchange,
+    special: Mapping[bytes, bytes],
+    headers: Iterable[tuple[bytes, bytes]],
+) -> None:
+    """Of headers that say how the answer is written."""
+    if ACCEPT_ENCODING in special:
+        exchange.encoding = encoding_of(special[ACCEPT_ENCODING])
+    if TRACEPARENT in special:
+        exchange.trace = trace_of(headers)
+
 
 def no_such_version(spec: ModelSpec, version: str) -> str:
     """Names the versions there are."""
     return f"model {spec.name} has no version {version[:60]!r} here; it has {spec.version}"
-
-
-def _do_not_queue(request: InferBody, special: Mapping[bytes, bytes]) -> bool:
-    """Body or `parameters.do_not_queue`, or header `x-do-not-queue`: any of them asks."""
-    if request.do_not_queue or (request.parameters and request.parameters.do_not_queue):
-        return True
-    header = special.get(DO_NOT_QUEUE)
-    if header is None:
-        return False
-    flag = _FLAGS.get(header.strip().lower())
-    if flag is None:
-        raise bad_request(f"header x-do-not-queue is {header[:60]!r}: expected true or false")
-    return flag

@@ -1,6 +1,7 @@
 """Which inference route a request came by, and what its path says: model and version.
 
-It owns the paths of inference, native and of the Open Inference Protocol. It must never look for a
+It owns the paths of inference, native and of the Open Inference Protocol, and of the question
+before it, which takes the same way. It must never look for a
 model: whether there is one of that name, its endpoint knows.
 """
 
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 INFER_PATH = "/infer"
 INFER_URL = INFER_PATH.encode()
+QUOTE_PATH = "/quote"
 V2_INFER_PATHS = (
     "/v2/models/{name}/infer",
     "/v2/models/{name}/versions/{version}/infer",
@@ -28,9 +30,11 @@ class Target(NamedTuple):
 
     model: str | None
     version: str | None
+    is_quote: bool = False
 
 
 NATIVE = Target(None, None)
+QUOTE = Target(None, None, is_quote=True)
 
 
 def target_of(path: str) -> Target | None:
@@ -38,7 +42,7 @@ def target_of(path: str) -> Target | None:
     if path == INFER_PATH:
         return NATIVE
     if not path.startswith(_V2_MODELS):
-        return None
+        return QUOTE if path == QUOTE_PATH else None
     found = _V2_INFER.fullmatch(path)
     return Target(found[1], found[2]) if found else None
 

@@ -136,6 +136,26 @@ def _requests(models: Models, unnamed: Counter[tuple[str, str]]) -> Iterator[str
         ),
     )
     yield _family(
+        "cancelled_total",
+        "counter",
+        "Requests whose client hung up, by what became of them: reading, queued, executing.",
+        (
+            (f'model="{model}",where="{where}"', count)
+            for model, outcome, where, count in answered
+            if outcome == "cancelled"
+        ),
+    )
+    yield _family(
+        "quotes_total",
+        "counter",
+        "Quotes and dry runs answered, by the reason of a no; empty for a yes.",
+        (
+            (f'model="{name}",reason="{reason}"', count)
+            for name, tallies in models
+            for reason, count in tallies.quotes.items()
+        ),
+    )
+    yield _family(
         "cold_starts_total",
         "counter",
         "Served requests that waited for weights.",

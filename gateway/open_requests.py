@@ -123,6 +123,10 @@ class OpenRequests:
             outputs = _with_energy(outputs, sent.infer, result)
         return result, outputs
 
+    def is_sent(self, request_id: int) -> bool:
+        """Whether it is in an Infer on its way. Looks through them: for what is rare."""
+        return any(request_id in sent.infer.request_ids for sent in self._sent.values())
+
     def forget_worker(self, worker_id: str) -> None:
         """No result of this worker will come any more. Its requests stay open."""
         self._sent = {

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from gateway.dispatcher import SchedulerCore
 from scheduler.event_log import Header, LogEncoder, encode_header, packed
-from scheduler.events import Command, Event, Rejected, RequestArrived
+from scheduler.events import Command, Event, Quote, Rejected, RequestArrived
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +191,9 @@ class RecordedCore:
         refusal = self._core.foresee(event, now)
         self._recorder.foreseen(event, now, refusal)
         return refusal
+
+    def quote(self, event: RequestArrived, now: int, *, count: int = 1) -> Quote:
+        return self._core.quote(event, now, count=count)  # it changes nothing: no part of the day
 
     def next_wakeup(self) -> int | None:
         return self._core.next_wakeup()

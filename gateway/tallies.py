@@ -109,6 +109,7 @@ class ModelTallies:
         "loads",
         "outcomes",
         "queue_ns",
+        "quotes",
         "request_error_ns",
         "request_ns",
         "served_ns",
@@ -117,6 +118,7 @@ class ModelTallies:
 
     def __init__(self, request_error_ns: Tally) -> None:
         self.outcomes: Counter[tuple[str, str]] = Counter()  # (outcome, reason)
+        self.quotes: Counter[str] = Counter()  # by reason of the refusal; "" where there is none
         self.request_ns = Tally(DURATIONS)
         self.queue_ns = Tally(DURATIONS)
         self.exec_ns = Tally(DURATIONS)

@@ -121,10 +121,7 @@ class ModelPlan:
             name = tensor.name
             index = self._input_index.get(name)
             if index is None:
-                raise bad_request(
-                    f"model {self.spec.name} has no input {name!r}; "
-                    f"it has {', '.join(self._input_index)}"
-                )
+                raise bad_request(self._no_input(name))
             if metas[index] is not None:
                 raise bad_request(f"input {name!r} is given twice")
             plan = plans[index]
@@ -156,9 +153,7 @@ class ModelPlan:
             )
         if None in metas:
             missing = [plan.spec.name for plan, meta in zip(plans, metas, strict=True) if not meta]
-            raise bad_request(
-                f"model {self.spec.name} needs input {', '.join(map(repr, missing))}: not given"
-            )
+            raise bad_request(self._needs(missing))
         tensors = tuple(metas)
         if not self._has_free_shapes and not self._has_shared_inputs:
             return Inputs(tensors, buffers, rows or 1, "", "", self._fixed_elements)  # type: ignore[arg-type]  # no None left
@@ -168,19 +163,41 @@ class ModelPlan:
         """Before the tensors' bytes are there. None where something does not fit: `read_inputs`
         will say what.
         """
-        shapes: dict[int, _Shape] = {}
         try:
-            for tensor in given:
-                index = self._input_index[tensor.name]
-                plan = self._inputs[index]
-                shapes[index] = plan.known.get(tensor.shape) or plan.fit(tensor.shape)
-        except (KeyError, RequestError):
+            return self.checked_class(given)
+        except RequestError:
             return None
+
+    def checked_class(self, given: Sequence[InputTensor]) -> ShapeClass:
+        """The same; raises RequestError(bad_request) where a name or a shape does not fit."""
+        shapes: dict[int, _Shape] = {}
+        for tensor in given:
+            index = self._input_index.get(tensor.name)
+            if index is None:
+                raise bad_request(self._no_input(tensor.name))
+            plan = self._inputs[index]
+            shapes[index] = plan.known.get(tensor.shape) or plan.fit(tensor.shape)
         if len(shapes) != len(self._inputs):
-            return None
+            absent = [name for name, index in self._input_index.items() if index not in shapes]
+            raise bad_request(self._needs(absent))
         ordered = [shapes[index] for index in range(len(shapes))]
         rows = max((shape.rows or 1 for shape in ordered), default=1)
         return ShapeClass(rows, *self._class_of(ordered))
+
+    def first_class(self, rows: int) -> ShapeClass:
+        """So many rows of the shape that was profiled first, where nobody says which."""
+        if not self._has_free_shapes:
+            return ShapeClass(rows, "", self._fixed_elements)
+        profile = self.spec.profile.shapes[0]
+        return ShapeClass(rows, profile.shape_key, profile.elements)
+
+    def _no_input(self, name: str) -> str:
+        return (
+            f"model {self.spec.name} has no input {name!r}; it has {', '.join(self._input_index)}"
+        )
+
+    def _needs(self, missing: Sequence[str]) -> str:
+        return f"model {self.spec.name} needs input {', '.join(map(repr, missing))}: not given"
 
     def _class_of(self, shapes: Sequence[_Shape]) -> tuple[str, int]:
         """(shape key, elements of one row)."""

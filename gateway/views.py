@@ -7,7 +7,7 @@ that changes scheduling state.
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from gateway.dispatcher import OnDone
+from gateway.dispatcher import OnDone, OnQuote
 from gateway.gpu_figures import GpuFigures
 from gateway.wakeup_timer import Cancellable
 from scheduler.device import WeightsState
@@ -52,6 +52,22 @@ class RequestSink(Protocol):
         elements: int,
         tenant: str = "",
     ) -> Rejected | None: ...
+    def quote(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        do_not_queue: bool,
+        count: int,
+        on_quote: OnQuote,
+        tenant: str = "",
+    ) -> None: ...
+    def is_executing(self, request_id: int) -> bool: ...
     def cancel(self, request_id: int) -> None: ...
     def feed(self, event: Event) -> None: ...
 

@@ -20,7 +20,8 @@ from gateway.infer_body import (
     RequestParameters,
     SloFigures,
 )
-from gateway.infer_target import INFER_PATH, V2_INFER_PATHS
+from gateway.infer_target import INFER_PATH, QUOTE_PATH, V2_INFER_PATHS
+from gateway.quoting import MAX_COUNT, QuoteBody, QuotedRefusal, QuoteReply
 from gateway.repository import Entry, Loaded, Unloaded
 from gateway.routes import ModelEntry, TensorEntry, read_contract
 from gateway.slo import MAX_SLO_MS
@@ -98,7 +99,9 @@ def test_app_and_contract_have_the_same_routes() -> None:
         if method != "HEAD" and route.path not in UNDOCUMENTED  # type: ignore[attr-defined]
     }
     documented = {(path, method) for path, method, _ in operations()}
-    assert documented == routes | {(path, "post") for path in (INFER_PATH, *V2_INFER_PATHS)}
+    assert documented == routes | {
+        (path, "post") for path in (INFER_PATH, QUOTE_PATH, *V2_INFER_PATHS)
+    }
 
 
 def test_every_reason_is_in_the_table_the_schema_and_an_example() -> None:
@@ -155,6 +158,8 @@ def test_every_route_but_the_probes_documents_keys() -> None:
         ("InputTensor", InputTensor),
         ("RequestedOutput", RequestedOutput),
         ("InferReply", InferReply),
+        ("QuoteRequest", QuoteBody),
+        ("Quote", QuoteReply),
         ("OutputTensor", OutputTensor),
         ("Error", ErrorBody),
         ("Model", ModelEntry),
@@ -183,6 +188,8 @@ def test_schemas_have_the_members_of_our_structs(schema: str, struct: type[msgsp
 def test_inner_schemas_have_the_members_of_our_structs() -> None:
     reply, request = SCHEMAS["InferReply"]["properties"], SCHEMAS["InferRequest"]["properties"]
     assert set(reply["slo"]["required"]) == names_of(SloFigures)
+    assert set(SCHEMAS["Quote"]["properties"]["refusal"]["properties"]) == names_of(QuotedRefusal)
+    assert SCHEMAS["QuoteRequest"]["properties"]["count"]["maximum"] == MAX_COUNT
     assert set(reply["timing_ms"]["required"]) == names_of(PhaseFigures)
     assert set(request["parameters"]["properties"]) == names_of(RequestParameters)
     stats = SCHEMAS["ModelStats"]["properties"]["inference_stats"]
@@ -210,10 +217,25 @@ def test_examples_of_requests_are_served_and_answered_like_the_example() -> None
 
     asyncio.run(story())
     operation = CONTRACT["paths"][INFER_PATH]["post"]
-    for example in operation["responses"]["200"]["content"]["application/json"][
-        "examples"
-    ].values():
-        check(example["value"], SCHEMAS["InferReply"], "example")
+    examples = operation["responses"]["200"]["content"]["application/json"]["examples"]
+    for name, example in examples.items():
+        schema = SCHEMAS["Quote" if name == "dry_run" else "InferReply"]
+        check(resolved(example)["value"], schema, "example")
+
+
+def test_examples_of_questions_are_answered_like_the_example() -> None:
+    operation = CONTRACT["paths"][QUOTE_PATH]["post"]
+    told = operation["responses"]["200"]["content"]["application/json"]["examples"]
+
+    async def story() -> None:
+        for example in operation["requestBody"]["content"]["application/json"]["examples"].values():
+            answer = await Bench().post(example["value"], path=QUOTE_PATH)
+            assert answer.status == 200
+            check(answer.json, SCHEMAS["Quote"], "quote")
+
+    asyncio.run(story())
+    for example in told.values():
+        check(resolved(example)["value"], SCHEMAS["Quote"], "example")
 
 
 def test_answers_of_the_other_routes_fit_their_schemas_and_so_do_the_examples() -> None:

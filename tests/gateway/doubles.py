@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from gateway.open_requests import Outputs
 from scheduler.actions import Action
-from scheduler.events import Command, Event, Outcome, Rejected, RequestArrived
+from scheduler.events import Command, Event, Outcome, Quote, Rejected, RequestArrived
 from scheduler.spec import (
     MILLISECOND_NS,
     DeviceSpec,
@@ -87,6 +87,8 @@ class PuppetScheduler:
         self.wakeup_ns: int | None = None
         self.foreseen: list[tuple[RequestArrived, int]] = []
         self.refusal: Rejected | None = None
+        self.quoted: list[tuple[RequestArrived, int, int]] = []
+        self.quote_answer: Quote | Exception = Quote(num_met=1)
         self.stories: dict[int, list[tuple[int, Event, list[Command]]]] = {}
 
     @property
@@ -104,6 +106,12 @@ class PuppetScheduler:
     def foresee(self, event: RequestArrived, now: int) -> Rejected | None:
         self.foreseen.append((event, now))
         return self.refusal
+
+    def quote(self, event: RequestArrived, now: int, *, count: int = 1) -> Quote:
+        self.quoted.append((event, now, count))
+        if isinstance(self.quote_answer, Exception):
+            raise self.quote_answer
+        return self.quote_answer
 
     def next_wakeup(self) -> int | None:
         return self.wakeup_ns

@@ -11,13 +11,13 @@ import msgspec
 from gateway.app import App, create_app
 from gateway.config import GatewayConfig
 from gateway.device_time import DeviceTime
-from gateway.dispatcher import OnDone, Outputs
+from gateway.dispatcher import OnDone, OnQuote, Outputs
 from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.tenants_file import Tenants
 from scheduler.device import WeightsState
-from scheduler.events import Cancelled, Event, Rejected, Served
+from scheduler.events import Cancelled, Event, Failed, Quote, Rejected, Served
 from scheduler.spec import (
     MILLISECOND_NS,
     DeviceSpec,
@@ -115,6 +115,10 @@ class PuppetDispatcher:
         self.answer_at_once: tuple[Any, Outputs | None] | None = None
         self.foreseen: list[tuple[str, int, int, str, int]] = []
         self.refusal: Rejected | None = None
+        self.quoted: list[tuple[str, int, int, str, str, int]] = []
+        self.quoted_flags: list[tuple[bool, int, str]] = []
+        self.quote_answer: Quote | Failed = Quote(num_met=1)
+        self.executing: set[int] = set()
         self.fed: list[Event] = []
         self.on_feed: Callable[[Event], None] = lambda event: None
 
@@ -173,6 +177,28 @@ class PuppetDispatcher:
         if self.answer_at_once is not None:
             on_done(*self.answer_at_once)
         return request_id
+
+    def quote(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        do_not_queue: bool,
+        count: int,
+        on_quote: OnQuote,
+        tenant: str = "",
+    ) -> None:
+        self.quoted.append((model, slo_ns, rows, batch_key, shape_key, elements))
+        self.quoted_flags.append((do_not_queue, count, tenant))
+        on_quote(self.quote_answer, arrival_ns + ms(0.25))
+
+    def is_executing(self, request_id: int) -> bool:
+        return request_id in self.executing
 
     def cancel(self, request_id: int) -> None:
         self.cancelled.append(request_id)

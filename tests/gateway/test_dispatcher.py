@@ -59,6 +59,7 @@ class Desk:
         core: PuppetScheduler,
         link: PuppetLink,
         answers: Answers,
+        call_soon: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self.clock, self.timer, self.core, self.link, self.answers = (
             clock,
@@ -69,7 +70,12 @@ class Desk:
         )
         self.fatal: list[Exception] = []
         self.dispatcher = Dispatcher(
-            core, link, clock=clock, timer=timer, on_fatal=self.fatal.append
+            core,
+            link,
+            clock=clock,
+            timer=timer,
+            on_fatal=self.fatal.append,
+            call_soon=call_soon,
         )
 
     def submit(
@@ -713,3 +719,103 @@ def test_a_refusal_is_foreseen_by_the_core_and_changes_nothing(
     assert (arrived.model, arrived.deadline_ns, arrived.rows) == ("resnet", clock() + 5, 2)
     assert (arrived.shape_key, arrived.elements, now) == ("3x4", 12, clock())
     assert core.events == []
+
+
+def ask(dispatcher: Dispatcher, told: list[tuple[object, int]]) -> None:
+    dispatcher.quote(
+        model="resnet",
+        arrival_ns=START_NS,
+        slo_ns=5,
+        rows=2,
+        batch_key="b",
+        shape_key="3x4",
+        elements=12,
+        do_not_queue=True,
+        count=3,
+        on_quote=lambda quote, now: told.append((quote, now)),
+        tenant="shop",
+    )
+
+
+def test_a_quote_is_asked_of_the_core_and_is_no_event(
+    desk: Desk, clock: ManualClock, core: PuppetScheduler
+) -> None:
+    told: list[tuple[object, int]] = []
+    ask(desk.dispatcher, told)
+    assert told == [(core.quote_answer, clock())]
+    arrived = RequestArrived(0, "resnet", START_NS, START_NS + 5, 2, "b", "3x4", 12, True, "shop")
+    assert core.quoted == [(arrived, clock(), 3)]
+    assert core.events == []
+    assert desk.dispatcher.num_open == 0
+
+
+def test_what_is_due_is_told_to_the_core_before_a_quote(
+    desk: Desk, clock: ManualClock, core: PuppetScheduler
+) -> None:
+    core.wakeup_ns = clock() - 1
+    told: list[tuple[object, int]] = []
+    ask(desk.dispatcher, told)
+    assert [type(event) for event in core.events] == [Tick]
+    assert len(told) == 1
+
+
+def test_a_quote_comes_after_the_requests_that_were_submitted_before(
+    clock: ManualClock,
+    timer: ManualTimer,
+    core: PuppetScheduler,
+    link: PuppetLink,
+    answers: Answers,
+) -> None:
+    soon: list[Callable[[], None]] = []
+    desk = Desk(clock, timer, core, link, answers, soon.append)
+    desk.submit("a")
+    told: list[tuple[object, int]] = []
+    ask(desk.dispatcher, told)
+    assert (core.events, core.quoted) == ([], [])
+    for step in soon:
+        step()
+    assert [type(event) for event in core.events] == [RequestArrived]
+    assert len(told) == len(core.quoted) == 1
+
+
+def test_a_core_that_breaks_over_a_quote_stops_the_gateway_and_answers(
+    desk: Desk, core: PuppetScheduler
+) -> None:
+    desk.submit("a")
+    core.quote_answer = RuntimeError("lost count")
+    told: list[tuple[object, int]] = []
+    for _ in range(2):
+        ask(desk.dispatcher, told)
+    failed = Failed(Reason.INTERNAL_ERROR, "the gateway stops: RuntimeError: lost count")
+    assert [quote for quote, _ in told] == [failed, failed]
+    assert len(core.quoted) == 1
+    assert desk.answers.outcomes == [("a", failed)]
+    assert str(desk.dispatcher.fatal_error) == "lost count"
+
+
+def test_who_asks_and_breaks_takes_nobody_with_it(desk: Desk, core: PuppetScheduler) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError
+
+    desk.dispatcher.quote(
+        model="resnet",
+        arrival_ns=0,
+        slo_ns=5,
+        rows=1,
+        batch_key="",
+        shape_key="",
+        elements=1,
+        do_not_queue=False,
+        count=1,
+        on_quote=break_down,
+    )
+    assert desk.dispatcher.callback_errors == 1
+    assert desk.dispatcher.fatal_error is None
+
+
+def test_a_request_is_executing_while_it_is_with_a_worker(desk: Desk) -> None:
+    desk.submit("a", then=[send(7, 1)])
+    desk.submit("b")
+    assert [desk.dispatcher.is_executing(request_id) for request_id in (1, 2)] == [True, False]
+    desk.dispatcher.feed(WorkerLost("w1", "gone"))
+    assert not desk.dispatcher.is_executing(1)

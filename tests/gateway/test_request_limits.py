@@ -298,7 +298,9 @@ def test_a_client_that_hangs_up_frees_its_queued_request() -> None:
         assert client.sent == []
         assert bench.app.infer.num_open == 0
         page = (await bench.get("/metrics")).body.decode()
-        assert 'remontoir_requests_total{model="mlp",outcome="cancelled",reason=""} 1\n' in page
+        assert (
+            'remontoir_requests_total{model="mlp",outcome="cancelled",reason="queued"} 1\n' in page
+        )
 
     run(story)
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from gateway.config import GatewayConfig
 from gateway.device_time import DeviceTime
-from gateway.errors import ErrorReplies
+from gateway.errors import CLOSE, CONNECTION, ErrorReplies
 from gateway.exchange import Send
 from gateway.guard import Guard
 from gateway.infer_endpoint import InferEndpoint
@@ -54,8 +54,6 @@ class App:
         if target is None:
             await self._others(scope, receive, self._signed(scope, send))
         else:
-            if self.lifecycle.is_ending:
-                send = _closing(send)
             await self.infer(scope, receive, send, target=target)
 
     def _signed(self, scope: dict[str, Any], send: Send) -> Send:
@@ -73,22 +71,12 @@ class App:
                     told.append((REQUEST_ID, request_id.encode("latin-1")))
                 if trace is not None:
                     told.append((TRACERESPONSE, trace.response()))
+                if self.lifecycle.is_ending and all(name != CONNECTION for name, _ in told):
+                    told.append(CLOSE)
                 message = {**message, "headers": told}
             await send(message)
 
-        return _closing(signed) if self.lifecycle.is_ending else signed
-
-
-def _closing(send: Send) -> Send:
-    """The connection ends with the answer: we are about to."""
-
-    async def closing(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            told = [(name, value) for name, value in message["headers"] if name != b"connection"]
-            message = {**message, "headers": [*told, (b"connection", b"close")]}
-        await send(message)
-
-    return closing
+        return signed
 
 
 def create_app(

@@ -14,6 +14,8 @@ from scheduler.events import Expired, Failed, Reason, Rejected
 from scheduler.spec import MILLISECOND_NS, SECOND_NS
 
 Headers = list[tuple[bytes, bytes]]
+CONNECTION = b"connection"
+CLOSE = (CONNECTION, b"close")
 PROBLEM_JSON = b"application/problem+json"
 JSON = b"application/json"  # what clients of the Open Inference Protocol need to show the text
 MAX_DETAIL = 500  # characters: several lines of a terminal, no more of what a client sent
@@ -231,7 +233,7 @@ class ErrorReplies:
             # whole seconds, rounded up: never invites a client back before the time
             headers.append((b"retry-after", b"%d" % -(-retry_after_ns // SECOND_NS)))
         if reason in CLOSES_CONNECTION:
-            headers.append((b"connection", b"close"))
+            headers.append(CLOSE)
         return ErrorReply(row.status, headers, body)
 
 

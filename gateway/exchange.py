@@ -15,8 +15,16 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.dispatcher import Outputs
-from gateway.errors import CLOSES_CONNECTION, PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError
+from gateway.errors import (
+    CLOSE,
+    CLOSES_CONNECTION,
+    PROBLEM_JSON,
+    ErrorReplies,
+    ErrorReply,
+    RequestError,
+)
 from gateway.infer_body import HEADER_LENGTH, InferReply, PhaseFigures, SloFigures
+from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.quoting import reply_of
 from gateway.reply_encoding import compressed
@@ -56,6 +64,7 @@ class Surroundings(Protocol):
     metrics: Metrics
     memory: BodyMemory
     writing: set[asyncio.Task[None]]
+    lifecycle: Lifecycle
 
     def release(self, exchange: "Exchange") -> None: ...
     def cancel(self, exchange: "Exchange") -> None: ...
@@ -228,6 +237,9 @@ class Exchange:
         if self.write is not None:
             self.write(reply, self._release)
             return
+        # Without ASGI the connection itself says so, which knows whether more was asked of it.
+        if self.surroundings.lifecycle.is_ending and CLOSE not in reply[0]["headers"]:
+            reply[0]["headers"].append(CLOSE)
         if self.task is None:
             self.reply = reply  # its own task is running and sends it
             return

@@ -26,6 +26,7 @@ from gateway.errors import JSON, PROBLEM_JSON, RequestError
 from gateway.exchange import Exchange, Reply, Write
 from gateway.infer_endpoint import ARRIVAL_NS
 from gateway.infer_target import INFER_URL, NATIVE, Target, is_v2, target_of_url
+from gateway.lifecycle import Lifecycle
 from gateway.request_body import BodyMemory, Message
 from gateway.strict_http_protocol import Headers, StrictHttpProtocol
 from gateway.upload import Upload, announced_bytes, set_low_water
@@ -50,6 +51,7 @@ class Endpoint(Protocol):
 
     clock: Clock
     memory: BodyMemory
+    lifecycle: Lifecycle
 
     def answer(
         self, headers: Headers, body: bytes, write: Write, *, arrival_ns: int, target: Target
@@ -111,6 +113,8 @@ class DirectAnswer:
     def _write(self, start: Message, body: bytes) -> None:
         protocol = self.protocol
         parts = [protocol.head_of(start["status"])]
+        if protocol.endpoint.lifecycle.is_ending and not protocol.pipeline:
+            self.keep_alive = False
         says_close = False
         for name, value in start["headers"]:
             parts += (name, b": ", value, b"\r\n")

@@ -96,13 +96,13 @@ class InferEndpoint:
         self.errors = errors
         self.metrics = metrics
         self.num_open = 0
+        self.lifecycle = lifecycle
         self.memory = BodyMemory(max_bytes=config.max_buffered_mb * MEBIBYTE)
         # All and only answers whose client reads slower than it is written to.
         self.writing: set[asyncio.Task[None]] = set()
         self._request_ids = request_ids
         self._sink = sink
         self._catalog = catalog
-        self.lifecycle = lifecycle
         self._call_later = call_later
         self._on_named = on_named
         self._keyring = keyring

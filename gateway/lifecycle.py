@@ -17,6 +17,8 @@ class Lifecycle:
         self.phase: Phase = "starting"
         # The `reason` with which inference is refused in this phase, or None. Read per request.
         self.refusal_reason: Literal["starting", "draining"] | None = "starting"
+        # Whether answers say `connection: close`, so that clients go elsewhere in time.
+        self.is_ending = False
 
     def serve(self) -> None:
         self._move("serving", from_phases=("starting",))
@@ -25,10 +27,12 @@ class Lifecycle:
     def drain(self) -> None:
         self._move("draining", from_phases=("starting", "serving", "draining"))
         self.refusal_reason = "starting" if self.refusal_reason == "starting" else None
+        self.is_ending = True
 
     def refuse(self) -> None:
         self._move("refusing", from_phases=("starting", "serving", "draining", "refusing"))
         self.refusal_reason = "draining"
+        self.is_ending = True
 
     @property
     def unready_reason(self) -> Literal["starting", "draining"] | None:

@@ -174,3 +174,67 @@ def test_the_other_routes_are_behind_the_same_port(is_direct: bool) -> None:
                 assert (await connection.answer())[0] == status
 
     run(story)
+
+
+def test_while_draining_answers_end_their_connections(is_direct: bool) -> None:
+    """What is in flight from before as well: its client must not send the next one here."""
+
+    async def story() -> None:
+        async with listening(is_direct) as gateway:
+            waiting, asking = await gateway.connect(), await gateway.connect()
+            waiting.send(body_of(mlp_body()))
+            request = await gateway.submitted.get()
+            gateway.bench.lifecycle.drain()
+            asking.writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            for connection in (asking, waiting):
+                if connection is waiting:
+                    request.on_done(served(), MLP_OUTPUTS)
+                status, headers, _ = await connection.answer()
+                assert (status, headers["connection"]) == (200, "close")
+                assert await connection.is_closed()
+            later = await gateway.connect()
+            later.send(body_of(mlp_body()))
+            (await gateway.submitted.get()).on_done(served(), MLP_OUTPUTS)
+            status, headers, _ = await later.answer()
+            assert (status, headers["connection"]) == (200, "close")
+
+    run(story)
+
+
+def test_while_draining_pipelined_requests_are_all_answered(is_direct: bool) -> None:
+    if not is_direct:
+        return  # uvicorn's own drops what comes after an answer that closes
+
+    async def story() -> None:
+        async with listening(is_direct) as gateway:
+            connection = await gateway.connect()
+            for number in ("1", "2"):
+                connection.send(body_of(mlp_body(id=number)))
+            first = await gateway.submitted.get()
+            gateway.bench.lifecycle.drain()
+            first.on_done(served(), MLP_OUTPUTS)
+            status, headers, _ = await connection.answer()
+            assert (status, headers.get("connection")) == (200, None)
+            (await gateway.submitted.get()).on_done(served(), MLP_OUTPUTS)
+            status, headers, _ = await connection.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            assert await connection.is_closed()
+
+    run(story)
+
+
+def test_a_quote_over_the_wire(is_direct: bool) -> None:
+    async def story() -> None:
+        async with listening(is_direct) as gateway:
+            connection = await gateway.connect()
+            for path, body in (
+                ("/quote", {"model": "mlp", "slo_ms": 50}),
+                ("/infer", mlp_body(dry_run=True)),
+                ("/v2/models/mlp/infer", mlp_body(dry_run=True)),
+            ):
+                connection.send(body_of(body), path=path)
+                status, _, told = await connection.answer()
+                assert (status, json.loads(told)["met"]) == (200, True)
+            assert gateway.submitted.empty()
+
+    run(story)

@@ -69,7 +69,7 @@ class StagedBatch:
 
 
 class TensorRtBackend:
-    """Raises ConfigError where the cache does not fit onto the card.
+    """Raises ConfigError where the cache does not fit onto the card, DeviceLost where that breaks.
 
     `cache_bytes` None: what is free beside scratch, inputs, outputs and the engines themselves. A
     model whose session cannot be made is served as unavailable, with the reason; one that is larger
@@ -308,7 +308,7 @@ class TensorRtBackend:
         except Exception as error:  # one model's failure, of whatever kind, is not the worker's
             lost = fault()
             if lost is not None:
-                raise ConfigError(
+                raise DeviceLost(
                     f"{self._context.name} broke while model {spec.name} was made ready: {lost}"
                 ) from error
             _log.exception("model %s: no session", spec.name)

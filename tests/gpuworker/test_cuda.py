@@ -120,7 +120,7 @@ def test_reading_what_is_evicted_breaks_the_device_and_is_seen(
     ("page_bytes", "total_pages", "words"),
     [
         (1 << 20, 4, "a page of 1048576 bytes is no multiple of the 2097152 bytes"),
-        (PAGE, 1 << 20, "a weights cache of 2097152 MiB does not fit onto Stand-in 0: "),
+        (PAGE, 1 << 20, "a weights cache of 2097152 MiB does not fit onto Stand-in: "),
     ],
 )
 def test_impossible_caches_are_refused_with_the_numbers(
@@ -139,7 +139,7 @@ def test_memory_that_runs_out_on_the_way_is_given_back(
 
     free = cuda_context.free_bytes()
     standin.fail("cuMemCreate", driver.OUT_OF_MEMORY, skip=2)
-    with pytest.raises(ConfigError, match="8 MiB on Stand-in 0: cuMemCreate: CUDA_ERROR_OUT_OF"):
+    with pytest.raises(ConfigError, match="8 MiB on Stand-in: cuMemCreate: CUDA_ERROR_OUT_OF"):
         CudaPages(cuda_context, page_bytes=PAGE, total_pages=4)
     assert cuda_context.free_bytes() == free
 

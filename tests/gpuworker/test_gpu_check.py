@@ -71,7 +71,7 @@ def test_pages_are_measured_and_every_byte_is_right(
     done, document = check(tmp_path / "o.json", PAGES, **standins)
     assert done.returncode in (0, 1), done.stderr  # bars of time are no matter of a stand-in
     assert (document["step"], document["is_quick"]) == ("pages", True)
-    assert document["device"]["name"] == "Stand-in 0"
+    assert document["device"]["name"] == "Stand-in"
     figures = document["figures"]
     assert [found["num_bytes"] for found in figures["loads"]] == [4_000_000, 8_000_000]
     assert [cost["is_busy"] for cost in figures["page_costs"]] == [False, True]

@@ -215,7 +215,7 @@ def test_a_broken_device_is_lost_and_not_an_error_of_a_model(
         "unstage": lambda: backend.unstage(staged),
     }
     standin.die(driver.ECC_UNCORRECTABLE)
-    with pytest.raises(DeviceLost, match="Stand-in 0 is lost: CUDA_ERROR_ECC_UNCORRECTABLE"):
+    with pytest.raises(DeviceLost, match="Stand-in is lost: CUDA_ERROR_ECC_UNCORRECTABLE"):
         work[moment]()
     standin.heal()
 
@@ -338,7 +338,7 @@ def test_a_card_too_small_for_the_scratch_memory_says_how_much_is_missing(
 ) -> None:
     compiled.add("m", onnx_models.mlp())
     standin.fail("cuMemAlloc_v2", driver.OUT_OF_MEMORY, times=1000)
-    with pytest.raises(ConfigError, match=r"Stand-in 0 is too small to execute: .* MiB are free"):
+    with pytest.raises(ConfigError, match=r"Stand-in is too small to execute: .* MiB are free"):
         compiled.serve()
 
 

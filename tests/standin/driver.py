@@ -59,7 +59,15 @@ def environment(directory: Path, *, num_gpus: int = 1, tensorrt: str = "10.13.3"
         "LD_LIBRARY_PATH": str(library.parent),
         "PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)]),
         "STANDIN_DEVICES": str(num_gpus),
+        "STANDIN_DEATH": str(death_of(directory)),
     }
+
+
+def death_of(directory: Path) -> Path:
+    """A file that breaks a GPU: of the next process that makes the call that is written there, or
+    any where it is empty. It is gone then.
+    """
+    return directory / "death"
 
 
 def build(directory: Path) -> Path:

@@ -10,8 +10,10 @@
  * Only what the product calls is there; every other entry point that pycuda or cuda-bindings link
  * to answers CUDA_ERROR_NOT_SUPPORTED. `standin_*` is for tests: to make calls fail, and to count.
  *
- * Environment: STANDIN_DEVICES (1), STANDIN_TOTAL_MB of each (4096), STANDIN_CORRUPT (as
- * standin_corrupt, for processes that a test starts).
+ * Environment, for processes that a test starts: STANDIN_DEVICES (1), STANDIN_TOTAL_MB of each
+ * (4096), STANDIN_CORRUPT (as standin_corrupt), STANDIN_DEATH: a file that may hold the name of a
+ * call. The next process that makes it, or where it is empty any, removes the file, and its device
+ * breaks.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -30,14 +32,16 @@ typedef unsigned long long flags64;
 
 enum {
     SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100,
-    INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500,
-    NOT_READY = 600, ILLEGAL_ADDRESS = 700, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900,
+    INVALID_DEVICE = 101, INVALID_CONTEXT = 201, ECC_UNCORRECTABLE = 214, INVALID_HANDLE = 400,
+    NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, NOT_SUPPORTED = 801,
+    CAPTURE_UNSUPPORTED = 900,
 };
 enum { GRANULARITY = 2 << 20, MAX_DEVICES = 8, MAX_MAPPINGS = 65536, MAX_RANGES = 4096 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t moved = PTHREAD_COND_INITIALIZER;
 static int sticky;  /* once set, what every call answers */
+static const char *death; /* STANDIN_DEATH */
 static long copies_until_corrupt = -1; /* into pages; -1: none goes wrong */
 
 /* --- what tests ask for ------------------------------------------------------------------- */
@@ -100,9 +104,24 @@ void standin_die(int code)
  * its first float, so that a sum shows it. */
 void standin_corrupt(long skip) { copies_until_corrupt = skip; }
 
+static int is_deadly(const char *name)
+{
+    FILE *file = fopen(death, "r");
+    if (!file)
+        return 0;
+    char deadly[64] = "";
+    size_t length = fread(deadly, 1, sizeof deadly - 1, file);
+    fclose(file);
+    return (!length || !strcmp(deadly, name)) && !unlink(death);
+}
+
 static CUresult called(const char *name)
 {
     pthread_mutex_lock(&lock);
+    if (death && is_deadly(name)) {
+        sticky = ECC_UNCORRECTABLE;
+        forget_what_is_enqueued();
+    }
     int i = entry_of(name), code = sticky;
     calls[i].calls++;
     if (!code && calls[i].times > 0) {
@@ -143,6 +162,7 @@ CUresult cuInit(unsigned flags)
     CALLED();
     if (!is_initialised)
         copies_until_corrupt = setting("STANDIN_CORRUPT", -1);
+    death = getenv("STANDIN_DEATH");
     is_initialised = 1;
     return num_devices() ? SUCCESS : NO_DEVICE;
 }
@@ -164,7 +184,8 @@ CUresult cuDeviceGet(int *device, int ordinal)
 CUresult cuDeviceGetName(char *name, int size, int device)
 {
     CALLED();
-    snprintf(name, (size_t)size, "Stand-in %d", device);
+    (void)device; /* all of one kind, as in a real machine with several */
+    snprintf(name, (size_t)size, "Stand-in");
     return SUCCESS;
 }
 
@@ -280,7 +301,7 @@ static const struct { CUresult code; const char *name; } names[] = {
     {SUCCESS, "CUDA_SUCCESS"}, {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
     {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"}, {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED"},
     {NO_DEVICE, "CUDA_ERROR_NO_DEVICE"}, {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE"},
-    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {214, "CUDA_ERROR_ECC_UNCORRECTABLE"},
+    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {ECC_UNCORRECTABLE, "CUDA_ERROR_ECC_UNCORRECTABLE"},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"}, {NOT_READY, "CUDA_ERROR_NOT_READY"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"}, {719, "CUDA_ERROR_LAUNCH_FAILED"},
     {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED"}, {999, "CUDA_ERROR_UNKNOWN"},

@@ -7,6 +7,7 @@ GPU, weights in memory that both share, and the way of every request.
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
+from gpuworker.artifact_cache import PLAN_FILE
 from tests.gateway.running import ROOT, RunningGateway, environment, running_gateway
 from tests.standin import driver
 from tests.system.clients import metric, play, post
@@ -57,6 +59,24 @@ def test_each_gpu_has_a_worker_and_models_are_plans(gpus: RunningGateway) -> Non
     assert len(told["mlp"]["devices"]) == 2
     for number in range(2):
         assert metric(gpus.url, "worker_up", worker=f"local-0-cuda{number}") == 1
+
+
+def test_cards_of_one_kind_share_what_is_compiled_and_the_weights(
+    gpus: RunningGateway, zoo_dir: Path
+) -> None:
+    for model in ("mlp", *WIDE):
+        assert len(list((zoo_dir / "cache").glob(f"{model}-*/{PLAN_FILE}"))) == 1
+    # In each worker the store is one mapping, which both have of one file.
+    [launcher] = gpus.child_pids()
+    assert len({_store_of(pid) for pid in _children(launcher)}) == 1
+
+
+def _store_of(pid: int) -> int:
+    """The inode of the memory that its weights lie in."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if "weights-store" in line:
+            return int(line.split()[4])
+    raise AssertionError(f"process {pid} maps no store")
 
 
 def test_answers_are_those_of_the_model_through_caches_that_are_too_small(
@@ -131,6 +151,40 @@ def _ignores_ctrl_c(pid: int) -> bool:
             if line.startswith("SigIgn:"):
                 return bool(int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1)
     return False
+
+
+def test_a_gpu_that_breaks_ends_its_worker_with_one_line_and_is_started_again(
+    zoo_dir: Path, tmp_path: Path
+) -> None:
+    reason = driver.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    env = driver.environment(tmp_path, num_gpus=2)
+    flags = ("--models", str(zoo_dir / "models"), *FLAGS[:-1], "warning")
+    # One breaks as soon as it has the weights of a model, which only a worker pins.
+    driver.death_of(tmp_path).write_text("cuMemHostRegister_v2")
+    with running_gateway(*flags, scratch=zoo_dir, **env) as gateway:
+        play(lambda: _both_joined(gateway.url))
+        driver.death_of(tmp_path).touch()
+
+        async def story() -> None:
+            while metric(gateway.url, "worker_up") == 2:
+                answer = post(gateway.url, mlp_body())
+                assert answer.verdict in ("200", "503 worker_lost")
+            while metric(gateway.url, "worker_up") < 2:
+                assert post(gateway.url, mlp_body()).status == 200  # by the other one, meanwhile
+            assert post(gateway.url, mlp_body()).status == 200
+
+        play(story)
+        gateway.process.send_signal(signal.SIGTERM)
+        exit_code, rest = gateway.wait()
+    output = gateway.announcement + rest
+    assert exit_code == 0, output
+    assert output.count("giving up: Stand-in is lost: CUDA_ERROR_ECC_UNCORRECTABLE") == 1
+    assert len(re.findall(r"gpuworker: Stand-in broke while model \S+ was made ready", output)) == 1
+    assert output.count("its worker ended with code 1 after") == 2
+    assert "Traceback" not in output
+    assert "context stack" not in output
 
 
 def _command(*flags: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":

@@ -21,7 +21,7 @@ LOCK311 := $(COMPILE) --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench experiments gpu-check cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 clean distclean
+.PHONY: help install serve test check format bench experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ endif
 
 cuda-packages: $(DEV) ## build what the GPU worker's tests need, without a GPU (two minutes, network)
 	@$(BIN)/python tests/standin/install_cuda_packages.py
+
+gpu-packages: $(RUNTIME) ## install what serving on this machine's NVIDIA GPUs needs (ARGS=--print; docs/gpu.md)
+	@$(BIN)/python -m gpuworker.gpu_packages $(ARGS)
 
 check: $(DEV) ## format, lint and types: ruff, mypy --strict, nothing newer than Python 3.10 in a worker
 	@$(BIN)/ruff format --check .

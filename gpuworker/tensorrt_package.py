@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import itertools
 import re
+import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -64,19 +65,34 @@ def unmet(
 
 
 def suitable(driver_cuda: Version, capabilities: Mapping[str, Version]) -> str:
-    """How to get one that runs on this driver and all of these devices."""
-    major = next((major for major in _PACKAGED_FOR if major <= driver_cuda[0]), None)
-    if major is None:
+    """How to get one that runs on this driver and all of these devices, in words."""
+    found = requirement(driver_cuda, capabilities)
+    if found is None:
         return (
             f"a newer driver first: {_words(driver_cuda)} is older than CUDA {_PACKAGED_FOR[-1]}"
             f" ({_FIRST_DRIVERS[_PACKAGED_FOR[-1]]} or newer)"
         )
+    return f"pip install {shlex.quote(found)}"
+
+
+def requirement(driver_cuda: Version, capabilities: Mapping[str, Version]) -> str | None:
+    """What pip is asked for, None where the driver is too old for all of them."""
+    major = cuda_packages_for(driver_cuda)
+    if major is None:
+        return None
     oldest = min(capabilities.values(), default=_CARDS[0][1])
     for (since, needed), (_, before) in itertools.pairwise(_CARDS):
         if before <= oldest < needed:
             # Packages for CUDA 13 are newer than those that left such cards behind.
-            return f"pip install 'tensorrt-cu12<{_words(since)}'"
-    return f"pip install tensorrt-cu{major}"
+            return f"tensorrt-cu12<{_words(since)}"
+    return f"tensorrt-cu{major}"
+
+
+def cuda_packages_for(driver_cuda: Version) -> int | None:
+    """The newest CUDA, by its major version, that this driver runs and that there is TensorRT for;
+    None where it runs none of them.
+    """
+    return next((major for major in _PACKAGED_FOR if major <= driver_cuda[0]), None)
 
 
 def _oldest_capability(version: str) -> Version:

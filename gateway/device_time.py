@@ -27,6 +27,7 @@ from scheduler.spec import ModelSpec, ShapeProfile
 
 # Of a new measurement in what a model's rows cost: batches of a second are in it at 20 per second.
 _NEWEST = 1 / 16
+_MAX_REMEMBERED = 4096
 # An engine that failed has used the device as well.
 _CHARGED = frozenset({Code.OK, Code.ENGINE_ERROR, Code.INVALID_INPUT})
 
@@ -42,6 +43,8 @@ class DeviceTime:
         self._catalog = catalog
         # Measured over profiled time of a row alone, by model: batching makes it less than one.
         self._ratios: dict[str, float] = {}
+        # Some of what the profiles say, by model, shape class and rows; with the spec it is of.
+        self._alone: dict[tuple[str, str, int], tuple[ModelSpec, float]] = {}
         # All and only tenants' requests that the core has not replied to, by id.
         self._open: dict[int, RequestArrived] = {}
         # All and only Infers with a tenant's request whose result has not come, by worker and id.
@@ -49,7 +52,7 @@ class DeviceTime:
 
     def predict_ns(self, spec: ModelSpec, *, rows: int, shape_key: str, elements: int) -> int:
         """What so many rows will be charged: as profiled, times what batches lately made of it."""
-        alone_ns = _alone_ns(spec, rows, shape_key, elements)
+        alone_ns = self._alone_ns(spec, rows, shape_key, elements)
         return round(alone_ns * self._ratios.get(spec.name, 1.0))
 
     def on_event(self, event: Event, now: int) -> None:
@@ -87,28 +90,33 @@ class DeviceTime:
         took_ns = result.input.duration_ns + result.exec.duration_ns + result.output.duration_ns
         tenants = self._keyring.tenants
         ns_per_row = took_ns / sum(infer.rows)
+        alone_ns = 0.0
+        spec = self._catalog.get(infer.model)
         for request, rows in zip(sent.requests, infer.rows, strict=True):
-            tenant = None if request is None else tenants.get(request.tenant)
+            if request is None:
+                continue  # nobody's
+            tenant = tenants.get(request.tenant)
             if tenant is not None:
                 tenant.charge(round(ns_per_row * rows))
-        if result.code is Code.OK:
-            self._learn(sent, took_ns)
+            if spec is not None:
+                alone_ns += self._alone_ns(spec, rows, request.shape_key, request.elements)
+        if alone_ns > 0 and result.code is Code.OK:
+            ratio = self._ratios.get(infer.model, 1.0)
+            self._ratios[infer.model] = ratio + _NEWEST * (took_ns / alone_ns - ratio)
 
-    def _learn(self, sent: _Sent, took_ns: int) -> None:
-        name, first = sent.infer.model, sent.requests[0]
-        spec = self._catalog.get(name)
-        if spec is None or first is None:
-            return
-        # all of a batch are of one shape class
-        alone_ns = sum(
-            _alone_ns(spec, rows, first.shape_key, first.elements) for rows in sent.infer.rows
-        )
-        if alone_ns > 0:
-            ratio = self._ratios.get(name, 1.0)
-            self._ratios[name] = ratio + _NEWEST * (took_ns / alone_ns - ratio)
+    def _alone_ns(self, spec: ModelSpec, rows: int, shape_key: str, elements: int) -> float:
+        """As profiled for a batch of its own; remembered, since each request asks twice."""
+        known = self._alone.get((spec.name, shape_key, rows))
+        if known is not None and known[0] is spec:
+            return known[1]
+        alone_ns = profiled_ns(spec, rows, shape_key, elements)
+        if len(self._alone) >= _MAX_REMEMBERED:
+            self._alone.clear()  # shapes are the clients' to choose
+        self._alone[spec.name, shape_key, rows] = spec, alone_ns
+        return alone_ns
 
 
-def _alone_ns(spec: ModelSpec, rows: int, shape_key: str, elements: int) -> float:
+def profiled_ns(spec: ModelSpec, rows: int, shape_key: str, elements: int) -> float:
     """By the profile: as a batch of its own, of the next size that was measured."""
     profile = _profile_of(spec, shape_key, elements)
     if profile is None:

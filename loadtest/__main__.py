@@ -33,6 +33,12 @@ def _gateway(bench: Bench) -> None:
     gateway_cost.run(bench)
 
 
+def _door(bench: Bench) -> None:
+    from loadtest import door
+
+    door.run(bench)
+
+
 def _hops(bench: Bench) -> None:
     from loadtest import hops
 
@@ -66,6 +72,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
         "a picture as FP32 through the real tritonclient, against plain FastAPI",
         _tritonclient,
     ),
+    "door": ("microseconds that metrics, authentication and quotas add to a request", _door),
     "hops": ("microseconds per MB of a large request, hop by hop", _hops),
     "paging": ("twelve models through a cache for three; LOAD against memmove", _paging),
     "scheduler": ("cost of one event at up to 4,000 models x 32 devices, simulated", _scheduler),

@@ -26,6 +26,7 @@ from gateway.host_process import ServeError
 from gateway.http_protocol import HttpProtocol
 from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
+from gateway.limited_http_protocol import ConnectionLimits
 from gateway.metrics import Metrics
 from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
@@ -50,8 +51,6 @@ WORKER_GRACE_S = 5.0
 REFUSE_AT_LEAST_S = 0.5
 # A worker that ends this often before any has joined will not join at all.
 MAX_FAILED_STARTS = 4
-# Load balancers keep idle connections for 60 s; the server must not be the first to close.
-KEEP_ALIVE_S = 75
 # Objects made, less those freed, between two looks for cyclic garbage, of which a request makes
 # none: at Python's 700 some hundred requests in flight were looked at again and again.
 GC_THRESHOLDS = (20_000, 20, 20)
@@ -155,7 +154,14 @@ class Assembly:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=HttpProtocol.serving(app.infer),
+                http=HttpProtocol.serving(
+                    app.infer,
+                    ConnectionLimits(
+                        max_connections=host_process.max_connections(config),
+                        max_head_bytes=config.max_header_kb * 1024,
+                        head_timeout_s=config.header_timeout_ms / 1000,
+                    ),
+                ),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -163,7 +169,7 @@ class Assembly:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_keep_alive=config.idle_timeout_s,  # type: ignore[arg-type]  # or a float,
                 timeout_graceful_shutdown=FLUSH_GRACE_S,
                 backlog=host_process.BACKLOG,
             )

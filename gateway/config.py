@@ -58,6 +58,12 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     default_slo_ms: Milliseconds = 1000.0  # an interactive page's patience where nobody said
     max_body_mb: Positive = 64  # one batch of 16 camera images as FP32; also after decompression
     body_timeout_ms: Milliseconds = 10_000.0  # 64 MiB at 55 Mbit/s; slower holds memory for nothing
+    max_header_kb: Positive = 64  # Envoy's limit is 60, and what it lets through must come in
+    header_timeout_ms: Milliseconds = (
+        10_000.0  # from its first byte; one packet of an honest client
+    )
+    idle_timeout_s: Seconds = 75.0  # load balancers' is 60: the server must not be the first
+    max_connections: Positive = 16_384  # twice a busy proxy's; also what open files allow, less 512
     max_open_requests: Positive = 16_384  # above the scheduler's own queue limit, which says more
     max_buffered_mb: Positive = 1024  # bodies held at once: 16 of the largest
     shed_status: Literal[429, 503] = 429  # contended, not broken: 5xx trips outlier ejection

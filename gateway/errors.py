@@ -67,13 +67,14 @@ PROBLEMS: dict[str, Problem] = {
     "bad_request": Problem(400, "The request is malformed"),
     "not_found": Problem(404, "No such model, version or route"),
     "method_not_allowed": Problem(405, "The route does not have this method"),
-    "timeout": Problem(408, "The body came too slowly"),
+    "timeout": Problem(408, "The request came too slowly"),
     "too_large": Problem(413, "The body is over the limit"),
+    "headers_too_large": Problem(431, "The header is over the limit"),
     "unsupported_media_type": Problem(415, "The content encoding is not supported"),
 }
 # All and only reasons after which the connection is not worth keeping: unread body is on its way,
 # or we are about to close it, which a request that is sent just then would not survive.
-CLOSES_CONNECTION = frozenset({"timeout", "too_large", "draining"})
+CLOSES_CONNECTION = frozenset({"timeout", "too_large", "headers_too_large", "draining"})
 
 
 class RequestError(Exception):

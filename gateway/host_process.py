@@ -26,9 +26,14 @@ from gateway.curve_keys import GatewayKeys
 from gateway.tenants_file import Tenants, TenantsError, parse_tenants, read_tenants
 from scheduler.policies import Policy, PolicyError, parse
 
+logger = logging.getLogger(__name__)
+
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _SHORTEST_SLICE_NS = 100_000  # that the kernel grants
 BACKLOG = 2048  # connections that wait for accept: a burst, not a queue
+OTHER_FILES = 512  # open ones that are no client's connection: workers', models', those turned away
+# A client that takes nothing of an answer for so long, or vanished, is cut off by the kernel.
+WRITE_TIMEOUT_MS = 60_000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_DEVICES = 1024  # emulated ones: each is a process
 # sun_path holds 108 bytes, of which "/workers" and a zero are ours.
@@ -158,6 +163,21 @@ def raise_open_files_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def max_connections(config: GatewayConfig) -> int:
+    """The setting, or what the open files of this process allow: each connection is one."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = max(1, limit - OTHER_FILES)
+    if limit != resource.RLIM_INFINITY and allowed < config.max_connections:
+        logger.warning(
+            "at most %d connections instead of %d: this process may have %d open files (ulimit -n)",
+            allowed,
+            config.max_connections,
+            limit,
+        )
+        return allowed
+    return config.max_connections
+
+
 def answer_first() -> bool:
     """Short turns on the CPU for this thread and those it starts (Linux, EEVDF since 6.12).
 
@@ -194,6 +214,8 @@ def listen(host: str, port: int, *, for_anybody: bool = False) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # those that it accepts have it, too
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, WRITE_TIMEOUT_MS)
         listener.bind(address)
         listener.listen(BACKLOG)  # at once: until then another process may bind the same port
     except OSError as error:

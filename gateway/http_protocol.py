@@ -27,8 +27,9 @@ from gateway.exchange import Exchange, Reply, Write
 from gateway.infer_endpoint import ARRIVAL_NS
 from gateway.infer_target import INFER_URL, NATIVE, Target, is_v2, target_of_url
 from gateway.lifecycle import Lifecycle
+from gateway.limited_http_protocol import ConnectionLimits, LimitedHttpProtocol
 from gateway.request_body import BodyMemory, Message
-from gateway.strict_http_protocol import Headers, StrictHttpProtocol
+from gateway.strict_http_protocol import Headers
 from gateway.upload import Upload, announced_bytes, set_low_water
 from gateway.views import Clock
 
@@ -136,7 +137,7 @@ class DirectAnswer:
         protocol.on_answered(self)
 
 
-class HttpProtocol(StrictHttpProtocol):
+class HttpProtocol(LimitedHttpProtocol):
     """One connection. Made by uvicorn, from the class that `serving` returns."""
 
     endpoint: ClassVar[Endpoint]
@@ -163,15 +164,19 @@ class HttpProtocol(StrictHttpProtocol):
         self._num_to_skip = 0  # of the body of a request that is answered already
         self._low_water = 1  # bytes that must have come before the loop is woken
         self._waiting: DirectAnswer | None = None  # all and only the direct answer not yet written
-        # One timer per connection, looked at when it fires, instead of one per request.
-        self._idle_timer: asyncio.TimerHandle | None = None
-        self._is_idle = False  # since a direct answer
-        self._idle_since_s = 0.0
 
     @classmethod
-    def serving(cls, endpoint: Endpoint) -> "type[HttpProtocol]":
+    def serving(
+        cls, endpoint: Endpoint, limits: ConnectionLimits | None = None
+    ) -> "type[HttpProtocol]":
         """A protocol for `uvicorn.Config(http=...)` that hands inference to the endpoint."""
-        members = {"endpoint": endpoint, "_heads": {}, "_heads_of": None}
+        members = {
+            "endpoint": endpoint,
+            "limits": limits or ConnectionLimits(),
+            "turned_away": set(),
+            "_heads": {},
+            "_heads_of": None,
+        }
         return type("ServingHttpProtocol", (cls,), members)
 
     # ------------------------------------------------------------------ from the transport
@@ -187,8 +192,12 @@ class HttpProtocol(StrictHttpProtocol):
             self._wake_at(1)
             if not data:
                 return
-        self._is_idle = False
+        self._is_long = len(data) > self.limits.max_head_bytes
         super().data_received(data)
+        if self._is_in_head:
+            self.await_head(len(data))
+        elif self._head is not None:
+            self.count_head(len(data))  # until it is seen to be body
         if self._is_deferred:
             self._begin_upload()
         upload = self._upload
@@ -199,9 +208,6 @@ class HttpProtocol(StrictHttpProtocol):
         super().connection_lost(exc)
         self._low_water = 1  # the socket's number may be another's by now
         self._take_upload()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.disconnected = True
@@ -218,11 +224,17 @@ class HttpProtocol(StrictHttpProtocol):
 
     def on_message_begin(self) -> None:
         # The scope is made where a cycle is started.
+        self._is_in_head = True
+        self._is_idle = False
+        self._unset_keepalive_if_required()
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
 
     def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        if self._is_long or self._num_head_bytes:
+            self.end_long_head()
         cycle = self.cycle
         is_free = cycle is None or cycle.response_complete
         if is_free and cycle is not None and not cycle.keep_alive:
@@ -248,6 +260,7 @@ class HttpProtocol(StrictHttpProtocol):
             self._start_cycle()
 
     def on_body(self, body: bytes) -> None:
+        self._num_head_bytes = 0
         if self._is_deferred:
             self._chunks.append(body)
             return
@@ -396,6 +409,8 @@ class HttpProtocol(StrictHttpProtocol):
         self.endpoint.refuse_malformed(error, answer.write, media_type=media_type)
 
     def forget_unfinished(self) -> None:
+        self._is_in_head = False
+        self._end_head()
         self._take_deferred()
         self._take_upload()
 
@@ -429,20 +444,7 @@ class HttpProtocol(StrictHttpProtocol):
                 self.flow.resume_reading()
                 self._start_asgi_task(*self.pipeline.pop())
             return
-        self._is_idle = True
-        self._idle_since_s = self.loop.time()
-        if self._idle_timer is None:
-            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._on_idle_timer)
-
-    def _on_idle_timer(self) -> None:
-        self._idle_timer = None
-        if not self._is_idle:
-            return  # the next answer sets it again
-        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
-        if left_s > 0:
-            self._idle_timer = self.loop.call_later(left_s, self._on_idle_timer)
-        else:
-            self.timeout_keep_alive_handler()
+        self.begin_idling()
 
     # ------------------------------------------------------------------ the long way
 

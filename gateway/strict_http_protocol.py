@@ -69,12 +69,15 @@ class StrictHttpProtocol(HttpToolsProtocol):
         """Drops what there is of a request that was being read."""
         raise NotImplementedError
 
+    def on_ignored(self) -> None:
+        """Something came that nobody reads."""
+
     # ------------------------------------------------------------------ from the transport
 
     def data_received(self, data: bytes) -> None:
         if self._is_broken:
+            self.on_ignored()
             return
-        self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -201,6 +204,8 @@ def _refusal_of(error: httptools.HttpParserError) -> RequestError:
     cause: BaseException = error
     if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
         cause = error.__context__
+    if isinstance(cause, RequestError):
+        return cause
     if isinstance(cause, Malformed | httptools.HttpParserError):
         return bad_request(f"this is not HTTP/1.1 as this server reads it: {cause}")
     logger.error("bytes of a client broke the gateway", exc_info=cause)

@@ -12,6 +12,7 @@ import uvloop
 from gateway.app import create_app
 from gateway.config import GatewayConfig
 from gateway.http_protocol import HttpProtocol
+from gateway.limited_http_protocol import ConnectionLimits
 from gateway.tenants_file import Tenants
 from tests.gateway.http_doubles import Bench, Submitted
 
@@ -112,10 +113,11 @@ async def listening(
     config: GatewayConfig | None = None,
     keep_alive_s: int = 5,
     tenants: Tenants | None = None,
+    limits: ConnectionLimits | None = None,
 ) -> AsyncIterator[Gateway]:
     """With uvicorn's own protocol all requests come through ASGI."""
     gateway = Gateway(Bench(*specs, tenants=tenants), config or GatewayConfig())
-    http = HttpProtocol.serving(gateway.app.infer) if is_direct else "httptools"
+    http = HttpProtocol.serving(gateway.app.infer, limits) if is_direct else "httptools"
     server = uvicorn.Server(
         uvicorn.Config(
             gateway.app,

@@ -60,7 +60,7 @@ def test_status_and_retry_after_are_those_of_the_contract(
 
 
 def test_the_table_has_no_other_rows() -> None:
-    assert len(PROBLEMS) == 26
+    assert len(PROBLEMS) == 27
 
 
 def test_a_rejection_carries_its_figures() -> None:
@@ -132,7 +132,7 @@ def test_unread_bodies_and_draining_close_the_connection() -> None:
     for reason in PROBLEMS:
         headers = dict(REPLIES.build(reason, "why", request_id="r").headers)
         assert (headers.get(b"connection") == b"close") is (
-            reason in {"too_large", "timeout", "draining"}
+            reason in {"too_large", "headers_too_large", "timeout", "draining"}
         )
 
 

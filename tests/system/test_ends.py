@@ -57,6 +57,7 @@ def test_sigterm_serves_on_then_refuses_and_answers_what_is_in_flight(tmp_path: 
                 for connection, data in ((in_flight, b"first"), (admitted, b"while draining")):
                     answer = await connection.answer()
                     assert bytes(answer.json["outputs"][0]["data"]).startswith(data)
+                    assert answer.headers["connection"] == "close"  # the next one goes elsewhere
                     connection.close()
 
             play(story)

@@ -260,6 +260,35 @@ def infer(
 
 
 @app.command()
+def quote(
+    model: flags.ModelName,
+    slo_ms: flags.SloMs = None,
+    count: flags.QuoteCount = 1,
+    rows: flags.QuoteRows = 1,
+    url: flags.Url = flags.DEFAULT_URL,
+) -> None:
+    """Ask whether a request would be met now, without sending one: when it would be done, and how
+    little SLO would do. The exit code is 0 for a yes and 1 for a no.
+
+    \b
+    Examples:
+      remontoir quote magika --slo-ms 50
+      remontoir quote magika --slo-ms 50 --count 20
+    """
+    from gateway import display
+    from gateway.client import Client, ClientError
+
+    try:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE)) as gateway:
+            told = gateway.quote(model, slo_ms=slo_ms, rows=rows, count=count)
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+    display.print_quote(console, told)
+    if not told["met"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def fetch(
     names: flags.DemoModelNames = None,
     into: flags.Into = Path("demo-models"),

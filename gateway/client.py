@@ -101,6 +101,14 @@ class Client:
         )
         return Answer(response.json(), (time.perf_counter_ns() - begin_ns) / 1e6)
 
+    def quote(self, model: str, *, slo_ms: float | None, rows: int, count: int) -> JsonObject:
+        """POST /quote: a no is an answer, too."""
+        question: JsonObject = {"model": model, "rows": rows, "count": count}
+        if slo_ms is not None:
+            question["slo_ms"] = slo_ms
+        told: JsonObject = self._call("POST", "/quote", json=question).json()
+        return told
+
     def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         arguments.setdefault("timeout", httpx.Timeout(MARGIN_S, connect=CONNECT_TIMEOUT_S))
         try:

@@ -136,6 +136,36 @@ def print_answer(console: Console, answer: Answer, *, headline: str | None = Non
     console.print("", phases, latency)
 
 
+def print_quote(console: Console, told: JsonObject) -> None:
+    """What would become of the requests asked about: yes or no, and the figures there are."""
+    what = "it" if told["count"] == 1 else f"{told['num_met']} of {told['count']}"
+    refusal = told["refusal"]
+    if refusal is None:
+        verdict = Text.assemble(("yes", "bold green"), f": {what} would be met")
+    else:
+        verdict = Text.assemble(
+            ("no", "bold red"),
+            "" if told["count"] == 1 else f": {what} would be met, then",
+            f": {refusal['status']} {refusal['reason']}, {refusal['detail']}",
+        )
+    console.print(verdict, soft_wrap=True)
+    figures = _table("", "", "")
+    figures.show_header = False
+    for name, key, meaning in (
+        ("SLO", "slo_ms", "asked for, or the model's own"),
+        ("predicted", "predicted_ms", "until the first one's execution ends"),
+        ("slack", "slack_ms", "what is left of the SLO then"),
+        ("least SLO now", "min_slo_now_ms", "the shortest that would be admitted at this load"),
+        ("least SLO ever", "min_slo_ever_ms", "the shortest on an idle device with the weights"),
+    ):
+        if told[key] is not None:
+            figures.add_row(name, f"{told[key]:.2f} ms", Text(meaning, style="dim"))
+    where = told["device"] or "no device"
+    cold = ", weights absent" if told["cold"] else ""
+    figures.add_row("where", where, Text(f"{told['queue_ahead']} queued ahead{cold}", style="dim"))
+    console.print(figures)
+
+
 def tensor_of(output: JsonObject) -> np.ndarray[Any, Any]:
     """An output of a JSON answer as an array."""
     datatype = NUMPY_TYPES.get(output["datatype"], "O")

@@ -254,6 +254,10 @@ SloMs = Annotated[
         "--slo-ms", help="The answer is wanted within this long.", show_default="the model's"
     ),
 ]
+QuoteCount = Annotated[
+    int, typer.Option("--count", min=1, help="So many requests, as if they came together.")
+]
+QuoteRows = Annotated[int, typer.Option("--rows", min=1, help="Rows of each.")]
 Recording = Annotated[
     Path, typer.Argument(metavar="FILE", help="What `remontoir serve --record` wrote.")
 ]

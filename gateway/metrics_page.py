@@ -138,7 +138,7 @@ def _requests(models: Models, unnamed: Counter[tuple[str, str]]) -> Iterator[str
     yield _family(
         "cancelled_total",
         "counter",
-        "Requests whose client hung up, by what became of them: reading, queued, executing.",
+        "Requests whose client hung up, by where they were then: reading, queued, executing.",
         (
             (f'model="{model}",where="{where}"', count)
             for model, outcome, where, count in answered

@@ -31,6 +31,7 @@ COMMANDS = [
     "compile",
     "models",
     "infer",
+    "quote",
     "fetch",
     "policies",
     "simulate",
@@ -285,6 +286,26 @@ def test_infer_shows_outputs_latency_slack_and_phases(
         r"answered in [\d.]+ ms of 5000 ms, slack [\d.]+ ms, predicted [\d.]+ ms(, cold start)?",
         lines[-1],
     )
+
+
+def test_quote_says_yes_or_no_with_the_figures_and_sends_nothing(
+    remontoir: Remontoir, gateway: RunningGateway
+) -> None:
+    code, out, _ = remontoir("quote", "double", "--slo-ms", "5000", "--url", gateway.url)
+    assert (code, out.splitlines()[0]) == (0, "yes: it would be met")
+    names = ("SLO", "predicted", "slack", "least SLO now", "least SLO ever", "where")
+    figures = zip(out.splitlines()[1:], names, strict=True)
+    assert all(line.startswith(name) for line, name in figures)
+    assert "local-0" in out.splitlines()[-1]
+
+    code, out, _ = remontoir("quote", "double", "--slo-ms", "0.0001", "--url", gateway.url)
+    assert (code, out.startswith("no: 422 slo_infeasible_ever, SLO 0.000 ms")) == (1, True)
+    code, out, _ = remontoir(
+        "quote", "double", "--slo-ms", "0.0001", "--count", "9", "--url", gateway.url
+    )
+    assert (code, out.startswith("no: 0 of 9 would be met, then: 422 slo_inf")) == (1, True)
+    code, _, err = remontoir("quote", "nope", "--url", gateway.url)
+    assert (code, "404 not_found" in err) == (1, True)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".json"])

@@ -122,6 +122,7 @@ def create_app(
         keyring=keyring,
         device_time=device_time,
     )
+    metrics.watch_http(infer)
     routes = build_routes(
         config,
         scheduler,

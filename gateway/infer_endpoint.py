@@ -262,6 +262,10 @@ class InferEndpoint:
         self.release(exchange)
         return None
 
+    @property
+    def num_body_bytes(self) -> int:
+        return self.memory.num_bytes
+
     def refuse_malformed(self, error: RequestError, write: Write, *, media_type: bytes) -> None:
         """Answers and counts bytes that are no request."""
         request_id = self._request_ids.of(None)

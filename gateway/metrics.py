@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gateway.keyring import Keyring
 from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally
-from gateway.views import LinkView, SchedulerView
+from gateway.views import HttpView, LinkView, SchedulerView
 from scheduler.actions import Code, EvictResult, Infer, InferResult, LoadResult, LoadWeights
 from scheduler.events import ActionFinished, Command, Event, Send, WorkerJoined, WorkerLost
 
@@ -37,6 +37,7 @@ class Metrics:
         self.page_bytes = page_bytes
         self.scheduler: SchedulerView | None = None
         self.link: LinkView | None = None
+        self.http: HttpView | None = None
         self.keyring: Keyring | None = None
         # All and only models that were asked for by a name of the catalogue, or acted upon.
         self.models: dict[str, ModelTallies] = {}
@@ -55,6 +56,9 @@ class Metrics:
 
     def watch_link(self, link: LinkView) -> None:
         self.link = link
+
+    def watch_http(self, http: HttpView) -> None:
+        self.http = http
 
     def watch_tenants(self, keyring: Keyring) -> None:
         self.keyring = keyring

@@ -13,7 +13,7 @@ from gateway.gpu_figures import GpuFigures
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics, name_of
 from gateway.tallies import ModelTallies, Tally
-from gateway.views import DeviceView, LinkView, SchedulerView
+from gateway.views import DeviceView, HttpView, LinkView, SchedulerView
 from scheduler.wire import CLOCK_LIMITS, DeviceSample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -100,6 +100,8 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
     up = [(f'worker="{_escaped(name)}"', min(1, n)) for name, n in metrics.workers.items()]
     yield _family("worker_up", "gauge", "1 while a worker of this name serves.", up)
     yield _family("weights_page_bytes", "gauge", "Size of a page.", [("", metrics.page_bytes)])
+    if metrics.http is not None:
+        yield from _http(metrics.http)
     if metrics.link is not None:
         yield _odd_messages(metrics.link)
         yield _refused_connections(metrics.link)
@@ -215,6 +217,14 @@ def _tenants(keyring: Keyring) -> Iterator[str]:
         "Requests without a valid API key, by what was wrong.",
         ((f'kind="{kind}"', count) for kind, count in keyring.refused.items()),
     )
+
+
+def _http(http: HttpView) -> Iterator[str]:
+    """What `max_open_requests` and `max_buffered_mb` bound."""
+    text = "Inference requests that were seen and are not answered yet."
+    yield _family("http_requests_open", "gauge", text, [("", http.num_open)])
+    text = "Bytes of request bodies in memory."
+    yield _family("http_body_bytes", "gauge", text, [("", http.num_body_bytes)])
 
 
 def _odd_messages(link: LinkView) -> str:

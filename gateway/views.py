@@ -72,6 +72,15 @@ class RequestSink(Protocol):
     def feed(self, event: Event) -> None: ...
 
 
+class HttpView(Protocol):
+    """gateway.infer_endpoint.InferEndpoint, as far as metrics show it."""
+
+    num_open: int
+
+    @property
+    def num_body_bytes(self) -> int: ...
+
+
 class DeviceView(Protocol):
     """scheduler.device.DeviceMirror, read only."""
 

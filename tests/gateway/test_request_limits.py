@@ -252,6 +252,23 @@ def test_another_encoding_is_refused_by_name(encoding: str) -> None:
     run(story)
 
 
+def test_what_is_bounded_is_shown() -> None:
+    async def story() -> None:
+        bench = Bench()
+        body, headers = binary_mlp()
+        client = await bench.post(body, headers=headers)
+        page = (await bench.get("/metrics")).body.decode()
+        assert "\nremontoir_http_requests_open 1\n" in page
+        assert f"\nremontoir_http_body_bytes {len(body)}\n" in page
+        client.hang_up()
+        await settle()
+        page = (await bench.get("/metrics")).body.decode()
+        assert "\nremontoir_http_requests_open 0\n" in page
+        assert "\nremontoir_http_body_bytes 0\n" in page
+
+    run(story)
+
+
 # ---------------------------------------------------------------------- slow and gone clients
 
 

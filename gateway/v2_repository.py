@@ -21,7 +21,7 @@ from scheduler.spec import ModelSpec
 # Of these routes; the protocol's others (`config`, `file:...`) would change the model itself.
 _PINNED = "pinned"
 _DEPENDENTS = "unload_dependents"  # without effect: there are no ensembles
-_FLAGS: Mapping[object, bool] = {"true": True, "1": True, "false": False, "0": False}
+_FLAGS: Mapping[str, bool] = {"true": True, "1": True, "false": False, "0": False}
 
 _encoder = msgspec.json.Encoder()
 
@@ -68,17 +68,19 @@ def _pinned_of(parameters: Mapping[str, object], query: Mapping[str, str]) -> bo
     """The body's or the query's, which tritonclient can send too; None where neither says."""
     _check_known(parameters.keys() - {_PINNED})
     in_body = _flag_of(_PINNED, parameters.get(_PINNED))
-    in_query = _flag_of(_PINNED, query.get(_PINNED))
+    text = query.get(_PINNED)
+    if text is None:
+        return in_body
+    in_query = _FLAGS.get(text)
+    if in_query is None:
+        raise bad_request(f"pinned is {text[:60]!r}: expected true or false")
     return in_query if in_body is None else in_body
 
 
 def _flag_of(name: str, value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
-    flag = _FLAGS.get(value) if isinstance(value, str) else None
-    if flag is None:
-        raise bad_request(f"{name} is {str(value)[:60]!r}: expected true or false")
-    return flag
+    raise bad_request(f"{name} is {str(value)[:60]!r}: expected true or false, without quotes")
 
 
 def _check_known(others: set[str]) -> None:

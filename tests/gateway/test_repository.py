@@ -147,7 +147,7 @@ def test_a_model_that_is_served_is_made_resident_and_stays_so_if_asked(
         assert fleet.fed == [ModelPinned("mlp", True), ModelPinned("mlp", True)]
         assert fleet.bench.catalog["mlp"].is_pinned
         assert (await fleet.post(LOAD)).json["pinned"] is True, "as it was"
-        client = await fleet.post(LOAD, {"parameters": {"pinned": "false"}})
+        client = await fleet.post(LOAD, {"parameters": {"pinned": False}})
         assert client.json["pinned"] is False
         assert fleet.fed[-1] == ModelPinned("mlp", False)
 
@@ -227,6 +227,7 @@ def test_one_that_is_unloaded_while_it_loads_says_so() -> None:
         (LOAD, {"parameters": {"config": "{}"}}, 400, "bad_request", "parameters config: this"),
         (UNLOAD, {"parameters": {"pinned": True}}, 400, "bad_request", "parameters pinned: this"),
         (LOAD, {"parameters": {"pinned": 3}}, 400, "bad_request", "pinned is '3': expected true"),
+        (LOAD, {"parameters": {"pinned": "false"}}, 400, "bad_request", "without quotes"),
         (LOAD, {"parameters": {"pinned": []}}, 400, "bad_request", "pinned is '[]': expected true"),
         (f"{LOAD}?pinned=maybe", {"parameters": {"pinned": True}}, 400, "bad_request", "'maybe'"),
         (UNLOAD, {"parameters": {"unload_dependents": []}}, 400, "bad_request", "'[]': expected"),

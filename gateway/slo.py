@@ -38,6 +38,8 @@ HEADERS = frozenset({SLO_HEADER, ENVOY_HEADER, GRPC_HEADER})
 def find_slo_ns(body: InferBody, headers: Mapping[bytes, bytes], *, default_ns: int) -> int:
     """The SLO of a request. `default_ns` is the model's default, or the gateway's.
 
+    The first place that says one wins; what the others say must be an SLO, too: a client that
+    writes nonsense there means something else than it gets.
     Raises RequestError(bad_request) naming the source and the value.
     """
     slo_ns = None
@@ -45,24 +47,30 @@ def find_slo_ns(body: InferBody, headers: Mapping[bytes, bytes], *, default_ns: 
         slo_ns = _slo_ns_of_body(body)
     if not headers:
         return default_ns if slo_ns is None else slo_ns
+    header = headers.get(SLO_HEADER)
+    if header is not None:
+        in_header_ns = slo_ns_of_header(header, source="x-slo-ms")
+        slo_ns = in_header_ns if slo_ns is None else slo_ns
     if slo_ns is None:
-        header = headers.get(SLO_HEADER)
-        slo_ns = default_ns if header is None else slo_ns_of_header(header, source="x-slo-ms")
+        slo_ns = default_ns
     cap_ns = cap_ns_of(headers)
     return slo_ns if cap_ns is None else min(slo_ns, cap_ns)
 
 
 def _slo_ns_of_body(body: InferBody) -> int | None:
+    slo_ns = None
     if body.slo_ms is not None:
-        return slo_ns_of_ms(body.slo_ms, source="slo_ms")
+        slo_ns = slo_ns_of_ms(body.slo_ms, source="slo_ms")
     parameters = body.parameters
     if parameters is None:
-        return None
+        return slo_ns
     if parameters.slo_ms is not None:
-        return slo_ns_of_ms(parameters.slo_ms, source="parameters.slo_ms")
+        in_parameters_ns = slo_ns_of_ms(parameters.slo_ms, source="parameters.slo_ms")
+        slo_ns = in_parameters_ns if slo_ns is None else slo_ns
     if parameters.timeout is not None:
-        return slo_ns_of_timeout_us(parameters.timeout, source="parameters.timeout")
-    return None
+        timeout_ns = slo_ns_of_timeout_us(parameters.timeout, source="parameters.timeout")
+        slo_ns = timeout_ns if slo_ns is None else slo_ns
+    return slo_ns
 
 
 def slo_ns_of_ms(value: object, *, source: str) -> int:

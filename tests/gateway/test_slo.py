@@ -116,3 +116,15 @@ def test_a_proxys_timeout_caps(headers: dict[bytes, bytes], expected_ns: int) ->
 def test_a_cap_that_is_no_duration_is_refused(headers: dict[bytes, bytes]) -> None:
     with pytest.raises(RequestError, match=f"header {next(iter(headers)).decode()} is"):
         found(headers, slo_ms=50)
+
+
+def test_a_malformed_slo_is_refused_also_where_another_would_have_won() -> None:
+    for headers, slo_ms, parameters, source in (
+        ({b"x-slo-ms": b"soon"}, 50, None, "header x-slo-ms is 'soon'"),
+        ({}, 50, RequestParameters(slo_ms=-1), "parameters.slo_ms is -1"),
+        ({}, 50, RequestParameters(timeout=0.5), "parameters.timeout is 0.5"),
+        ({}, None, RequestParameters(slo_ms=50, timeout="x"), "parameters.timeout is 'x'"),
+    ):
+        with pytest.raises(RequestError) as raised:
+            found(headers, slo_ms=slo_ms, parameters=parameters)
+        assert raised.value.detail.startswith(source)

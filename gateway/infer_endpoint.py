@@ -37,6 +37,7 @@ from gateway.request_body import (
 )
 from gateway.request_flags import DO_NOT_QUEUE, DRY_RUN, do_not_queue, dry_run
 from gateway.request_ids import REQUEST_ID, RequestIds
+from gateway.single_headers import CONTENT_ENCODING, check_single
 from gateway.tenant import Tenant
 from gateway.tensors import Inputs, ModelPlan, ShapeClass
 from gateway.trace_context import TRACEPARENT, trace_of
@@ -47,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 # Where the scope tells when a request was first seen whose task was started later.
 ARRIVAL_NS = "remontoir.arrival_ns"
-CONTENT_ENCODING = b"content-encoding"
 # All and only headers that change how a request is read, or answered.
 SPECIAL_HEADERS = slo.HEADERS | {
     REQUEST_ID,
@@ -140,6 +140,8 @@ class InferEndpoint:
         is_read = False
         try:
             try:
+                if len(headers) != len(scope["headers"]):
+                    check_single(scope["headers"])
                 self._check_door(scope["method"], headers)
                 if self._keyring is not None:
                     self._let_in(exchange, self._keyring, headers)
@@ -199,7 +201,7 @@ class InferEndpoint:
         """
         known = dict(headers)
         special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(known) else known
-        if CONTENT_ENCODING in special:
+        if CONTENT_ENCODING in special or len(known) != len(headers):
             return None
         request_id = self._request_ids.of(special.get(REQUEST_ID))
         media_type = PROBLEM_JSON if target.model is None else JSON

@@ -16,16 +16,16 @@ _FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
 
 def do_not_queue(request: InferBody, special: Mapping[bytes, bytes]) -> bool:
     """Body or `parameters.do_not_queue`, or header `x-do-not-queue`: any of them asks."""
-    if request.do_not_queue or (request.parameters and request.parameters.do_not_queue):
-        return True
-    return flag_of_header(special, DO_NOT_QUEUE)
+    parameters = request.parameters
+    is_asked = request.do_not_queue or (parameters is not None and parameters.do_not_queue)
+    return flag_of_header(special, DO_NOT_QUEUE) or is_asked
 
 
 def dry_run(request: InferBody, special: Mapping[bytes, bytes]) -> bool:
     """Body or `parameters.dry_run`, or header `x-dry-run`: any of them asks."""
-    if request.dry_run or (request.parameters and request.parameters.dry_run):
-        return True
-    return flag_of_header(special, DRY_RUN)
+    parameters = request.parameters
+    is_asked = request.dry_run or (parameters is not None and parameters.dry_run)
+    return flag_of_header(special, DRY_RUN) or is_asked
 
 
 def flag_of_header(headers: Mapping[bytes, bytes], name: bytes) -> bool:

@@ -180,6 +180,31 @@ def test_a_client_that_leaves_while_its_refusal_lingers() -> None:
     run(story)
 
 
+@pytest.mark.parametrize(
+    "header", ["Host", "X-Slo-Ms", "Inference-Header-Content-Length", "Content-Encoding"]
+)
+@pytest.mark.parametrize("in_pieces", [False, True], ids=["one piece", "pieces"])
+def test_a_header_that_says_how_to_read_the_rest_is_there_once(
+    header: str, in_pieces: bool
+) -> None:
+    async def story() -> None:
+        async with listening(True) as gateway:
+            connection = await gateway.connect()
+            twice = f"{header}: 5\r\n{header.lower()}: 7\r\n".encode()
+            connection.writer.write(HEAD + twice + LENGTH + b"\r\n" + BODY[:20])
+            if in_pieces:
+                await asyncio.sleep(0)
+            connection.writer.write(BODY[20:])
+            status, _, body = await connection.answer()
+            assert status == 400
+            assert json.loads(body)["detail"] == f"header {header.lower()} is given twice"
+            connection.writer.write(GOOD.replace(b"Host: x", b"X-A: 1\r\nX-A: 2"))
+            await answer_next(gateway)
+            assert (await connection.answer())[0] == 200
+
+    run(story)
+
+
 @pytest.mark.parametrize("in_pieces", [False, True], ids=["one piece", "pieces"])
 @WAYS
 def test_trailers_are_no_headers(path: bytes, in_pieces: bool) -> None:

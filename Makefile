@@ -81,6 +81,9 @@ e2e-tensorrt-rtx: $(DEV) ## plans built by a real TensorRT builder, on the CPU (
 e2e-v2: $(DEV) ## KServe's client, mlserver infer and perf_analyzer against a real server (minutes, network)
 	@$(BIN)/python tests/e2e/v2_clients.py
 
+e2e-http: $(DEV) ## openapi.yaml by spectral, schemathesis and a generated client (two minutes, network)
+	@$(BIN)/python tests/e2e/http_contract.py
+
 lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARGS=--upgrade for newer)
 	$(LOCK311) $(ARGS) --extra build pyproject.toml -o requirements.txt
 	$(LOCK311) $(ARGS) --extra build --extra dev -c requirements.txt pyproject.toml \
@@ -91,7 +94,7 @@ lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARG
 	    -o requirements-python310.txt
 
 clean: ## remove caches and build outputs
-	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .coverage
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environment, the demo models and bench-results as well

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.e2e.tools import LeftOut, environment_with, run
 from tests.gateway.running import running_gateway
 from tests.gpuworker import onnx_models
 
@@ -57,10 +57,6 @@ KSERVE_STORY = """
 """
 
 
-class LeftOut(Exception):
-    """This machine cannot run the client; the text says why."""
-
-
 def main() -> int:
     failed = []
     with tempfile.TemporaryDirectory(prefix="remontoir-v2-") as scratch:
@@ -89,27 +85,27 @@ def main() -> int:
 
 
 def kserve(home: Path, url: str) -> None:
-    python = _environment(home, KSERVE)
+    python = environment_with(home, KSERVE)
     story = home / "story.py"
     story.write_text(textwrap.dedent(KSERVE_STORY))
-    _run(python, story, url)
+    run(python, story, url)
 
 
 def mlserver(home: Path, url: str) -> None:
-    python = _environment(home, *MLSERVER)
+    python = environment_with(home, *MLSERVER)
     row = {"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [0.5] * 64}
     asked, told = home / "asked.jsonl", home / "told.jsonl"
     asked.write_text(f"{json.dumps({'inputs': [row]})}\n" * 5)
     address = url.removeprefix("http://")
     files = ("-i", asked, "-o", told)
-    _run(python.parent / "mlserver", "infer", "-u", address, "-m", "mlp", *files)
+    run(python.parent / "mlserver", "infer", "-u", address, "-m", "mlp", *files)
     answers = [json.loads(line) for line in told.read_text().splitlines()]
     assert len(answers) == 5, told.read_text()
     assert all(answer["outputs"][0]["shape"] == [1, 10] for answer in answers), answers
 
 
 def perf_analyzer(home: Path, url: str) -> None:
-    python = _environment(home, PERF_ANALYZER)
+    python = environment_with(home, PERF_ANALYZER)
     program = python.parent / "perf_analyzer"
     started = subprocess.run(
         [program, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -122,34 +118,9 @@ def perf_analyzer(home: Path, url: str) -> None:
         ("--concurrency-range", "2:2", "-H", "x-slo-ms:200"),
         ("-b", "4", "--input-tensor-format", "json", "--output-tensor-format", "json"),
     ):
-        said = _run(program, *common, *more, *windows)
+        said = run(program, *common, *more, *windows)
         for figure in ("Throughput:", "Execution count:", "compute infer"):
             assert figure in said, said
-
-
-def _environment(home: Path, *packages: str) -> Path:
-    """Its Python. Raises LeftOut where the packages cannot be had here."""
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
-    try:
-        _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages)
-    except subprocess.CalledProcessError as error:
-        last = error.stdout.strip().splitlines()[-1]
-        raise LeftOut(f"{', '.join(packages)} cannot be installed: {last}") from error
-    return python
-
-
-def _run(*command: object) -> str:
-    """What it said. Raises CalledProcessError."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -290,8 +290,14 @@ def test_the_command_writes_a_catalogue_of_all_models(tmp_path: Path) -> None:
     write_model(tmp_path / "models", "good", onnx_models.mlp(), "max_batch_size: 1")
     write_model(tmp_path / "models", "text", onnx_models.mlp()).write_bytes(b"no")
     catalogue = tmp_path / "catalogue.json"
-    arguments = ["compile", "--models", str(tmp_path / "models"), "--quiet"]
-    arguments += ["--cache-dir", str(tmp_path / "cache"), "--catalog-out", str(catalogue)]
+    arguments = ["compile", "--models", str(tmp_path / "models"), "--device", "cpu"]
+    arguments += [
+        "--quiet",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--catalog-out",
+        str(catalogue),
+    ]
     assert main(arguments) == 0
     specs = {spec.name: spec for spec in decoded(catalogue)}
     assert specs["good"].unavailable_reason is None

@@ -18,8 +18,8 @@ from scheduler.spec import MILLISECOND_NS, ModelSpec
 
 # Names and shapes, no tensors.
 MAX_BODY_BYTES = 1 << 16
-# Each is asked for in turn, while nobody else is served: three milliseconds of pure Python.
-MAX_COUNT = 256
+# Each is asked for in turn, while nobody else is served: a millisecond of pure Python in all.
+MAX_COUNT = 100
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]

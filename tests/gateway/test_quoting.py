@@ -115,7 +115,7 @@ def test_the_shape_asked_about_is_the_inputs_or_the_first_profiled() -> None:
     [
         ({"slo": 50}, "unknown field `slo`"),
         ({"count": 0}, ">= 1"),
-        ({"count": 257}, "<= 256"),
+        ({"count": 101}, "<= 100"),
         ({"rows": 5}, "rows is 5, model mlp takes at most 4"),
         ({"count": 2, "do_not_queue": True}, "do_not_queue is about one request, count is 2"),
         ({"slo_ms": -1}, "slo_ms is -1"),

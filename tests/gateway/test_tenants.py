@@ -335,3 +335,32 @@ def test_without_tenants_there_is_nothing_of_them() -> None:
         assert figures(on) == {}
 
     run(story)
+
+
+def test_a_quote_is_a_tenants_too_and_takes_no_device_time_from_it() -> None:
+    async def story() -> None:
+        on = bench(
+            model_spec(),
+            model_spec("secret"),
+            models=("mlp",),
+            default_slo_ms=70,
+            min_slo_ms=10,
+            gpu_ms_per_s=10,
+        )
+        client = await on.post({"model": "mlp"}, path="/quote")
+        assert refused(client, 401, "unauthenticated")
+
+        async def quoted(**body: Any) -> Client:
+            return await on.post({"model": "mlp", **body}, path="/quote", headers=BEARER)
+
+        refused(await quoted(model="secret"), 403, "forbidden")
+        refused(await quoted(slo_ms=9), 403, "slo_below_tenant_minimum")
+        for _ in range(200):  # of a millisecond each: twenty times what it may use in a second
+            client = await quoted()
+            assert (client.status, client.json["slo_ms"]) == (200, 70)
+        assert on.dispatcher.quoted_flags[-1] == (False, 1, "shop")
+        assert figures(on)['tenant_open_requests{tenant="shop"}'] == 0
+        client = await asked(on, mlp_body(dry_run=True))
+        assert client.json["met"] is True
+
+    run(story)

@@ -189,16 +189,19 @@ def _actions(models: Models, metrics: Metrics) -> Iterator[str]:
 def _tenants(keyring: Keyring) -> Iterator[str]:
     """Names are of the tenants file, so there are as many as it has; keys are never among them."""
     tenants = list(keyring.tenants.values())
-    yield _family(
+    yield _header(
         "tenant_requests_total",
         "counter",
         "Inference requests answered, by tenant, outcome and reason.",
-        (
-            (f'tenant="{tenant.name}",outcome="{outcome}",reason="{reason}"', count)
-            for tenant in tenants
-            for (outcome, reason), count in tenant.outcomes.items()
-        ),
     )
+    rest = iter(tenants)
+    while part := list(itertools.islice(rest, MODELS_PER_PART)):
+        yield "".join(
+            f'remontoir_tenant_requests_total{{tenant="{tenant.name}",outcome="{outcome}",'
+            f'reason="{reason}"}} {count}\n'
+            for tenant in part
+            for (outcome, reason), count in tenant.outcomes.items()
+        )
     yield _family(
         "tenant_device_seconds_total",
         "counter",

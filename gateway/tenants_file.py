@@ -17,6 +17,8 @@ from gateway.api_keys import StoredKey, parse_line
 TENANT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it becomes a label of metrics
 # Each tenant is some lines of the metrics page, and in the scheduler's accounts.
 MAX_TENANTS = 1000
+# Each costs the scheduler half a microsecond whenever a batch ends, and in overload per decision.
+MAX_WEIGHTS = 100
 
 Milliseconds = Annotated[float, msgspec.Meta(gt=0, le=86_400_000)]
 # Rates are kept in thousandths: below one, nothing would ever be let in.
@@ -86,6 +88,12 @@ def parse_tenants(text: str, *, source: str) -> Tenants:
         raise TenantsError(f"{source}: {len(entries)} tenants, the most is {MAX_TENANTS}")
     tenants = {str(name): _spec(name, entry, source) for name, entry in entries.items()}
     _check_keys(tenants, source)
+    num_weights = sum(weight > 0 for weight in weights_of(tenants).values())
+    if num_weights > MAX_WEIGHTS:
+        raise TenantsError(
+            f"{source}: {num_weights} tenants have a weight, the most is {MAX_WEIGHTS}; where one "
+            "has, all have that do not say `weight: 0`"
+        )
     return tenants
 
 

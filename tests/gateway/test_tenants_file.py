@@ -112,6 +112,14 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         read_tenants(tmp_path / "latin.yaml")
 
 
+def test_too_many_weights_are_refused_and_zero_is_none() -> None:
+    others = [f"  t{number}: {{weight: {number % 2}}}\n" for number in range(200)]
+    text = f'tenants:\n  a: {{keys: ["{KEY.line}"], weight: %d}}\n' + "".join(others)
+    assert len(parse_tenants(text % 0, source="here")) == 201
+    with pytest.raises(TenantsError, match="101 tenants have a weight, the most is 100"):
+        parse_tenants(text % 2, source="here")
+
+
 def test_too_many_tenants_are_refused() -> None:
     text = "tenants:\n" + "".join(f"  t{number}: {{}}\n" for number in range(1001))
     with pytest.raises(TenantsError, match="1001 tenants, the most is 1000"):

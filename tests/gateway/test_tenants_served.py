@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from gateway.api_keys import NewKey, new_key
+from scheduler.event_log import Handled
+from scheduler.events import RequestArrived
+from scheduler.recording import Recording
 from tests.gateway.running import ROOT, RunningGateway, environment, running_gateway
 from tests.gateway.test_serve import BODY
 
@@ -96,6 +102,53 @@ def test_device_time_is_charged_as_measured(tmp_path: Path) -> None:
         name = 'remontoir_tenant_device_seconds_total{tenant="shop"} '
         [used_s] = [float(line.removeprefix(name)) for line in text.splitlines() if name in line]
         assert 0.001 < used_s < 0.1
+
+
+def test_the_scheduler_knows_whose_a_request_is_and_what_each_is_guaranteed(
+    tmp_path: Path,
+) -> None:
+    file, record = tmp_path / "tenants.yaml", tmp_path / "day.rec"
+    write_tenants(file, entry("shop", SHOP, ", weight: 3"), entry("ops", OPS))
+    flags = ("--tenants", str(file), "--record", str(record))
+    with running_gateway(*EMULATED, *flags, scratch=tmp_path) as gateway:
+        assert infer(gateway, SHOP).status_code == 200
+        write_tenants(file, entry("shop", SHOP, ", weight: 4"), entry("ops", OPS))
+        assert "weights of tenants have changed: the next start will use them" in reloaded(gateway)
+        assert infer(gateway, OPS).status_code == 200
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.wait()[0] == 0
+    recording = Recording([record.read_bytes()])
+    arrived = [
+        entry.event for entry in recording
+        if isinstance(entry, Handled) and isinstance(entry.event, RequestArrived)
+    ]  # fmt: skip
+    assert recording.header.config.tenant_weights == {"shop": 3.0, "ops": 1.0}
+    assert [request.tenant for request in arrived] == ["shop", "ops"]
+    replayed = subprocess.run(
+        [sys.executable, "-m", "gateway", "replay", str(record)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert replayed.returncode == 0, replayed.stdout
+
+
+def test_tritonclient_sends_a_key_as_a_header(tmp_path: Path) -> None:
+    file = tmp_path / "tenants.yaml"
+    write_tenants(file, entry("shop", SHOP))
+    with running_gateway(*EMULATED, "--tenants", str(file), scratch=tmp_path) as gateway:
+        client = triton.InferenceServerClient(gateway.url.removeprefix("http://"))
+        try:
+            assert client.is_server_ready()  # a probe
+            tensor = triton.InferInput("x", [1, 1], "UINT8")
+            tensor.set_data_from_numpy(np.zeros((1, 1), np.uint8))
+            headers = {"x-api-key": SHOP.text}
+            result = client.infer("resnet50_v2", [tensor], headers=headers, timeout=5_000_000)
+            assert result.get_response()["model_name"] == "resnet50_v2"
+            with pytest.raises(InferenceServerException, match="an API key is need"):
+                client.infer("resnet50_v2", [tensor])
+            with pytest.raises(InferenceServerException, match="needs a tenant with"):
+                client.unload_model("resnet50_v2", headers=headers)
+        finally:
+            client.close()
 
 
 def test_the_printed_lines_take_the_key_of_the_environment(tmp_path: Path) -> None:

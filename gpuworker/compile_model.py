@@ -197,6 +197,7 @@ def model_spec(
         if config.default_slo_ms is None
         else round(config.default_slo_ms * MILLISECOND_NS),
         is_pinned=config.pinned,
+        sharing=config.sharing(),
     )
 
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
-from gpuworker.config import ConfigError
+from gpuworker.config import MEBIBYTE, ConfigError
+from scheduler.spec import SharingSpec
 
 MODEL_FILE = "model.onnx"
 PLAN_MODEL_FILE = "model.plan"
@@ -25,6 +26,12 @@ RowShape = tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
 
 class RepositoryError(ConfigError):
     """The repository as a whole cannot be used."""
+
+
+class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mb` MiB of answers."""
+
+    mb: Annotated[float, msgspec.Meta(gt=0, le=1 << 20)]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,6 +47,16 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     pinned: bool = False
     profile_shapes: dict[str, tuple[RowShape, ...]] = {}
+    single_flight: bool = False
+    cache: CacheConfig | None = None
+    share_across_tenants: bool = True
+
+    def sharing(self) -> SharingSpec | None:
+        """A cache takes single flight with it: without, the first miss would be as many."""
+        if self.cache is None and not self.single_flight:
+            return None
+        cache_bytes = 0 if self.cache is None else int(self.cache.mb * MEBIBYTE)
+        return SharingSpec(cache_bytes, self.share_across_tenants)
 
 
 class RepositoryModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,13 +46,26 @@ class ModelProfile(msgspec.Struct, frozen=True):
     shapes: tuple[ShapeProfile, ...]
 
 
+class SharingSpec(msgspec.Struct, frozen=True):
+    """The gateway may answer one request of the model with what another's execution gave.
+
+    Identical requests that wait at the same time are executed once. Answers are kept in up to
+    `cache_bytes`, 0 for not at all. What one tenant asked answers another's request only where
+    `is_across_tenants`.
+    """
+
+    cache_bytes: int = 0
+    is_across_tenants: bool = True
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything gateway, scheduler and worker must agree on about one model.
 
     `batch_sizes` are the compiled sizes, ascending, always starting at 1. Where
     `runs_exact_batch` is true the engine runs any number of rows up to the largest; otherwise a
     batch is padded to the next compiled size. `unavailable_reason` is set for a model that is in
-    the repository but cannot be served; such a spec has no profile worth reading.
+    the repository but cannot be served; such a spec has no profile worth reading. `sharing` is None
+    for a model each of whose requests is executed.
     """
 
     name: str
@@ -68,6 +81,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     default_slo_ns: int | None = None
     is_pinned: bool = False
     unavailable_reason: str | None = None
+    sharing: SharingSpec | None = None
 
     @property
     def max_batch_rows(self) -> int:

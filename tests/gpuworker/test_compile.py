@@ -13,7 +13,7 @@ from gpuworker.compile import compile_in_own_process, compile_repository
 from gpuworker.compile_model import CompileError, fewest_byte_seconds
 from gpuworker.engines.onnx_graph import compact_weights, optimise, read_graph, weights_bytes
 from gpuworker.model_store import RepositoryModel
-from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
+from scheduler.spec import MILLISECOND_NS, ModelSpec, SharingSpec, TensorSpec
 from tests.gpuworker import onnx_models
 from tests.gpuworker.compiled import PAGE, spec_of
 from tests.gpuworker.onnx_models import write_model
@@ -151,10 +151,13 @@ def test_the_config_chooses_batch_sizes(
     assert tuple(spec.profile.shapes[0].exec_ns) == expected
 
 
-def test_slo_and_pin_of_the_config_reach_the_spec(tmp_path: Path) -> None:
-    spec = spec_of(tmp_path, onnx_models.mlp(), "default_slo_ms: 12.5\npinned: true")
+def test_slo_pin_and_sharing_of_the_config_reach_the_spec(tmp_path: Path) -> None:
+    spec = spec_of(
+        tmp_path, onnx_models.mlp(), "default_slo_ms: 12.5\npinned: true\ncache: {mb: 1}"
+    )
     assert spec.default_slo_ns == 12_500_000 == round(12.5 * MILLISECOND_NS)
     assert spec.is_pinned
+    assert spec.sharing == SharingSpec(1 << 20)
 
 
 def test_weights_stay_compact_while_that_saves_more_than_it_costs() -> None:

@@ -14,7 +14,7 @@ from gpuworker.artifact_cache import (
     WeightTensor,
 )
 from gpuworker.model_store import RepositoryError, RepositoryModel, scan_repository
-from scheduler.spec import ModelProfile, ModelSpec
+from scheduler.spec import ModelProfile, ModelSpec, SharingSpec
 
 
 def add(repository: Path, name: str, version: str = "1", content: bytes = b"graph") -> Path:
@@ -68,11 +68,29 @@ def test_every_key_of_config_yaml_is_read(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.yaml").write_text(
         "default_slo_ms: 12.5\nmax_batch_size: 8\nbatch_sizes: [1, 8]\npriority: 3\npinned: true\n"
         "profile_shapes: {x: [[3, 48, 192], [3, 48, 320]]}\n"
+        "single_flight: true\ncache: {mb: 0.5}\nshare_across_tenants: false\n"
     )
     config = only_model(tmp_path).config
     assert (config.default_slo_ms, config.max_batch_size, config.batch_sizes) == (12.5, 8, (1, 8))
     assert (config.priority, config.pinned) == (3, True)
     assert config.profile_shapes == {"x": ((3, 48, 192), (3, 48, 320))}
+    assert config.sharing() == SharingSpec(1 << 19, is_across_tenants=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "sharing"),
+    [
+        ("share_across_tenants: false", None),
+        ("single_flight: true", SharingSpec(0)),
+        ("cache: {mb: 64}", SharingSpec(64 << 20)),
+    ],
+)
+def test_answers_are_shared_where_the_config_asks_for_it(
+    tmp_path: Path, text: str, sharing: SharingSpec | None
+) -> None:
+    add(tmp_path, "m")
+    (tmp_path / "m" / "config.yaml").write_text(text)
+    assert only_model(tmp_path).config.sharing() == sharing
 
 
 def test_an_empty_config_is_the_default_one(tmp_path: Path) -> None:
@@ -92,6 +110,11 @@ def test_an_empty_config_is_the_default_one(tmp_path: Path) -> None:
         ("default_slo_ms: .inf", "<= 86400000"),
         ("pinned: sometimes", "Expected `bool`"),
         ("profile_shapes: {x: [3]}", "Expected `array`"),
+        ("cache: 64", "Expected `object | null`"),
+        ("cache: {}", "missing required field `mb`"),
+        ("cache: {mb: 0}", "> 0"),
+        ("cache: {gb: 1}", "unknown field `gb`"),
+        ("single_flight: 1", "Expected `bool`"),
         ("[1, 2]", "Expected `object`"),
         ("a: [", "expected"),
     ],

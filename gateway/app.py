@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from gateway.answer_sharing import Sharings
 from gateway.config import GatewayConfig
 from gateway.device_time import DeviceTime
 from gateway.errors import CLOSE, CONNECTION, ErrorReplies
@@ -108,6 +109,8 @@ def create_app(
     )
     metrics.watch(scheduler)
     request_ids = RequestIds()
+    sharings = Sharings(dispatcher.cancel)
+    metrics.watch_sharings(sharings)
     infer = InferEndpoint(
         config,
         dispatcher,
@@ -121,13 +124,14 @@ def create_app(
         on_named=on_named,
         keyring=keyring,
         device_time=device_time,
+        sharings=sharings,
     )
     metrics.watch_http(infer)
     routes = build_routes(
         config,
         scheduler,
         catalog,
-        Repository(catalog, dispatcher.feed, scheduler, metrics),
+        Repository(catalog, dispatcher.feed, scheduler, metrics, on_unload=sharings.forget),
         lifecycle=lifecycle,
         metrics=metrics,
         errors=errors,

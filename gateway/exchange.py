@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from gateway.answer_sharing import HIT, Ask
 from gateway.dispatcher import Outputs
 from gateway.errors import (
     CLOSE,
@@ -44,6 +45,7 @@ Reply = tuple[Message, Message]  # http.response.start, http.response.body
 # Takes a reply, and calls back when it has been handed to the transport: at once, mostly.
 Write = Callable[[Reply, Callable[[], None]], None]
 
+CACHE = b"x-cache"
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 # What an outcome other than Served is called in metrics.
@@ -75,6 +77,8 @@ class Exchange:
 
     __slots__ = (
         "arrival_ns",
+        "ask",
+        "cache",
         "choices",
         "client_id",
         "closes_connection",
@@ -124,6 +128,9 @@ class Exchange:
         self.was_refused = False  # for no fault of its own
         self.held_device_ns = 0  # of the tenant's quota
         self.sink_id: int | None = None  # the dispatcher's id, once it has the request
+        # Where the answer comes from, of a model whose answers are shared (gateway.answer_sharing).
+        self.cache: str | None = None
+        self.ask: Ask | None = None
         self.tallies: ModelTallies | None = None  # once the model is known
         self.reply: Reply | None = None
         self.is_answered = False
@@ -309,6 +316,7 @@ class Exchange:
                 ),
                 self.client_id,
                 outputs.energy_mj,
+                self.cache,
             )
         )
         request_id = (b"x-request-id", self.request_id.encode("latin-1"))
@@ -323,10 +331,15 @@ class Exchange:
             ]
         else:
             headers = [_JSON, (b"content-length", b"%d" % len(body)), request_id]
+        if self.cache is not None:
+            headers.append((CACHE, self.cache.encode()))
         if self.encoding is not None:
             body = _encoded(body, self.encoding, headers)
         if self.tallies is not None:
-            self.tallies.observe_served(served, latency_ns=latency_ns, slo_ns=slo_ns)
+            if self.cache == HIT:
+                self.tallies.observe_hit(latency_ns=latency_ns, slo_ns=slo_ns)
+            else:
+                self.tallies.observe_served(served, latency_ns=latency_ns, slo_ns=slo_ns)
         if self.tenant is not None:
             self.tenant.outcomes[SERVED] += 1
         return (

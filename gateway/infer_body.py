@@ -108,7 +108,9 @@ class PhaseFigures(msgspec.Struct, frozen=True, gc=False):
 
 
 class InferReply(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """A success. `energy_mj` is there where the device says what power it draws."""
+    """A success. `energy_mj` is there where the device says what power it draws, `cache` where the
+    model's answers are shared.
+    """
 
     model_name: str
     model_version: str
@@ -117,6 +119,7 @@ class InferReply(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     timing_ms: PhaseFigures
     id: str | None = None
     energy_mj: float | None = None
+    cache: str | None = None
 
 
 _decoder = msgspec.json.Decoder(InferBody)

@@ -8,14 +8,17 @@ out.
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway import slo
+from gateway.answer_sharing import AnswerSharing, Ask, Sharings
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.datatypes import DATATYPES
 from gateway.device_time import DeviceTime
+from gateway.dispatcher import OnDone
 from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError, bad_request
 from gateway.exchange import Exchange, Reply, Send, Write, no_send
 from gateway.infer_body import HEADER_LENGTH, decode_body
@@ -90,6 +93,7 @@ class InferEndpoint:
         on_named: OnNamed | None = None,
         keyring: Keyring | None = None,
         device_time: DeviceTime | None = None,
+        sharings: Sharings | None = None,
     ) -> None:
         """Without a keyring nobody needs a key; with one, `device_time` predicts for its quotas."""
         self.clock = clock
@@ -119,6 +123,7 @@ class InferEndpoint:
             default_slo_ns=self._default_slo_ns,
             hold_device_time=self._hold_device_time,
         )
+        self._sharings = sharings or Sharings(sink.cancel)
 
     async def __call__(
         self,
@@ -223,16 +228,9 @@ class InferEndpoint:
             exchange.fail()
         return exchange
 
-    def collects_body(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        """Whether the pieces of such a request's body may be waited for before it is let in.
-
-        Not without a valid key, and not where its tenant's requests are counted: they take memory
-        from their first piece on.
-        """
-        if self._keyring is None:
-            return True
-        tenant = self._keyring.find(dict(headers))
-        return tenant is not None and not tenant.is_counted
+    def knows_caller(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether the body of such a request is worth reading before somebody says 401."""
+        return self._keyring is None or self._keyring.knows(dict(headers))
 
     def takes_upload(self, num_bytes: int) -> bool:
         """Whether a body that was announced with so many bytes is worth waiting for."""
@@ -292,9 +290,14 @@ class InferEndpoint:
 
     def cancel(self, exchange: Exchange) -> None:
         """Nobody waits for its answer any more."""
-        if exchange.sink_id is not None:
-            exchange.was_executing = self._sink.is_executing(exchange.sink_id)
-            self._sink.cancel(exchange.sink_id)
+        ask = exchange.ask
+        sink_id = exchange.sink_id if ask is None else ask.sink_id
+        if sink_id is not None:
+            exchange.was_executing = self._sink.is_executing(sink_id)
+        if ask is not None:
+            ask.leave()  # the execution may go on for others
+        elif sink_id is not None:
+            self._sink.cancel(sink_id)
 
     def plan_of(self, name: str, version: str | None = None) -> ModelPlan:
         """Raises RequestError: not_found, or model_unavailable with the reason."""
@@ -316,7 +319,7 @@ class InferEndpoint:
                     f"model {name}: tensor {tensor.name!r} is {tensor.datatype}, "
                     "which this gateway does not know",
                 )
-        plan = self._plans[name] = ModelPlan(spec)
+        plan = self._plans[name] = ModelPlan(spec, self._sharings.of(spec))
         return plan
 
     def _check_door(self, method: str, headers: Mapping[bytes, bytes]) -> None:
@@ -406,8 +409,8 @@ class InferEndpoint:
                 tenant.check_model(name)
             plan = self.plan_of(name, target.version) if name is not None else None
             shape_class = plan.shape_class(request.inputs) if plan is not None else None
-            if name is None or plan is None or shape_class is None:
-                return
+            if name is None or plan is None or shape_class is None or plan.sharing is not None:
+                return  # of a shared answer nobody knows before all of the body is there
             default_ns = plan.spec.default_slo_ns or self._default_slo_ns
             if tenant is not None:
                 default_ns = tenant.default_slo(default_ns)
@@ -476,29 +479,64 @@ class InferEndpoint:
         inputs = plan.read_inputs(request.inputs, binary)
         exchange.plan = plan
         exchange.client_id = request.id
+        is_impatient = do_not_queue(request, special)
+        if dry_run(request, special):
+            if tenant is not None and tenant.has_device_quota:
+                self._hold_device_time(exchange, tenant, inputs)
+            self._questions.ask(exchange, inputs, inputs.batch_key, is_impatient, count=1)
+        elif plan.sharing is None:
+            self._enter(exchange, plan, inputs, is_impatient, exchange.on_done)
+        else:
+            self._share(exchange, plan, plan.sharing, inputs, is_impatient)
+
+    def _share(
+        self,
+        exchange: Exchange,
+        plan: ModelPlan,
+        sharing: AnswerSharing,
+        inputs: Inputs,
+        is_impatient: bool,
+    ) -> None:
+        """What others asked may be its answer. What must start at once waits for nobody."""
+        before_ns = self.clock()
+        key = sharing.key_of(inputs, "" if exchange.tenant is None else exchange.tenant.name)
+        if is_impatient and not sharing.has(key):
+            self._enter(exchange, plan, inputs, is_impatient, exchange.on_done)
+            return
+        submit = functools.partial(self._enter, exchange, plan, inputs, False)
+        lookup_ns = self.clock() - before_ns
+        exchange.ask = ask = Ask(exchange, submit, exchange.on_done, lookup_ns=lookup_ns)
+        sharing.ask(key, ask)
+
+    def _enter(
+        self,
+        exchange: Exchange,
+        plan: ModelPlan,
+        inputs: Inputs,
+        is_impatient: bool,
+        on_done: OnDone,
+    ) -> int:
+        """To the dispatcher; returns its id. Raises RequestError(quota_exceeded)."""
+        tenant = exchange.tenant
         if tenant is not None and tenant.has_device_quota:
             self._hold_device_time(exchange, tenant, inputs)
-        if dry_run(request, special):
-            is_impatient = do_not_queue(request, special)
-            self._questions.ask(exchange, inputs, inputs.batch_key, is_impatient, count=1)
-            return
-        sink_id = self._sink.submit(
-            model=name,
+        sink_id = exchange.sink_id = self._sink.submit(
+            model=plan.spec.name,
             arrival_ns=exchange.arrival_ns,
             slo_ns=exchange.slo_ns,
             rows=inputs.rows,
             batch_key=inputs.batch_key,
             shape_key=inputs.shape_key,
             elements=inputs.elements,
-            do_not_queue=do_not_queue(request, special),
+            do_not_queue=is_impatient,
             tensors=inputs.tensors,
             buffers=inputs.buffers,
-            on_done=exchange.on_done,
+            on_done=on_done,
             tenant="" if tenant is None else tenant.name,
         )
-        exchange.sink_id = sink_id
         if self._on_named is not None:
             self._on_named(sink_id, exchange.request_id)
+        return sink_id
 
     def _hold_device_time(
         self, exchange: Exchange, tenant: Tenant, work: Inputs | ShapeClass

@@ -6,9 +6,10 @@ table. How it is shown is gateway/metrics_page.py.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from gateway.answer_sharing import AnswerSharing, Sharings
 from gateway.keyring import Keyring
 from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally
 from gateway.views import HttpView, LinkView, SchedulerView
@@ -39,6 +40,7 @@ class Metrics:
         self.link: LinkView | None = None
         self.http: HttpView | None = None
         self.keyring: Keyring | None = None
+        self.sharings: Mapping[str, AnswerSharing] = {}
         # All and only models that were asked for by a name of the catalogue, or acted upon.
         self.models: dict[str, ModelTallies] = {}
         # Answers to requests that named no model of the catalogue, by (outcome, reason).
@@ -62,6 +64,9 @@ class Metrics:
 
     def watch_tenants(self, keyring: Keyring) -> None:
         self.keyring = keyring
+
+    def watch_sharings(self, sharings: Sharings) -> None:
+        self.sharings = sharings.by_model
 
     def of_model(self, name: str) -> ModelTallies:
         """Only for names of the catalogue: each becomes a label."""

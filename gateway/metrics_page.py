@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from gateway.answer_sharing import AnswerSharing
 from gateway.gpu_figures import GpuFigures
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics, name_of
@@ -108,6 +109,8 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
         yield from _gpus(metrics.link.gpus)
     if metrics.keyring is not None:
         yield from _tenants(metrics.keyring)
+    if metrics.sharings:
+        yield from _sharings(metrics.sharings)
     if metrics.scheduler is not None:
         yield from _gauges(metrics.scheduler)
 
@@ -228,6 +231,57 @@ def _http(http: HttpView) -> Iterator[str]:
     yield _family("http_requests_open", "gauge", text, [("", http.num_open)])
     text = "Bytes of request bodies in memory."
     yield _family("http_body_bytes", "gauge", text, [("", http.num_body_bytes)])
+
+
+def _sharings(sharings: Mapping[str, AnswerSharing]) -> Iterator[str]:
+    models = [(f'model="{_escaped(name)}"', sharing) for name, sharing in sharings.items()]
+    yield _family(
+        "cache_requests_total",
+        "counter",
+        "Requests served, of models whose answers are shared, by where the answer came from: the "
+        "cache (hit), another request's execution (shared), an execution of its own (miss).",
+        (
+            (f'{model},result="{result}"', count)
+            for model, sharing in models
+            for result, count in sharing.counts.items()
+        ),
+    )
+    yield _family(
+        "single_flight_waiting",
+        "gauge",
+        "Requests that wait now for the execution of another.",
+        [(model, sharing.num_waiting) for model, sharing in models],
+    )
+    caches = [(model, sharing.cache) for model, sharing in models if sharing.cache.max_bytes]
+    if not caches:
+        return
+    yield _family(
+        "cache_bytes",
+        "gauge",
+        "Memory of the answers kept.",
+        [(model, cache.num_bytes) for model, cache in caches],
+    )
+    yield _family(
+        "cache_max_bytes",
+        "gauge",
+        "Most that it may be.",
+        [(model, cache.max_bytes) for model, cache in caches],
+    )
+    yield _family(
+        "cache_entries", "gauge", "Answers kept.", [(model, len(cache)) for model, cache in caches]
+    )
+    yield _family(
+        "cache_evictions_total",
+        "counter",
+        "Answers that went to make room, the least recently used first.",
+        [(model, cache.num_evicted) for model, cache in caches],
+    )
+    yield _family(
+        "cache_too_large_total",
+        "counter",
+        "Answers not kept, since one alone is over the limit.",
+        [(model, cache.num_too_large) for model, cache in caches],
+    )
 
 
 def _odd_messages(link: LinkView) -> str:

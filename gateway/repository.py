@@ -59,7 +59,9 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Repository:
-    """`specs` is the HTTP side's catalogue; `feed` tells the dispatcher."""
+    """`specs` is the HTTP side's catalogue; `feed` tells the dispatcher, `on_unload` who else keeps
+    something of a model.
+    """
 
     def __init__(
         self,
@@ -68,12 +70,14 @@ class Repository:
         scheduler: SchedulerView,
         metrics: Metrics,
         *,
+        on_unload: Callable[[str], None] = lambda name: None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._specs = specs
         self._feed = feed
         self._scheduler = scheduler
         self._metrics = metrics
+        self._on_unload = on_unload
         self._patience_s = patience_s
         # All and only models that were unloaded and not loaded since, as they are served.
         self._unloaded: dict[str, ModelSpec] = {}
@@ -135,6 +139,7 @@ class Repository:
         }
         self._unloaded[name] = spec
         self._specs[name] = msgspec.structs.replace(spec, unavailable_reason=UNLOADED)
+        self._on_unload(name)
         self._feed(ModelUnloaded(name))
         await self._wait(lambda: self._is_gone(name) or name not in self._unloaded)
         num_pages = sum(

@@ -156,6 +156,13 @@ class ModelTallies:
         if served.is_cold_start:
             self.cold_starts += 1
 
+    def observe_hit(self, *, latency_ns: int, slo_ns: int) -> None:
+        """Served from memory: nothing was predicted, queued or executed."""
+        self.outcomes[SERVED] += 1
+        self.served_ns += latency_ns
+        self.request_ns.observe(latency_ns)
+        self.slack_ns.observe(slo_ns - latency_ns)
+
     @property
     def num_served(self) -> int:
         return self.outcomes[SERVED]

@@ -8,7 +8,7 @@ Every complaint names the tensor and the numbers.
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -30,6 +30,9 @@ from gateway.infer_body import (
 )
 from scheduler.spec import ModelSpec, TensorSpec, shape_key_of
 from scheduler.wire import Buffer, RequestTensors, TensorMeta
+
+if TYPE_CHECKING:
+    from gateway.answer_sharing import AnswerSharing  # which takes a plan's Inputs
 
 # Shapes remembered per input: more come only from a client that plays, and are worked out anew.
 KNOWN_SHAPES = 256
@@ -82,8 +85,10 @@ class _Shape(NamedTuple):
 class ModelPlan:
     """What is worked out once per ModelSpec."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, sharing: "AnswerSharing | None" = None) -> None:
+        """`sharing` is whom requests of this plan are given to instead of the dispatcher."""
         self.spec = spec
+        self.sharing = sharing
         self._max_rows = spec.max_batch_rows
         self._inputs = [_InputPlan(tensor, self._max_rows, spec.name) for tensor in spec.inputs]
         self._input_index = {tensor.name: index for index, tensor in enumerate(spec.inputs)}

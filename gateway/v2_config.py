@@ -25,6 +25,10 @@ class TransactionPolicy(msgspec.Struct, frozen=True):
     decoupled: bool = False
 
 
+class ResponseCache(msgspec.Struct, frozen=True):
+    enable: bool
+
+
 class ModelConfiguration(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     platform: str
@@ -34,6 +38,7 @@ class ModelConfiguration(msgspec.Struct, frozen=True, omit_defaults=True):
     output: list[TensorConfig]
     model_transaction_policy: TransactionPolicy
     dynamic_batching: DynamicBatching | None = None
+    response_cache: ResponseCache | None = None
 
 
 def configuration_of(spec: ModelSpec) -> ModelConfiguration:
@@ -41,6 +46,7 @@ def configuration_of(spec: ModelSpec) -> ModelConfiguration:
     tensors = (*spec.inputs, *spec.outputs)
     has_rows = bool(tensors) and all(tensor.batch_axis == 0 for tensor in tensors)
     batches = has_rows and spec.max_batch_rows > 1
+    is_cached = spec.sharing is not None and spec.sharing.cache_bytes > 0
     return ModelConfiguration(
         name=spec.name,
         platform=spec.platform,
@@ -50,6 +56,7 @@ def configuration_of(spec: ModelSpec) -> ModelConfiguration:
         output=[_tensor(tensor, has_rows) for tensor in spec.outputs],
         model_transaction_policy=TransactionPolicy(),
         dynamic_batching=DynamicBatching(spec.batch_sizes) if batches else None,
+        response_cache=ResponseCache(True) if is_cached else None,
     )
 
 

@@ -133,7 +133,12 @@ def add_v2_routes(
 
     def stats_of(spec: ModelSpec) -> ModelStats:
         epoch_ns = time.time_ns() - clock()
-        return statistics_of(spec, metrics.models.get(spec.name), epoch_ns=epoch_ns)
+        return statistics_of(
+            spec,
+            metrics.models.get(spec.name),
+            epoch_ns=epoch_ns,
+            sharing=metrics.sharings.get(spec.name),
+        )
 
 
 def check_ready(scheduler: SchedulerView, lifecycle: Lifecycle) -> None:

@@ -5,6 +5,7 @@ It owns the translation of gateway/tallies.py. Counts and nanoseconds since the 
 
 import msgspec
 
+from gateway.answer_sharing import HIT, MISS, AnswerSharing
 from gateway.tallies import ModelTallies
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
@@ -22,7 +23,8 @@ _NONE = Duration(0, 0)
 class InferenceStats(msgspec.Struct, frozen=True):
     """`success` and `fail` are the gateway's whole time with a request, `queue` what of it was
     waiting, but not for weights. A request counts with the compute time of its whole batch, also
-    one whose client had gone. There is no cache of responses.
+    one whose client had gone. `cache_hit` and `cache_miss` are what looking took, of a model with a
+    cache; who shared another's execution is in neither.
     """
 
     success: Duration
@@ -60,7 +62,13 @@ class Statistics(msgspec.Struct, frozen=True):
     model_stats: list[ModelStats]
 
 
-def statistics_of(spec: ModelSpec, tallies: ModelTallies | None, *, epoch_ns: int) -> ModelStats:
+def statistics_of(
+    spec: ModelSpec,
+    tallies: ModelTallies | None,
+    *,
+    epoch_ns: int,
+    sharing: AnswerSharing | None = None,
+) -> ModelStats:
     """`epoch_ns` is the instant of the epoch at which the clock of `tallies` was 0."""
     if tallies is None:
         none = InferenceStats(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE)
@@ -83,8 +91,16 @@ def statistics_of(spec: ModelSpec, tallies: ModelTallies | None, *, epoch_ns: in
             compute_input=Duration(num_executed, executions.input_ns),
             compute_infer=Duration(num_executed, executions.exec_ns),
             compute_output=Duration(num_executed, executions.output_ns),
+            cache_hit=_of_cache(sharing, HIT),
+            cache_miss=_of_cache(sharing, MISS),
         ),
         batch_stats=[
             BatchStats(rows, *[Duration(sums[0], ns) for ns in sums[1:]]) for rows, sums in by_rows
         ],
     )
+
+
+def _of_cache(sharing: AnswerSharing | None, result: str) -> Duration:
+    if sharing is None or not sharing.cache.max_bytes:
+        return _NONE
+    return Duration(sharing.counts[result], sharing.lookup_ns[result])

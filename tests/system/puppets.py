@@ -101,6 +101,7 @@ class PuppetWorker:
             models=tuple(models),
             resident=tuple(resident),
         )
+        self._widths = {spec.name: spec.outputs[0].shape[1] for spec in models}
         self.is_holding = is_holding
         # Shared with the puppet's thread, under `_changed`.
         self._changed = threading.Condition()
@@ -228,7 +229,7 @@ class PuppetWorker:
         infer = order.action
         assert isinstance(infer, Infer)
         now = time.monotonic_ns()
-        width = MODELS[infer.model].outputs[0].shape[1]
+        width = self._widths[infer.model]
         rows = [
             bytes(view).ljust(width, b"\0")[:width]
             for request_views in views

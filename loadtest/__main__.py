@@ -51,6 +51,12 @@ def _tritonclient(bench: Bench) -> None:
     triton_clients.run(bench)
 
 
+def _cache(bench: Bench) -> None:
+    from loadtest import sharing
+
+    sharing.run(bench)
+
+
 def _paging(bench: Bench) -> None:
     from loadtest import paging
 
@@ -72,6 +78,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
         "a picture as FP32 through the real tritonclient, against plain FastAPI",
         _tritonclient,
     ),
+    "cache": ("microseconds that a hit and a miss of the prediction cache cost", _cache),
     "door": ("microseconds that metrics, authentication and quotas add to a request", _door),
     "hops": ("microseconds per MB of a large request, hop by hop", _hops),
     "paging": ("twelve models through a cache for three; LOAD against memmove", _paging),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
-from gateway import host_process
+from gateway import docs_page, host_process
 from gateway.app import create_app
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.curve_keys import GatewayKeys
@@ -186,6 +186,7 @@ class Assembly:
     async def start(self) -> None:
         """Compiles, starts the workers and waits for the first. Raises ServeError."""
         await self._find_devices()
+        docs_page.contract_json()  # now, and not while somebody waits for an answer
         for spec in await self._compile():
             self.catalog[spec.name] = self._shown[spec.name] = spec
             self._dispatcher.feed(ModelAdded(spec))

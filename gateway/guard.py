@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import Request
 
+from gateway import docs_page
 from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError
 from gateway.exchange import Send
 from gateway.keyring import Keyring
@@ -48,7 +49,9 @@ class Guard:
         self._keyring = keyring
         self._errors = errors
         self._request_ids = request_ids
-        self._open = OPEN_PATHS | {METRICS_PATH} if has_open_metrics else OPEN_PATHS
+        self._open = OPEN_PATHS | docs_page.PATHS
+        if has_open_metrics:
+            self._open |= {METRICS_PATH}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._open:

@@ -57,7 +57,7 @@ class Endpoint(Protocol):
     def answer(
         self, headers: Headers, body: bytes, write: Write, *, arrival_ns: int, target: Target
     ) -> Exchange | None: ...
-    def knows_caller(self, headers: Headers) -> bool: ...
+    def collects_body(self, headers: Headers) -> bool: ...
     def refuse_malformed(self, error: RequestError, write: Write, *, media_type: bytes) -> None: ...
     def takes_upload(self, num_bytes: int) -> bool: ...
     def answer_early(
@@ -307,8 +307,8 @@ class HttpProtocol(LimitedHttpProtocol):
 
     def _begin_upload(self) -> None:
         chunks = self._take_deferred()
-        if not self.endpoint.knows_caller(self.headers):
-            self._start_cycle(chunks, self._arrival_ns)  # where that is said, and no more is read
+        if not self.endpoint.collects_body(self.headers):
+            self._start_cycle(chunks, self._arrival_ns)  # where the door comes before the body
             return
         num_expected = announced_bytes(self.headers)
         upload = Upload(

@@ -228,9 +228,16 @@ class InferEndpoint:
             exchange.fail()
         return exchange
 
-    def knows_caller(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        """Whether the body of such a request is worth reading before somebody says 401."""
-        return self._keyring is None or self._keyring.knows(dict(headers))
+    def collects_body(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether the pieces of such a request's body may be waited for before it is let in.
+
+        Not without a valid key, and not where its tenant's requests are counted: they take memory
+        from their first piece on.
+        """
+        if self._keyring is None:
+            return True
+        tenant = self._keyring.find(dict(headers))
+        return tenant is not None and not tenant.is_counted
 
     def takes_upload(self, num_bytes: int) -> bool:
         """Whether a body that was announced with so many bytes is worth waiting for."""

@@ -66,12 +66,12 @@ class Keyring:
             )
         return tenant
 
-    def knows(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether `tenant_of` would find one; not counted."""
+    def find(self, headers: Mapping[bytes, bytes]) -> Tenant | None:
+        """What `tenant_of` would; None where it would raise, which is not counted."""
         try:
-            return self._find(presented_key(headers)) is not None
+            return self._find(presented_key(headers))
         except CredentialError:
-            return False
+            return None
 
     def _find(self, presented: Presented) -> Tenant | None:
         known = self._keys.get(presented.key_id)

@@ -6,16 +6,14 @@ beyond reading what others own.
 
 import asyncio
 from collections.abc import Mapping
-from importlib import resources
-from typing import Any
 
 import msgspec
-import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from gateway.config import MEBIBYTE, GatewayConfig
+from gateway.docs_page import add_docs_routes
 from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError, bad_request
 from gateway.guard import may_see
 from gateway.infer_target import is_v2
@@ -94,8 +92,7 @@ def build_routes(
 ) -> FastAPI:
     """The FastAPI app behind the hot path."""
     # What a slash at the end redirects to, POST bodies included, nobody has asked for.
-    app = FastAPI(title="Remontoir", redoc_url=None, redirect_slashes=False)
-    app.openapi = read_contract  # type: ignore[method-assign]  # FastAPI's own way to replace it
+    app = FastAPI(openapi_url=None, redirect_slashes=False)  # nor pages of FastAPI's own
 
     def refusal(error: RequestError, request: Request) -> Response:
         given = request.headers.get("x-request-id")
@@ -129,6 +126,7 @@ def build_routes(
             await asyncio.sleep(0)  # thousands of models make a long page; requests go on
         return Response("".join(parts), headers={"content-type": CONTENT_TYPE})
 
+    add_docs_routes(app)
     add_v2_routes(app, scheduler, catalog, lifecycle=lifecycle, metrics=metrics, clock=clock)
     bodies = SmallBodies(
         timeout_s=config.body_timeout_ms / 1000,
@@ -193,13 +191,6 @@ def build_routes(
         )
 
     return app
-
-
-def read_contract() -> dict[str, Any]:
-    """openapi/openapi.yaml, the source of truth of the HTTP contract."""
-    text = resources.files("openapi").joinpath("openapi.yaml").read_text(encoding="utf-8")
-    contract: dict[str, Any] = yaml.safe_load(text)
-    return contract
 
 
 def _tensor(spec: TensorSpec) -> TensorEntry:

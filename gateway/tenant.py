@@ -45,6 +45,11 @@ class Tenant:
         self._models = None if "*" in spec.models else _pattern(spec.models)
 
     @property
+    def is_counted(self) -> bool:
+        """Whether `enter` may say no."""
+        return self._max_open is not None or self._requests is not None
+
+    @property
     def has_device_quota(self) -> bool:
         return self._device is not None
 

@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway import docs_page
 from gateway.datatypes import DATATYPES
+from gateway.docs_page import read_contract
 from gateway.errors import PROBLEMS, ErrorBody
 from gateway.guard import OPEN_PATHS
 from gateway.infer_body import (
@@ -23,7 +25,7 @@ from gateway.infer_body import (
 from gateway.infer_target import INFER_PATH, QUOTE_PATH, V2_INFER_PATHS
 from gateway.quoting import MAX_COUNT, QuoteBody, QuotedRefusal, QuoteReply
 from gateway.repository import Entry, Loaded, Unloaded
-from gateway.routes import ModelEntry, TensorEntry, read_contract
+from gateway.routes import ModelEntry, TensorEntry
 from gateway.slo import MAX_SLO_MS
 from gateway.v2_config import ModelConfiguration, TensorConfig
 from gateway.v2_routes import ModelMetadata, ModelReady, ServerMetadata, TensorMetadata
@@ -41,7 +43,7 @@ from tests.gateway.http_doubles import (
 CONTRACT = read_contract()
 SCHEMAS = CONTRACT["components"]["schemas"]
 # Not part of the contract: they show it.
-UNDOCUMENTED = {"/docs", "/docs/oauth2-redirect", "/openapi.json"}
+UNDOCUMENTED = docs_page.PATHS
 
 
 def resolved(node: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def test_each_key_is_of_its_tenant_and_no_other_is_of_any() -> None:
         # nobody learns which half was wrong
         assert error.value.detail == "this API key is not valid here"
         assert error.value.challenge == 'Bearer realm="remontoir", error="invalid_token"'
-        assert not keyring.knows(with_key(text))
+        assert keyring.find(with_key(text)) is None
     assert keyring.refused == {"unknown": 2}
 
 
@@ -41,8 +41,8 @@ def test_what_is_missing_is_asked_for_and_counted_by_kind() -> None:
     for headers in ({b"x-api-key": b"?"}, {**with_key(ONE.text), b"x-api-key": b"other"}):
         with pytest.raises(RequestError):
             keyring.tenant_of(headers)
-        assert not keyring.knows(headers)
-    assert keyring.knows(with_key(ONE.text))
+        assert keyring.find(headers) is None
+    assert keyring.find(with_key(ONE.text)) is keyring.tenants["a"]
     assert keyring.refused == {"missing": 1, "malformed": 1, "conflicting": 1}
 
 
@@ -55,7 +55,7 @@ def test_a_new_file_replaces_keys_and_keeps_what_tenants_have_used() -> None:
     a.enter(clock())
     b.enter(clock())
     keyring.replace({"a": TenantSpec(keys=(THREE.line,)), "c": TenantSpec(keys=(TWO.line,))})
-    assert not keyring.knows(with_key(ONE.text))  # revoked
+    assert keyring.find(with_key(ONE.text)) is None  # revoked
     assert keyring.tenant_of(with_key(THREE.text)) is a
     assert a.num_open == 1
     assert keyring.tenant_of(with_key(TWO.text)).name == "c"

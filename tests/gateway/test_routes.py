@@ -1,7 +1,14 @@
+import base64
+import hashlib
+import re
+
 import pytest
 
+from gateway.docs_page import ASSETS, PATHS
 from scheduler.device import WeightsState
 from tests.gateway.http_doubles import Bench, PuppetDevice, model_spec, ms, run
+from tests.gateway.listening import listening
+from tests.gateway.listening import run as run_listening
 
 
 def test_livez_answers_in_every_phase() -> None:
@@ -148,11 +155,41 @@ def test_the_contract_is_served_and_shown() -> None:
         contract = (await bench.get("/openapi.json")).json
         assert contract["openapi"] == "3.1.0"
         assert contract["paths"]["/infer"]["post"]["operationId"] == "infer"
-        docs = await bench.get("/docs")
-        assert docs.status == 200
-        assert b"/openapi.json" in docs.body
 
     run(story)
+
+
+def test_the_page_that_shows_it_loads_nothing_from_another_host() -> None:
+    async def story() -> None:
+        bench = Bench()
+        page = await bench.get("/docs")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert b'url: "/openapi.json"' in page.body
+        addresses = re.findall(rb'(?:src|href|url)(?:="|: ")([^"]*)"', page.body)
+        assert sorted(addresses) == sorted(path.encode() for path in PATHS - {"/docs"})
+        policy = page.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self' 'sha256-")
+        assert "http" not in policy
+        (script,) = re.findall(rb"<script>(.*)</script>", page.body, re.DOTALL)
+        assert base64.b64encode(hashlib.sha256(script).digest()).decode() in policy
+
+    run(story)
+
+
+def test_the_files_of_the_page_are_served() -> None:
+    pytest.importorskip("fastapi_swagger")
+
+    async def story() -> None:
+        async with listening(True) as gateway:
+            connection = await gateway.connect()
+            for name, media_type in ASSETS.items():
+                head = f"GET /docs/{name} HTTP/1.1\r\nHost: x\r\n\r\n"
+                connection.writer.write(head.encode())
+                status, headers, body = await connection.answer()
+                assert (status, headers["content-type"].split(";")[0]) == (200, media_type)
+                assert len(body) > 500
+
+    run_listening(story)
 
 
 def test_a_bug_in_a_route_is_a_500_of_ours_and_is_raised() -> None:

@@ -61,6 +61,10 @@ class Connection:
         body = await self._reader.readexactly(int(headers["content-length"]))
         return Answer(int(head[0].split()[1]), headers, body)
 
+    async def rest(self) -> bytes:
+        """Everything until the server closes."""
+        return await self._reader.read()
+
     async def ask(self, body: bytes) -> Answer:
         self.send(body)
         return await self.answer()

@@ -202,7 +202,7 @@ def test_clients_that_leave(gateway: RunningGateway, how: str, where: str) -> No
 ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(
         st.tuples(

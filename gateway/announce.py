@@ -42,8 +42,11 @@ def print_started(
     bodies_dir: Path,
     took_s: float,
     needs_key: bool = False,
+    ca_cert: str | None = None,
 ) -> None:
-    """`needs_key`: the lines take an API key from the environment."""
+    """`needs_key`: the lines take an API key from the environment. `ca_cert`: and trust this file,
+    which is our own certificate: all that a self-signed one, or one with its chain, needs.
+    """
     served = [spec for spec in specs if spec.unavailable_reason is None]
     num_pages = sum(spec.num_pages(page_bytes) for spec in served)
     console.print(
@@ -68,21 +71,22 @@ def print_started(
     )
     if needs_key:
         console.print(f"with an API key: export {KEY_VARIABLE}=...", markup=False)
-    for line in curl_lines(url, served, bodies_dir, needs_key=needs_key):
+    for line in curl_lines(url, served, bodies_dir, needs_key=needs_key, ca_cert=ca_cert):
         console.print(f"  {line}", style="cyan", markup=False, soft_wrap=True)
     if any(spec.name == demo.MODEL_NAME for spec in served):
         command = f"  {own_command()} infer magika --file /bin/ls --slo-ms 50 --url {url}"
+        command += "" if ca_cert is None else f" --ca-cert {quote(ca_cert)}"
         console.print("or, to name the type of any file:")
         console.print(command, style="cyan", markup=False, soft_wrap=True)
     console.print("Ctrl-C stops.\n")
 
 
-def url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int, *, scheme: str = "http") -> str:
     """Where to find a server that listens there; "any address" is reached at the local one."""
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
         address = ipaddress.ip_address("::1" if address.version == 6 else "127.0.0.1")
-    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
+    return f"{scheme}://{f'[{address}]' if address.version == 6 else address}:{port}"
 
 
 def own_command() -> str:
@@ -97,13 +101,20 @@ def own_command() -> str:
 
 
 def curl_lines(
-    url: str, specs: Sequence[ModelSpec], bodies_dir: Path, *, needs_key: bool = False
+    url: str,
+    specs: Sequence[ModelSpec],
+    bodies_dir: Path,
+    *,
+    needs_key: bool = False,
+    ca_cert: str | None = None,
 ) -> list[str]:
     """A list of models, an answer in time, and an honest no; the first alone if no model is small.
 
     Writes the body into `bodies_dir` where it is too long for a line.
     """
     curl = "curl -sw '\\n'"
+    if ca_cert is not None:
+        curl += f" --cacert {quote(ca_cert)}"
     if needs_key:
         curl += f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
     lines = [f"{curl} {url}/models"]

@@ -9,12 +9,8 @@ import gc
 import logging
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-
-import uvicorn
 
 from gateway import docs_page, host_process
 from gateway.app import create_app
@@ -23,10 +19,9 @@ from gateway.curve_keys import GatewayKeys
 from gateway.device_time import DeviceTime
 from gateway.dispatcher import Dispatcher, Observer
 from gateway.host_process import ServeError
-from gateway.http_protocol import HttpProtocol
+from gateway.http_server import http_server
 from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
-from gateway.limited_http_protocol import ConnectionLimits
 from gateway.metrics import Metrics
 from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
@@ -61,15 +56,6 @@ REPLY_MARGIN_NS = 1_500_000
 # the request (FP16 in, FP32 out, or an upscaled picture); small ones travel together, and so do all
 # models in its Hello.
 OUTPUT_BODIES, MIN_FRAME_BYTES = 4, 64 * MEBIBYTE
-FLUSH_GRACE_S = 5  # for answers that clients are slow to read
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: it would stop listening before we have drained."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class Assembly:
@@ -84,6 +70,8 @@ class Assembly:
         tenants: Tenants | None = None,
     ) -> None:
         emulation = host_process.emulation_of(config)
+        keys, cors = host_process.worker_keys_of(config), host_process.cors_of(config)
+        self._certificate = host_process.certificate_of(config)
         self._config = config
         self._emulation = emulation
         self._directory = directory
@@ -115,7 +103,7 @@ class Assembly:
                 addresses,
                 self.catalog,
                 clock=time.monotonic_ns,
-                keys=host_process.worker_keys_of(config),
+                keys=keys,
                 max_frame_bytes=max(MIN_FRAME_BYTES, OUTPUT_BODIES * config.max_body_mb * MEBIBYTE),
             )
         except BindError as error:
@@ -151,29 +139,7 @@ class Assembly:
             keyring=self._keyring,
             device_time=device_time,
         )
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http=HttpProtocol.serving(
-                    app.infer,
-                    ConnectionLimits(
-                        max_connections=host_process.max_connections(config),
-                        max_head_bytes=config.max_header_kb * 1024,
-                        head_timeout_s=config.header_timeout_ms / 1000,
-                    ),
-                ),
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=config.idle_timeout_s,  # type: ignore[arg-type]  # or a float,
-                timeout_graceful_shutdown=FLUSH_GRACE_S,
-                backlog=host_process.BACKLOG,
-            )
-        )
+        self._server = http_server(app, config, certificate=self._certificate, cors=cors)
 
     def open(self, listener: socket.socket) -> None:
         """From now on HTTP is answered and workers are heard."""
@@ -217,6 +183,11 @@ class Assembly:
     def replace_worker_keys(self, keys: GatewayKeys) -> None:
         """Who may be a worker from now on; others are sent away."""
         self._link.admit_only(keys)
+
+    def read_certificate_again(self) -> None:
+        """Raises TlsError, and keeps the old one."""
+        if self._certificate is not None:
+            self._certificate.read_again()
 
     async def drain(self) -> None:
         """/readyz says no, then everything new is refused, then what was admitted is answered."""

@@ -56,6 +56,9 @@ def serve(
     port: flags.Port = None,
     tenants: flags.TenantsFile = None,
     insecure: flags.Insecure = False,
+    tls_cert: flags.TlsCert = None,
+    tls_key: flags.TlsKey = None,
+    cors_origins: flags.CorsOrigins = None,
     open_metrics: flags.OpenMetrics = False,
     device: flags.Device = None,
     workers: flags.Workers = None,
@@ -84,6 +87,7 @@ def serve(
       remontoir serve --models demo-models --cache-mb 64
       remontoir serve --models demo-models --device cuda:0
       remontoir serve --models demo-models --host 0.0.0.0 --tenants tenants.yaml
+      remontoir serve --models demo-models --tls-cert cert.pem --tls-key key.pem
       remontoir serve --models models --worker-bind tcp://0.0.0.0:7000 --curve-keys keys/gateway
       remontoir serve --emulate clockwork-v100:4
       remontoir serve --emulate clockwork-v100 --policy clockwork --schedule-ahead-ms 5
@@ -98,6 +102,9 @@ def serve(
         "port": port,
         "tenants_file": None if tenants is None else str(tenants),
         "insecure": insecure or None,
+        "tls_cert": None if tls_cert is None else str(tls_cert),
+        "tls_key": None if tls_key is None else str(tls_key),
+        "cors_origins": cors_origins,
         "open_metrics": open_metrics or None,
         "device": device,
         "workers": workers,
@@ -210,7 +217,7 @@ def list_policies() -> None:
 
 
 @app.command("models")
-def list_models(url: flags.Url = flags.DEFAULT_URL) -> None:
+def list_models(url: flags.Url = flags.DEFAULT_URL, ca_cert: flags.CaCert = None) -> None:
     """Show what a running gateway serves: pages, batch sizes, profile, where the weights are.
 
     \b
@@ -221,7 +228,7 @@ def list_models(url: flags.Url = flags.DEFAULT_URL) -> None:
     from gateway.client import Client, ClientError
 
     try:
-        with Client(url, api_key=os.environ.get(KEY_VARIABLE)) as gateway:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE), ca_cert=ca_cert) as gateway:
             display.print_models(console, gateway.models())
     except ClientError as error:
         raise CommandError(str(error)) from error
@@ -234,6 +241,7 @@ def infer(
     json: flags.InputJson = None,
     slo_ms: flags.SloMs = None,
     url: flags.Url = flags.DEFAULT_URL,
+    ca_cert: flags.CaCert = None,
 ) -> None:
     """Send one request; show the answer, its latency and slack, and which phase took what.
 
@@ -253,7 +261,7 @@ def infer(
         why = "cannot be read" if file.exists() else "no such file"
         raise CommandError(f"{file}: {why}", exit_code=2)
     try:
-        with Client(url, api_key=os.environ.get(KEY_VARIABLE)) as gateway:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE), ca_cert=ca_cert) as gateway:
             ask.infer(gateway, model, file=file, json_text=json, slo_ms=slo_ms, console=console)
     except ClientError as error:
         raise CommandError(str(error)) from error

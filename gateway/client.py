@@ -6,6 +6,7 @@ worker.
 """
 
 import json
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,12 +50,15 @@ class Client:
         url: str,
         *,
         api_key: str | None = None,
+        ca_cert: Path | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         headers = {} if not api_key else {"authorization": f"Bearer {api_key}"}
         # A proxy in the environment is meant for the world outside, not for this server.
-        self._http = httpx.Client(headers=headers, transport=transport, trust_env=False)
+        self._http = httpx.Client(
+            headers=headers, transport=transport, trust_env=False, verify=_trust(ca_cert)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +118,8 @@ class Client:
         try:
             response = self._http.request(method, self._url + path, **arguments)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if (why := _tls_problem(error)) is not None:
+                raise ClientError(f"{self._url}: {why}") from error
             raise ClientError(
                 f"no server answers at {self._url} ({error})."
                 " Start one with `remontoir serve --models DIR`, or name it with --url."
@@ -125,6 +131,27 @@ class Client:
         if response.status_code != 200:
             raise ClientError(_refusal(response, f"{method} {self._url}{path}"))
         return response
+
+
+def _trust(ca_cert: Path | None) -> ssl.SSLContext:
+    if ca_cert is None:
+        return ssl.create_default_context()
+    try:
+        return ssl.create_default_context(cafile=ca_cert)
+    except OSError as error:  # an SSLError is one
+        why = "no certificate in PEM form" if isinstance(error, ssl.SSLError) else error.strerror
+        raise ClientError(f"--ca-cert {ca_cert}: {why}") from error
+
+
+def _tls_problem(error: Exception) -> str | None:
+    """What to do about a handshake that failed; None for all else."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        _, _, why = text.partition("certificate verify failed: ")
+        return f"its certificate is not trusted ({why or text}): --ca-cert FILE names its authority"
+    if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
+        return "it does not speak TLS: try http://"
+    return None
 
 
 def _refusal(response: httpx.Response, call: str) -> str:

@@ -48,6 +48,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     device: str = "auto"  # every GPU there is; the CPU of a machine that has none
     workers: Count = 1  # of our own on the CPU; 0 where all join through worker_bind
     worker_bind: str | None = None  # no door for other machines until it is asked for
+    tls_cert: str | None = None  # PEM files; plain HTTP on loopback, or behind a proxy that has TLS
+    tls_key: str | None = None  # None: in the same file
+    cors_origins: str | None = None  # no other site's pages until they are named
     curve_keys: str | None = None  # a directory of `remontoir keys curve`; needed beyond loopback
     cache_mb: Positive | None = None  # None: the device's; on the CPU all demo models, 1,024
     page_mb: Positive = 16  # the OSDI'20 paper's page: a cost per page below 1 % of its copy

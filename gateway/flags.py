@@ -60,6 +60,33 @@ Port = Annotated[
         "--port", help="Port to listen on; 0 takes a free one.", show_default=str(DEFAULTS.port)
     ),
 ]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        metavar="FILE",
+        help="Serve HTTPS with this certificate: PEM, with its chain. Read again on SIGHUP.",
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key",
+        metavar="FILE",
+        help="Its private key: PEM, not encrypted.",
+        show_default="in the file of --tls-cert",
+    ),
+]
+CorsOrigins = Annotated[
+    str | None,
+    typer.Option(
+        "--cors-origins",
+        metavar="ORIGIN,...",
+        help="Pages of these sites may ask and read answers: https://app.example.com, or * for "
+        "any site.",
+        show_default="none",
+    ),
+]
 TenantsFile = Annotated[
     Path | None,
     typer.Option(
@@ -229,6 +256,15 @@ Url = Annotated[
         "--url",
         help="Where the gateway listens. If it needs an API key: that of REMONTOIR_API_KEY is "
         "sent.",
+    ),
+]
+CaCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-cert",
+        metavar="FILE",
+        help="For https: the authority to trust, PEM; a self-signed certificate is its own.",
+        show_default="the system's",
     ),
 ]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]

@@ -22,8 +22,10 @@ import msgspec
 
 from gateway import curve_keys
 from gateway.config import GatewayConfig
+from gateway.cors import Cors, OriginError, origins_of
 from gateway.curve_keys import GatewayKeys
 from gateway.tenants_file import Tenants, TenantsError, parse_tenants, read_tenants
+from gateway.tls import Certificate, TlsError
 from scheduler.policies import Policy, PolicyError, parse
 
 logger = logging.getLogger(__name__)
@@ -118,6 +120,28 @@ def tenants_of(config: GatewayConfig) -> Tenants | None:
     except TenantsError as error:
         raise ServeError(str(error), exit_code=2) from error
     return None
+
+
+def certificate_of(config: GatewayConfig) -> Certificate | None:
+    """None where HTTP goes without TLS. Raises ServeError."""
+    if config.tls_cert is None:
+        if config.tls_key is not None:
+            raise ServeError(f"--tls-key {config.tls_key}: of which --tls-cert?", exit_code=2)
+        return None
+    try:
+        return Certificate(Path(config.tls_cert), Path(config.tls_key) if config.tls_key else None)
+    except TlsError as error:
+        raise ServeError(str(error), exit_code=2) from error
+
+
+def cors_of(config: GatewayConfig) -> Cors | None:
+    """None where no other site's pages may read answers. Raises ServeError."""
+    if config.cors_origins is None:
+        return None
+    try:
+        return Cors(origins_of(config.cors_origins))
+    except OriginError as error:
+        raise ServeError(f"--cors-origins: {error}", exit_code=2) from error
 
 
 def worker_keys_of(config: GatewayConfig) -> GatewayKeys | None:

@@ -22,6 +22,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from gateway.cors import Cors
 from gateway.errors import JSON, PROBLEM_JSON, RequestError
 from gateway.exchange import Exchange, Reply, Write
 from gateway.infer_endpoint import ARRIVAL_NS
@@ -75,7 +76,14 @@ class _Ignored:
 class DirectAnswer:
     """The one answer to a request that no task serves. To uvicorn, the connection's cycle."""
 
-    __slots__ = ("disconnected", "exchange", "keep_alive", "protocol", "response_complete")
+    __slots__ = (
+        "disconnected",
+        "exchange",
+        "keep_alive",
+        "more_lines",
+        "protocol",
+        "response_complete",
+    )
 
     message_event = _Ignored()  # part of what uvicorn expects of a cycle
 
@@ -85,6 +93,7 @@ class DirectAnswer:
         self.disconnected = False
         self.response_complete = False
         self.exchange: Exchange | None = None
+        self.more_lines = b""  # of the reply's head
 
     def serves(self, exchange: Exchange) -> None:
         """Who is to be told of a hang-up; nobody where the answer was written at once."""
@@ -125,6 +134,8 @@ class DirectAnswer:
             self.keep_alive = False
         elif not self.keep_alive:
             parts.append(b"connection: close\r\n")
+        if self.more_lines:
+            parts.append(self.more_lines)
         if len(body) <= JOINED_BODY_BYTES:
             parts += (b"\r\n", body)
             protocol.transport.write(b"".join(parts))
@@ -141,6 +152,7 @@ class HttpProtocol(LimitedHttpProtocol):
     """One connection. Made by uvicorn, from the class that `serving` returns."""
 
     endpoint: ClassVar[Endpoint]
+    cors: ClassVar[Cors | None] = None
     # Status line and default headers, by status; of default headers that change every second.
     _heads: ClassVar[dict[int, bytes]]
     _heads_of: ClassVar[object]
@@ -167,13 +179,17 @@ class HttpProtocol(LimitedHttpProtocol):
 
     @classmethod
     def serving(
-        cls, endpoint: Endpoint, limits: ConnectionLimits | None = None
+        cls,
+        endpoint: Endpoint,
+        limits: ConnectionLimits | None = None,
+        cors: Cors | None = None,
     ) -> "type[HttpProtocol]":
         """A protocol for `uvicorn.Config(http=...)` that hands inference to the endpoint."""
         members = {
             "endpoint": endpoint,
             "limits": limits or ConnectionLimits(),
             "turned_away": set(),
+            "cors": cors,
             "_heads": {},
             "_heads_of": None,
         }
@@ -341,7 +357,10 @@ class HttpProtocol(LimitedHttpProtocol):
 
         600 kB came in 12 pieces otherwise, each of which interrupted whatever this core computed.
         """
-        low_water = min(num_bytes, MAX_LOW_WATER) if num_bytes > MIN_LOW_WATER else 1
+        low_water = 1
+        # Under TLS nobody knows how many bytes are to come, of which some may be here already.
+        if num_bytes > MIN_LOW_WATER and self.scheme != "https":
+            low_water = min(num_bytes, MAX_LOW_WATER)
         if low_water != self._low_water:
             self._low_water = low_water
             set_low_water(self.transport, low_water)
@@ -397,6 +416,8 @@ class HttpProtocol(LimitedHttpProtocol):
 
     def _expect_answer(self) -> DirectAnswer:
         answer = DirectAnswer(self, self.parser.should_keep_alive())
+        if self.cors is not None:
+            answer.more_lines = self.cors.lines_for(self.headers)
         self.cycle = answer  # type: ignore[assignment]  # has what uvicorn uses of one
         self._waiting = answer
         return answer

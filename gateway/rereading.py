@@ -13,13 +13,15 @@ from gateway import host_process
 from gateway.assembly import Assembly
 from gateway.config import GatewayConfig
 from gateway.host_process import ServeError
+from gateway.tls import TlsError
 
 logger = logging.getLogger(__name__)
 
 
 def has_files(config: GatewayConfig) -> bool:
     """Without any, SIGHUP means that the terminal is gone."""
-    return config.tenants_file is not None or config.curve_keys is not None
+    files = (config.tenants_file, config.curve_keys, config.tls_cert)
+    return any(file is not None for file in files)
 
 
 def read_again(config: GatewayConfig, parts: Assembly, console: Console) -> None:
@@ -42,6 +44,13 @@ def read_again(config: GatewayConfig, parts: Assembly, console: Console) -> None
                 parts.replace_worker_keys(keys)
                 num_workers = len(keys.workers)
                 _say(console, config.curve_keys, f"{num_workers} worker{'s' * (num_workers != 1)}")
+    if config.tls_cert is not None:
+        try:
+            parts.read_certificate_again()
+        except TlsError as error:
+            logger.error("the certificate stays as it was: %s", error)
+        else:
+            _say(console, config.tls_cert, "a certificate, for connections from now on")
 
 
 def _say(console: Console, file: str, found: str) -> None:

@@ -40,7 +40,6 @@ def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
     host_process.check_models_dir(config)
     host_process.policy_of(config)
     tenants = host_process.tenants_of(config)
-    host_process.worker_keys_of(config)
     host_process.raise_open_files_limit()
     host_process.answer_first()
     with (
@@ -134,10 +133,11 @@ def _announce(
     host, port = listener.getsockname()[:2]
     announce.print_started(
         console,
-        url=announce.url_of(host, port),
+        url=announce.url_of(host, port, scheme="http" if config.tls_cert is None else "https"),
         specs=list(parts.catalog.values()),
         page_bytes=config.page_mb * MEBIBYTE,
         bodies_dir=host_process.cache_dir(config) / "examples",
         took_s=took_s,
+        ca_cert=config.tls_cert,
         needs_key=config.tenants_file is not None or config.tenants is not None,
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,9 +12,11 @@ import uvloop
 
 from gateway.app import create_app
 from gateway.config import GatewayConfig
+from gateway.cors import Cors
 from gateway.http_protocol import HttpProtocol
 from gateway.limited_http_protocol import ConnectionLimits
 from gateway.tenants_file import Tenants
+from gateway.tls import Certificate
 from tests.gateway.http_doubles import Bench, Submitted
 
 PATIENCE_S = 20.0  # for a step that takes microseconds: only a hang takes that long
@@ -61,8 +64,9 @@ class Gateway:
         self.server: uvicorn.Server
         self.connections: list[Connection] = []
 
-    async def connect(self) -> "Connection":
-        connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port))
+    async def connect(self, trust: ssl.SSLContext | None = None) -> "Connection":
+        """With `trust`, over TLS."""
+        connection = Connection(*await asyncio.open_connection("127.0.0.1", self.port, ssl=trust))
         self.connections.append(connection)
         return connection
 
@@ -114,13 +118,15 @@ async def listening(
     keep_alive_s: int = 5,
     tenants: Tenants | None = None,
     limits: ConnectionLimits | None = None,
+    cors: Cors | None = None,
+    certificate: Certificate | None = None,
 ) -> AsyncIterator[Gateway]:
     """With uvicorn's own protocol all requests come through ASGI."""
     gateway = Gateway(Bench(*specs, tenants=tenants), config or GatewayConfig())
-    http = HttpProtocol.serving(gateway.app.infer, limits) if is_direct else "httptools"
+    http = HttpProtocol.serving(gateway.app.infer, limits, cors) if is_direct else "httptools"
     server = uvicorn.Server(
         uvicorn.Config(
-            gateway.app,
+            gateway.app if cors is None else cors.around(gateway.app),  # type: ignore[arg-type]
             host="127.0.0.1",
             port=0,
             http=http,
@@ -132,6 +138,7 @@ async def listening(
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
         )
     )
     server.config.load()

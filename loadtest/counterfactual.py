@@ -19,7 +19,6 @@ from loadtest.recorded import opened, said_of, scheduler_of
 from loadtest.recorded_durations import RecordedDurations, Sources
 from loadtest.report import percent, shown
 from loadtest.results import Collector, Group, Tables, summarise
-from loadtest.words import counted
 from scheduler.event_log import Foreseen, Handled
 from scheduler.events import (
     ActionFinished,
@@ -36,6 +35,7 @@ from scheduler.recording import Recording, RecordingError
 from scheduler.scheduler import Scheduler
 from scheduler.simulation import Simulation
 from scheduler.spec import SECOND_NS
+from scheduler.words import counted
 
 CANNOT_TELL = (
     "What this cannot tell: clients that wait, retry or give up would have behaved otherwise with "

@@ -1,6 +1,6 @@
 """`remontoir explain`: one request's story out of a recording, or the list to choose from.
 
-Owns which request is meant, and the listing. What is told is loadtest/story.py.
+Owns which request is meant, and the listing. What is told is scheduler/story.py.
 """
 
 import argparse
@@ -12,8 +12,7 @@ import msgspec
 from rich.console import Console
 
 from loadtest.recorded import damage_of, opened, scheduler_of
-from loadtest.story import Story, arrivals_in, foreseen_story
-from loadtest.words import Words, listed, ms
+from loadtest.words import Words
 from scheduler.event_log import Foreseen, Handled, Named
 from scheduler.events import (
     Expired,
@@ -28,6 +27,9 @@ from scheduler.events import (
 from scheduler.policies import PolicyError
 from scheduler.recording import Recording, RecordingError
 from scheduler.scheduler import Scheduler
+from scheduler.situation import sentences, situation
+from scheduler.story import NAMES, Story, arrivals_in, foreseen_story
+from scheduler.words import listed, ms
 
 EARLY = "early-"  # what ids of requests start with that were refused before their body was read
 
@@ -143,11 +145,13 @@ def tell(recording: Recording, request_id: str) -> list[str]:
         if words is None:
             words = Words(entry.now)
             if not request_id.startswith(EARLY):
-                story = Story(int(request_id), words)
+                story = Story(int(request_id), words.since_start)
         if isinstance(entry, Foreseen):
             num_foreseen += 1
             if request_id == f"{EARLY}{num_foreseen}":
-                return foreseen_story(entry, scheduler, words)
+                return foreseen_story(
+                    entry, words.since_start, told_around=_around(scheduler, entry)
+                )
             if scheduler is not None:
                 scheduler.foresee(entry.event, entry.now)
             continue
@@ -166,6 +170,13 @@ def tell(recording: Recording, request_id: str) -> list[str]:
             "so that what was around the request is not known from some point on."
         )
     return told
+
+
+def _around(scheduler: Scheduler | None, foreseen: Foreseen) -> list[str]:
+    if scheduler is None:
+        return []
+    request = foreseen.event
+    return sentences(situation(scheduler, request, foreseen.now), request, NAMES)
 
 
 def _runs_along(scheduler: Scheduler, entry: Handled) -> bool:

@@ -14,13 +14,14 @@ import msgspec
 from rich.console import Console
 
 from loadtest.recorded import opened, said_of, scheduler_of
-from loadtest.words import Words, counted
+from loadtest.words import Words
 from scheduler.event_log import Foreseen, Handled
 from scheduler.events import Command, Event, RequestArrived, RequestsArrived
 from scheduler.policies import PolicyError
 from scheduler.recording import Recording, RecordingError
 from scheduler.scheduler import Scheduler
 from scheduler.spec import SECOND_NS
+from scheduler.words import counted
 
 # What has happened, as (entry, what the scheduler said now).
 OnReplayed = Callable[[Handled | Foreseen, Scheduler], None]

@@ -26,8 +26,8 @@ from loadtest.scenario import Case, ScenarioError, Value, load
 from loadtest.simulate import Run, run
 from loadtest.simulate_table import Line, print_lines
 from loadtest.stage import check
-from loadtest.words import counted, listed
 from scheduler.spec import SECOND_NS
+from scheduler.words import counted, listed
 
 PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
 PROGRESS_STEP_NS = SECOND_NS // 5

@@ -1,7 +1,7 @@
 """Events and commands of a recording in words, for people who look for what went wrong.
 
-Owns the wording and the units: instants are seconds after the recording's first, durations are
-milliseconds.
+Owns the wording: instants are seconds after the recording's first. Durations and numbers are in the
+words of scheduler/words.py.
 """
 
 from collections.abc import Sequence
@@ -32,29 +32,8 @@ from scheduler.events import (
     WorkerJoined,
     WorkerLost,
 )
-from scheduler.spec import MILLISECOND_NS, SECOND_NS
-
-MAX_NAMED = 5  # of a long list, so many are named
-
-
-def ms(duration_ns: int) -> str:
-    """12.3 ms, 0.042 ms: three digits that matter, and never fewer than the unit."""
-    if not duration_ns:
-        return "0 ms"
-    value = duration_ns / MILLISECOND_NS
-    if abs(value) >= 100:
-        return f"{value:.0f} ms"
-    return f"{value:.1f} ms" if abs(value) >= 1 else f"{value:.3f} ms"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def listed(numbers: Sequence[object]) -> str:
-    shown = ", ".join(map(str, numbers[:MAX_NAMED]))
-    more = len(numbers) - MAX_NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
+from scheduler.spec import SECOND_NS
+from scheduler.words import counted, listed, ms
 
 
 class Words:
@@ -65,6 +44,9 @@ class Words:
 
     def at(self, instant_ns: int) -> str:
         return f"{(instant_ns - self._origin_ns) / SECOND_NS:.6f} s"
+
+    def since_start(self, instant_ns: int) -> str:
+        return f"{self.at(instant_ns)} after the recording's start"
 
     def event(self, event: Event) -> str:
         match event:

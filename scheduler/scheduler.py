@@ -239,6 +239,10 @@ class Scheduler:
             or any(_concerns(command, request_id) for command in commands)
         ]
 
+    def recent_log(self) -> list[tuple[int, Event, list[Command]]]:
+        """The last SchedulerConfig.story_length of (now, event, commands), oldest first."""
+        return list(self._story)
+
     # ------------------------------------------------------------------ deciding
 
     def _on_arrived(self, events: tuple[RequestArrived, ...], now: int) -> None:

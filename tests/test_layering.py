@@ -33,7 +33,7 @@ ALLOWED_IN_SCHEDULER = {"msgspec"}  # besides the rest of the standard library
 # Inside the scheduler, a module imports from earlier lines only.
 SCHEDULER_ORDER = (
     ("build", "spec"),
-    ("actions",),
+    ("actions", "words"),
     ("events", "wire"),
     ("request", "profile", "work_tracker", "lane_shares", "timers", "simulated_worker"),
     ("model_queue", "rate_meter", "slo_classes", "tenants"),
@@ -48,7 +48,9 @@ SCHEDULER_ORDER = (
     ("fleet",),
     ("scheduler",),
     ("invariants", "simulation", "states", "event_log"),
-    ("recording",),
+    ("recording", "situation"),
+    ("hindsight", "story"),
+    ("retelling",),
 )
 
 # The modules that need a GPU's libraries. Everybody else imports them when there is one, inside a

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from loadtest import explain
-from loadtest.words import Words, counted, listed, ms
+from loadtest.words import Words
 from scheduler.actions import Infer, InferResult
 from scheduler.event_log import Entry, Handled, Named
 from scheduler.events import (
@@ -26,6 +26,7 @@ from scheduler.events import (
     WorkerLost,
 )
 from scheduler.scheduler import Scheduler
+from scheduler.words import counted, listed, ms
 from tests.loadtest.recorded_day import cut, day, instant, request, written
 from tests.scheduler.story import model_spec
 

@@ -1,18 +1,16 @@
-"""One request's story, gathered while a recording is run again, and told in sentences.
+"""One request's story, gathered from what went into a scheduler and came out, told in sentences.
 
-It owns what is worth telling. Facts are the recorded ones; the state around them is that of the
-scheduler that is run along, for as long as it decides what was recorded.
+It owns what is worth telling. Facts are those that happened; the state around them is that of a
+scheduler that is run along, for as long as it decides what was decided then, or what hindsight
+makes of the log (scheduler/hindsight.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from loadtest.situation import predicted_ns, situation
-from loadtest.words import Words, counted, listed, ms
 from scheduler.actions import Action, Code, Infer, InferResult, LoadResult, LoadWeights
 from scheduler.event_log import Foreseen, Handled
 from scheduler.events import (
     ActionFinished,
-    Cancelled,
     Event,
     Expired,
     Failed,
@@ -26,16 +24,32 @@ from scheduler.events import (
     WorkerLost,
 )
 from scheduler.scheduler import Scheduler
+from scheduler.situation import Situation, predicted_ns, sentences, situation
+from scheduler.words import Names, counted, listed, ms
 
 _Key = tuple[str, int]  # worker id, action id
+Instant = Callable[[int], str]  # an instant in words: "0.010300 s after the recording's start"
+NAMES = Names()
 
 
 class Story:
-    """Of the request with this id. Call `before` and `after` around every recorded call."""
+    """Of the request with this id. Call `before` and `after` around every call that happened.
 
-    def __init__(self, request_id: int, words: Words) -> None:
+    `label` is what its reader calls it, `at` says instants and `names` the names of others.
+    """
+
+    def __init__(
+        self,
+        request_id: int,
+        at: Instant,
+        *,
+        label: str | None = None,
+        names: Names = NAMES,
+    ) -> None:
         self._request_id = request_id
-        self._words = words
+        self._at = at
+        self._label = str(request_id) if label is None else label
+        self._names = names
         self._request: RequestArrived | None = None
         self._sentences: list[str] = []
         # all and only actions sent and not yet heard of
@@ -55,12 +69,20 @@ class Story:
             return [*self._sentences, "The recording ends before it was answered."]
         return self._sentences
 
-    def before(self, entry: Handled, scheduler: Scheduler | None) -> None:
-        """`scheduler` is None once it decides something else than was recorded."""
+    def before(
+        self, entry: Handled, scheduler: Scheduler | None, around: Situation | None = None
+    ) -> None:
+        """`scheduler` is None where none is run along, or it decides something else than was
+        decided; `around` is then what is known of the state without it.
+        """
         arrived = [r for r in arrivals_in(entry.event) if r.request_id == self._request_id]
         if arrived:
             self._request = arrived[0]
-            self._tell_arrival(self._request, entry, scheduler)
+            self._tell_arrival(self._request, entry)
+            if scheduler is not None:
+                around = situation(scheduler, self._request, entry.now)
+            if scheduler is not None or around is not None:
+                self._sentences += sentences(around, self._request, self._names)
 
     def after(self, entry: Handled, scheduler: Scheduler | None) -> None:
         event, now = entry.event, entry.now
@@ -88,16 +110,8 @@ class Story:
 
     # ------------------------------------------------------------------ what happened
 
-    def _tell_arrival(
-        self, request: RequestArrived, entry: Handled, scheduler: Scheduler | None
-    ) -> None:
-        slo_ns = request.deadline_ns - request.arrival_ns
-        told = (
-            f"Request {request.request_id} of {request.model}, {counted(request.rows, 'row')}, "
-            f"arrived {self._words.at(request.arrival_ns)} after the recording's start and wanted "
-            f"its answer within {ms(slo_ns)}."
-        )
-        self._say(told)
+    def _tell_arrival(self, request: RequestArrived, entry: Handled) -> None:
+        self._say(arrival(request, f"Request {self._label}", self._at))
         told = f"The scheduler heard of it {ms(entry.now - request.arrival_ns)} later"
         together = arrivals_in(entry.event)
         if len(together) > 1:
@@ -105,8 +119,6 @@ class Story:
             same = sum(other.model == request.model for other in together) - 1
             told += f", together with {counted(others, 'other request')}, {same} of {request.model}"
         self._say(f"{told}.")
-        if scheduler is not None:
-            self._sentences += situation(scheduler, request, entry.now)
 
     def _on_sent(self, send: Send, now: int) -> None:
         action = send.action
@@ -123,7 +135,7 @@ class Story:
             told = f"It was sent to {send.worker_id} {self._after_arrival(now)}, "
             told += (
                 f"in a batch of {counted(rows, 'row')} with {counted(len(others), 'other request')}"
-                f" ({listed(others)})"
+                f" ({listed([self._names.request(other) for other in others])})"
                 if others
                 else "alone"
             )
@@ -151,8 +163,8 @@ class Story:
             self._say(f"{event.worker_id} had it loaded {how}, {self._after_arrival(now)}.")
         elif isinstance(action, Infer) and isinstance(result, InferResult) and self._own is None:
             took = ms(result.output.end_ns - result.input.begin_ns)
-            rows = counted(sum(action.rows), "row")
-            self._ran.append(f"{rows} of {action.model} ({took}, {event.worker_id})")
+            rows, model = counted(sum(action.rows), "row"), self._names.model(action.model)
+            self._ran.append(f"{rows} of {model} ({took}, {event.worker_id})")
 
     def _on_lost(self, event: WorkerLost, now: int) -> None:
         if self._own is not None and self._own[0] == event.worker_id:
@@ -196,7 +208,7 @@ class Story:
                 verb = "expired" if isinstance(reply.outcome, Expired) else "failed"
                 told = f"It {verb} {self._after_arrival(now)} ({reply.outcome.reason.value})"
                 self._say(f"{told}: {reply.outcome.detail}.")
-            case Cancelled():
+            case _:  # Cancelled
                 self._say("Nobody waited for its answer any more.")
 
     def _tell_served(self, request: RequestArrived, served: Served, now: int) -> None:
@@ -239,21 +251,28 @@ def refusal(request: RequestArrived, rejected: Rejected, when: str) -> Iterator[
         yield f"It was told to try again in {ms(rejected.retry_after_ns)}."
 
 
-def foreseen_story(entry: Foreseen, scheduler: Scheduler | None, words: Words) -> list[str]:
+def foreseen_story(
+    foreseen: Foreseen,
+    at: Instant,
+    *,
+    told_around: list[str],
+    label: str = "A request",
+) -> list[str]:
     """Of a request that was refused before its body was read."""
-    request = entry.event
-    slo_ns = request.deadline_ns - request.arrival_ns
-    told = [
-        f"A request of {request.model}, {counted(request.rows, 'row')}, arrived "
-        f"{words.at(request.arrival_ns)} after the recording's start and wanted its answer within "
-        f"{ms(slo_ns)}."
-    ]
-    if scheduler is not None:
-        told += situation(scheduler, request, entry.now)
-    if entry.refusal is not None:
-        when = f"{ms(entry.now - request.arrival_ns)} after arrival, before its body was read"
-        told += refusal(request, entry.refusal, when)
+    request = foreseen.event
+    told = [arrival(request, label, at), *told_around]
+    if foreseen.refusal is not None:
+        when = f"{ms(foreseen.now - request.arrival_ns)} after arrival, before its body was read"
+        told += refusal(request, foreseen.refusal, when)
     return told
+
+
+def arrival(request: RequestArrived, label: str, at: Instant) -> str:
+    return (
+        f"{label} of {request.model}, {counted(request.rows, 'row')}, arrived "
+        f"{at(request.arrival_ns)} and wanted its answer within "
+        f"{ms(request.deadline_ns - request.arrival_ns)}."
+    )
 
 
 def arrivals_in(event: Event) -> tuple[RequestArrived, ...]:

@@ -24,8 +24,10 @@ from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelSpec
 from scheduler.wire import (
     SMALL_TENSOR_BYTES,
     Buffer,
+    CannotOffer,
     Goodbye,
     Hello,
+    Offer,
     Order,
     Pong,
     Refused,
@@ -346,6 +348,8 @@ class WorkerLink:
                 if session is not None:
                     reason = f"it said goodbye: {message.reason}"
                     self._membership.lose(session, reason, level=logging.INFO)
+            case Offer() | CannotOffer():
+                pass
             case Unreadable():
                 # What it could not read is unknown, so nothing that was ordered can be relied on.
                 # Only a member is answered: two sides that do not understand each other must stop.

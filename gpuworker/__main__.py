@@ -21,7 +21,7 @@ import msgspec
 
 from gpuworker import curve_keys, linux
 from gpuworker.backend import DeviceLost
-from gpuworker.backend_choice import backend_of, specs_of
+from gpuworker.backend_choice import backend_of, provider_of, specs_of
 from gpuworker.config import (
     CPU_CACHE_BYTES,
     MEBIBYTE,
@@ -125,6 +125,7 @@ def _serve(config: WorkerConfig, parent_pid: int | None, keys: CurveKeys | None)
         backend=backend,
         parent_pid=parent_pid,
         keys=keys,
+        provide=provider_of(config),
     )
 
     def stop(signal_number: int, _frame: FrameType | None) -> None:

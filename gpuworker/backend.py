@@ -5,7 +5,7 @@ above this line counts pages, windows and results; everything below it touches m
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from scheduler.actions import Infer
 from scheduler.spec import DeviceSpec, ModelSpec
@@ -25,6 +25,17 @@ class EngineError(Exception):
 
 class DeviceLost(Exception):
     """The device is broken for good, for this process: only a new one may find it again."""
+
+
+class NotCompiled(Exception):
+    """There is no compiled artifact of the model, or a damaged one."""
+
+
+class Prepared(NamedTuple):
+    """A model made ready beside what serves: what it is, and the backend's own of it."""
+
+    spec: ModelSpec
+    session: Any
 
 
 class Telemetry(Protocol):
@@ -84,6 +95,21 @@ class Backend(Protocol):
 
         Returns the bytes of its copy on the host that were given back.
         """
+        ...
+
+    def prepare(self, spec: ModelSpec) -> Prepared:
+        """Make a model ready that nobody uses yet, while others are executed and loaded: by a
+        thread of its own, and it may take seconds. `spec` is the gateway's; the answer has this
+        device's profile. Raises NotCompiled, or whatever says that it cannot be served.
+        """
+        ...
+
+    def add(self, prepared: Prepared) -> None:
+        """From now on it is one of `models`. Called, as `remove`, by the main thread."""
+        ...
+
+    def remove(self, model: str) -> None:
+        """It is none of `models` any more: it has no pages, and nobody will ask for it again."""
         ...
 
     def stage(

@@ -4,8 +4,10 @@ Owns which engine goes with which device, and what a failure to start means: set
 for good, or a device that may be there again. An engine is imported only when it is the one.
 """
 
+import functools
 from pathlib import Path
 
+from gpuworker.additions import Provide
 from gpuworker.backend import Backend, DeviceLost
 from gpuworker.config import CPU_CACHE_BYTES, MEBIBYTE, ConfigError, WorkerConfig
 from gpuworker.device_choice import CPU, ordinal_of
@@ -40,6 +42,22 @@ def backend_of(config: WorkerConfig) -> Backend:
         )
     except DeviceError as error:
         raise ConfigError(f"--cache-mb {cache_bytes // MEBIBYTE}: {error}") from error
+
+
+def provider_of(config: WorkerConfig) -> Provide:
+    """How a model that comes while it serves gets its artifact; an emulated one needs none."""
+    models_dir = config.models_dir
+    if config.emulate is not None or models_dir is None:
+        return lambda _: None
+    from gpuworker.compile import provide
+
+    return functools.partial(
+        provide,
+        models_dir=models_dir,
+        cache_dir=config.cache_dir,
+        page_bytes=config.page_bytes,
+        device=config.device,
+    )
 
 
 def specs_of(models_dir: Path, cache_dir: Path, *, page_bytes: int, device: str) -> list[ModelSpec]:

@@ -19,11 +19,12 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gpuworker.additions import NotHereError
 from gpuworker.artifact_cache import Artifact, ArtifactCache
 from gpuworker.compile_child import CompileAnswer, CompileOrder, CompileProgress
 from gpuworker.compile_model import PLATFORM, CompileError
 from gpuworker.device_choice import CPU, ordinal_of
-from gpuworker.model_store import RepositoryModel, scan_repository
+from gpuworker.model_store import RepositoryModel, read_model, scan_repository
 from scheduler.spec import ModelProfile, ModelSpec
 
 # The largest demo model takes 10 s; a model that takes this long is not coming back. TensorRT times
@@ -97,7 +98,7 @@ def compile_repository(
                 text = f"{of}: {said.what} {said.done}/{said.of}"
                 progress.update(task, description=text)
 
-            spec = _spec_of(
+            spec = compile_if_new(
                 model,
                 artifacts,
                 target,
@@ -115,15 +116,16 @@ def compile_repository(
     return specs
 
 
-def _spec_of(
+def compile_if_new(
     model: RepositoryModel,
     artifacts: ArtifactCache,
     target: Target,
     *,
     page_bytes: int,
     tries_again: bool,
-    on_progress: Callable[[CompileProgress], None],
+    on_progress: Callable[[CompileProgress], None] = lambda _: None,
 ) -> ModelSpec:
+    """The model's spec, from the cache or compiled; never raises for what is wrong with it."""
     if model.problem is not None:
         return _unavailable(model, target, model.problem)
     identity = (model.name, model.version, model.content_hash)
@@ -136,24 +138,60 @@ def _spec_of(
             refusal = None if tries_again else artifacts.refusal(*identity)
             if refusal is not None:
                 return _unavailable(model, target, refusal)
-            try:
-                stored = artifacts.store(
-                    *identity,
-                    lambda directory: compile_in_own_process(
-                        model,
-                        directory,
-                        page_bytes=page_bytes,
-                        device=target.device,
-                        timing_cache=timing_cache,
-                        on_progress=on_progress,
-                    ),
+
+            def write(directory: Path) -> Artifact:
+                artifact = compile_in_own_process(
+                    model,
+                    directory,
+                    page_bytes=page_bytes,
+                    device=target.device,
+                    timing_cache=timing_cache,
+                    on_progress=on_progress,
                 )
+                _check_unchanged(model)
+                return artifact
+
+            try:
+                stored = artifacts.store(*identity, write)
             except CompileError as error:
                 artifacts.refuse(*identity, str(error))
                 return _unavailable(model, target, str(error))
     except OSError as error:  # of the cache's disk, which the next one may find mended
         return _unavailable(model, target, str(error))
     return stored.artifact.spec
+
+
+def _check_unchanged(model: RepositoryModel) -> None:
+    """Whoever copied into it meanwhile gets an artifact of all of it, and not of a part: by then
+    it has another hash. Raises CompileError.
+    """
+    assert model.model_path is not None
+    directory = model.model_path.parent.parent
+    if read_model(directory, version=model.version).content_hash != model.content_hash:
+        raise CompileError("its files were changed while it was compiled")
+
+
+def provide(
+    spec: ModelSpec, *, models_dir: Path, cache_dir: Path, page_bytes: int, device: str
+) -> None:
+    """Have the artifact of a wanted content in the cache, compiled if the repository has it.
+
+    Raises NotHereError where it has not, and CompileError.
+    """
+    target = target_of(device)
+    name, wanted = spec.public_name, spec.content_hash
+    artifacts = ArtifactCache(cache_dir, engine_key=target.engine_key)
+    if artifacts.find(name, spec.version, wanted) is not None:
+        return
+    model = read_model(models_dir / name, version=spec.version, takes_plans=target.is_gpu)
+    if model.content_hash != wanted:
+        found = f"{model.content_hash[:12]} is" if model.content_hash else "nothing is"
+        raise NotHereError(
+            f"{models_dir / name}, version {spec.version}: {found} here, {wanted[:12]} is wanted"
+        )
+    made = compile_if_new(model, artifacts, target, page_bytes=page_bytes, tries_again=False)
+    if made.unavailable_reason is not None:
+        raise CompileError(made.unavailable_reason)
 
 
 def _unavailable(model: RepositoryModel, target: Target, reason: str) -> ModelSpec:

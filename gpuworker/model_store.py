@@ -75,7 +75,10 @@ def scan_repository(models_dir: Path, *, takes_plans: bool = False) -> list[Repo
 
     `takes_plans`: a TensorRT plan goes before an ONNX file; elsewhere it is none.
     """
-    return [_read_model(directory, takes_plans) for directory in model_directories(models_dir)]
+    return [
+        read_model(directory, takes_plans=takes_plans)
+        for directory in model_directories(models_dir)
+    ]
 
 
 def model_directories(models_dir: Path) -> list[Path]:
@@ -92,10 +95,16 @@ def model_directories(models_dir: Path) -> list[Path]:
     return directories
 
 
-def _read_model(directory: Path, takes_plans: bool) -> RepositoryModel:
+def read_model(
+    directory: Path, *, version: str | None = None, takes_plans: bool = False
+) -> RepositoryModel:
+    """One model, its highest version if none is asked for; what is wrong with it is its problem."""
     name = directory.name
     try:
-        version = _highest_version(directory)
+        if version is None:
+            version = _highest_version(directory)
+        elif not (directory / version).is_dir():
+            return RepositoryModel(name=name, version=version, problem=f"no directory {version}")
         content_hash = "" if version is None else _content_hash(directory, version)
     except OSError as error:
         return RepositoryModel(name=name, problem=f"cannot be read: {error}")

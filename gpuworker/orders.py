@@ -34,7 +34,8 @@ class OrderRefusal(Exception):
 
 
 def verify(
-    order: wire.Order,
+    action: Action,
+    tensors: Sequence[wire.RequestTensors],
     frames: Sequence[wire.Buffer],
     *,
     models: Mapping[str, ModelSpec],
@@ -42,7 +43,6 @@ def verify(
     page_bytes: int,
 ) -> list[list[memoryview]]:
     """The tensors of each request of the order. Raises OrderRefusal."""
-    action = order.action
     model = action.model
     spec = models.get(model)
     if spec is None:
@@ -52,7 +52,7 @@ def verify(
     if model in refused_models:
         raise OrderRefusal(Code.UNKNOWN_MODEL, f"{model}: refused: {refused_models[model]}")
     try:
-        views = wire.unpack_tensors(order.tensors, frames)
+        views = wire.unpack_tensors(tensors, frames)
     except wire.WireError as error:
         raise OrderRefusal(Code.MALFORMED, f"{model}: {error}") from error
     contradiction = _contradiction(action, len(views), spec.num_pages(page_bytes))
@@ -88,6 +88,9 @@ def without_outputs(result: Result, frames: Sequence[wire.Buffer], limit: int) -
 def _contradiction(action: Action, num_tensor_lists: int, num_pages: int) -> str | None:
     """What in the action disagrees with itself or with this device."""
     if isinstance(action, Infer):
+        if not action.request_ids and not action.rows and not num_tensor_lists:
+            is_trial = action.batch_size > 0 and action.sample >= 0
+            return None if is_trial else f"a trial of a batch of {action.batch_size}"
         if not len(action.request_ids) == len(action.rows) == num_tensor_lists > 0:
             return (
                 f"{len(action.request_ids)} requests, {len(action.rows)} row counts, tensors of "

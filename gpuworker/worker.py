@@ -28,6 +28,7 @@ from gpuworker.accepted import (
     Finished,
     InputPhase,
 )
+from gpuworker.additions import Additions, Provide
 from gpuworker.backend import Backend
 from gpuworker.curve_keys import CurveKeys
 from gpuworker.gateway_link import GatewayLink
@@ -35,7 +36,7 @@ from gpuworker.lane import Flush, LaneThread, Stop, Work
 from gpuworker.page_cache import PageCache
 from scheduler import wire
 from scheduler.actions import Action, Code, EvictWeights, Infer, LoadWeights, ReleaseModel, Result
-from scheduler.spec import SECOND_NS
+from scheduler.spec import SECOND_NS, ModelSpec
 
 _log = logging.getLogger("gpuworker")
 
@@ -84,6 +85,7 @@ class Worker:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         keys: CurveKeys | None = None,
+        provide: Provide = lambda _: None,
     ) -> None:
         self._name = name
         self._connect = connect
@@ -112,6 +114,7 @@ class Worker:
             backend, self._pages, self._on_lane_finished, clock, deliver, self._telemetry
         )
         self._link = GatewayLink(connect, context, keys)
+        self._additions = Additions(backend, provide=provide, ring=self._link.ring)
 
         self._session = 0
         self._is_joined = False
@@ -145,6 +148,8 @@ class Worker:
                 frames = self._link.wait(TICK_MS if self._is_joined else JOINING_TICK_MS)
                 while not self._finished.empty():
                     self._on_finished(self._finished.get())
+                for offer in self._additions.take():
+                    self._tell(offer)
                 if frames is not None:
                     self._on_frames(frames)
         finally:
@@ -175,6 +180,12 @@ class Worker:
                 self._on_order(message, frames[1:], now)
             case wire.Welcome():
                 self._on_welcome(message)
+            case wire.AddModel():
+                if self._is_joined:
+                    self._on_add_model(message.spec)
+            case wire.DropModel():
+                if self._is_joined:
+                    self._remove(self._additions.drop(message.name))
             case wire.Rejoin():
                 self._end_session("the gateway does not know this worker any more")
             case wire.Goodbye():
@@ -186,7 +197,7 @@ class Worker:
                 _log.error("the gateway could not read a message: %s", message.reason)
 
     def _on_order(self, order: wire.Order, frames: list[wire.Buffer], received_ns: int) -> None:
-        action = order.action
+        action = self._additions.own(order.action)
         if not self._is_joined:
             _log.info("dropped action %d: ordered in a session that is over", action.action_id)
             return
@@ -194,7 +205,8 @@ class Worker:
             if self._is_stopping:
                 raise orders.OrderRefusal(Code.SHUTTING_DOWN, "the worker is stopping")
             views = orders.verify(
-                order,
+                action,
+                order.tensors,
                 frames,
                 models=self._backend.models,
                 refused_models=self._refused_models,
@@ -254,6 +266,7 @@ class Worker:
         self._refused_models = welcome.refused_models
         self._max_frame_bytes = welcome.max_frame_bytes
         self._refusals_logged.clear()
+        self._additions.welcome(welcome.names)
         _log.info("joined as %s", welcome.worker_id)
         for model, reason in sorted(welcome.refused_models.items()):
             _log.warning("the gateway refuses model %s: %s", model, reason)
@@ -262,8 +275,31 @@ class Worker:
                 # The gateway's mirror does not count its pages, so nobody else would free them.
                 eviction = EvictWeights(0, model, 0, _ANY_TIME_NS)
                 self._accept(eviction, (), [], _OWN_SESSION, self._heard_ns)
+        for model in welcome.refused_models:
+            if self._additions.is_added(model):  # gone from the gateway while we were away
+                self._remove(model)
+
+    def _on_add_model(self, spec: ModelSpec) -> None:
+        offer = self._additions.add(spec)
+        if offer is None:
+            return
+        own = self._additions.own_name(spec.name)
+        # Under its own name it may be another's content to the gateway; under the given, it is not.
+        self._refused_models = {m: why for m, why in self._refused_models.items() if m != own}
+        self._tell(offer)
+
+    def _remove(self, model: str) -> None:
+        if self._pages.state_of(model) is None:
+            self._backend.remove(model)
+        else:
+            _log.error("%s is not removed: it has pages", model)
 
     # What leaves
+
+    def _tell(self, offer: wire.Offer | wire.CannotOffer) -> None:
+        """Without a session nobody waits for it: Hello names all that is ready."""
+        if self._is_joined and not self._link.send(offer):
+            self._end_session("the connection to the gateway broke")
 
     def _on_finished(self, finished: Finished) -> None:
         self._num_accepted -= 1
@@ -389,6 +425,7 @@ class Worker:
         for lane in self._lanes:
             lane.put(Stop())
             have_ended.append(lane.join(JOIN_TIMEOUT_S))
+        have_ended.append(self._additions.close(JOIN_TIMEOUT_S))
         if all(have_ended):
             self._link.close()
         return all(have_ended)

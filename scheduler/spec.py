@@ -84,6 +84,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     sharing: SharingSpec | None = None
 
     @property
+    def public_name(self) -> str:
+        """What clients call it. A version that came while the gateway served has a name of its own
+        (adr/0012), the directory's and then what no directory's name has: a slash.
+        """
+        return self.name.partition("/")[0]
+
+    @property
     def max_batch_rows(self) -> int:
         return self.batch_sizes[-1]
 

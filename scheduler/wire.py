@@ -13,7 +13,7 @@ import msgspec
 from scheduler.actions import Action, Result
 from scheduler.spec import DeviceSpec, ModelSpec
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 # ZeroMQ's zero-copy bookkeeping costs as much as copying about this many bytes.
 SMALL_TENSOR_BYTES = 64 * 1024
 # What may hold a GPU's clocks down: NVML's "clocks event reasons", in the order of their bits.
@@ -59,12 +59,14 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", array_like=True):
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):
     """The gateway accepts the worker, less these models: name → why.
 
-    It would cut the connection at a frame of over `max_frame_bytes`; 0: at none.
+    It would cut the connection at a frame of over `max_frame_bytes`; 0: at none. `names` has those
+    models that the gateway calls otherwise: its name → the worker's own.
     """
 
     worker_id: str
     refused_models: dict[str, str]
     max_frame_bytes: int = 0
+    names: dict[str, str] = {}
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True):
@@ -75,6 +77,34 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True):
 
 class Rejoin(msgspec.Struct, frozen=True, tag="rejoin", array_like=True):
     """The gateway does not know the sender (it restarted, or declared it lost): say Hello again."""
+
+
+class AddModel(msgspec.Struct, frozen=True, tag="add", array_like=True):
+    """Make this model ready beside what serves, as soon as there is this content. `spec` is the
+    gateway's own. Answered by Offer, and by CannotOffer for as long as it is not possible.
+    """
+
+    spec: ModelSpec
+
+
+class DropModel(msgspec.Struct, frozen=True, tag="drop", array_like=True):
+    """Forget the model, which was released, or is not wanted any more."""
+
+    name: str
+
+
+class Offer(msgspec.Struct, frozen=True, tag="offer", array_like=True):
+    """The worker can serve this now, under the gateway's name and with its own profile."""
+
+    spec: ModelSpec
+
+
+class CannotOffer(msgspec.Struct, frozen=True, tag="cannot", array_like=True):
+    """Why the model is not ready here, by the gateway's name. `is_final`: nor will it ever be."""
+
+    name: str
+    reason: str
+    is_final: bool
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping", array_like=True, gc=False):
@@ -133,8 +163,8 @@ class Goodbye(msgspec.Struct, frozen=True, tag="goodbye", array_like=True):
     reason: str
 
 
-ToWorker = Welcome | Refused | Rejoin | Ping | Order | Unreadable | Goodbye
-ToGateway = Hello | Pong | Report | Unreadable | Goodbye
+ToWorker = Welcome | Refused | Rejoin | AddModel | DropModel | Ping | Order | Unreadable | Goodbye
+ToGateway = Hello | Offer | CannotOffer | Pong | Report | Unreadable | Goodbye
 
 
 class WireError(ValueError):

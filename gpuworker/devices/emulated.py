@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import NamedTuple
 
-from gpuworker.backend import EngineError, InvalidInput
+from gpuworker.backend import EngineError, InvalidInput, Prepared
 from scheduler.actions import Infer
 from scheduler.spec import (
     MILLISECOND_NS,
@@ -30,6 +30,7 @@ from scheduler.wire import Buffer, RequestTensors, TensorMeta
 EMULATIONS: Mapping[str, str] = {"clockwork-v100": "clockwork_osdi20_table1_v100.csv"}
 BATCH_SIZES = (1, 2, 4, 8, 16)
 PLATFORM = "emulated"
+_ANY_ROW_BYTES = 2**63
 
 
 class UnknownEmulation(ValueError):
@@ -84,7 +85,7 @@ class EmulatedBackend:
         self._sleep = sleep
         # All and only models whose weights are mapped.
         self._mapped: dict[str, tuple[int, ...]] = {}
-        self.models: Mapping[str, ModelSpec] = {n: m.spec for n, m in self._models.items()}
+        self.models: dict[str, ModelSpec] = {n: m.spec for n, m in self._models.items()}
         self.device = DeviceSpec(
             kind=f"emulated {emulation}",
             page_bytes=page_bytes,
@@ -94,6 +95,26 @@ class EmulatedBackend:
 
     def bind_thread(self) -> None:
         """All threads are alike."""
+
+    def prepare(self, spec: ModelSpec) -> Prepared:
+        """As the gateway's profile has it: its first shape's durations, for rows of any length."""
+        (shape, *_) = spec.profile.shapes
+        emulated = EmulatedModel(
+            spec,
+            max_row_bytes=_ANY_ROW_BYTES,
+            output_row_bytes=max(1, spec.outputs[0].shape[-1]),
+            load_ns=spec.profile.load_ns,
+            exec_ns=shape.exec_ns,
+        )
+        return Prepared(spec, emulated)
+
+    def add(self, prepared: Prepared) -> None:
+        self._models[prepared.spec.name] = prepared.session
+        self.models[prepared.spec.name] = prepared.spec
+
+    def remove(self, model: str) -> None:
+        self._models.pop(model, None)
+        self.models.pop(model, None)
 
     def load(self, model: str, pages: Sequence[int]) -> int:
         begin_ns = self._clock()

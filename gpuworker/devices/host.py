@@ -176,6 +176,27 @@ class HostPages:
             raise
         return time.monotonic_ns() - begin_ns
 
+    def load_aside(self, addresses: AddressRange, blob: Bytes) -> None:
+        """As `load`, into memory that is none of the pages; `unmap` gives it back."""
+        _mmap(
+            addresses.address,
+            addresses.num_bytes,
+            mmap.PROT_READ | mmap.PROT_WRITE,
+            mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED,
+            -1,
+            0,
+        )
+        self.copy_in(addresses, blob)
+
+    def give_back(self, addresses: AddressRange) -> None:
+        """The addresses are free again. Nothing may point into them any more."""
+        for reservation in self._reservations:
+            start, num_bytes = reservation
+            if start <= addresses.address < start + num_bytes:
+                self._reservations.remove(reservation)
+                self._give_back(start, num_bytes)
+                return
+
     def unload(self, addresses: AddressRange) -> None:
         self.unmap(addresses)
 

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpuworker.artifact_cache import SampleInputs
 from gpuworker.backend import EngineError, InvalidInput
 from gpuworker.engines.datatypes import NUMPY_OF_OIP, Array
+from gpuworker.sample_inputs import make_inputs
 from scheduler.actions import Infer
 from scheduler.spec import ModelSpec, TensorSpec
 from scheduler.wire import Buffer, RequestTensors, TensorMeta
@@ -154,8 +156,9 @@ class InputJoiner:
 class BatchLayout:
     """All tensors of one model: what `stage` and `unstage` of a backend do."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, samples: Sequence[SampleInputs] = ()) -> None:
         self._spec = spec
+        self._samples = samples  # one for each shape class of the profile, for trials
         self._joiners = [(tensor.name, InputJoiner(tensor)) for tensor in spec.inputs]
 
     def join(
@@ -167,6 +170,8 @@ class BatchLayout:
         """The engine's inputs by name. Raises InvalidInput."""
         rows, name = order.rows, self._spec.name
         num_requests = len(rows)
+        if not order.request_ids and not rows:
+            return self._made_up(order)
         if not num_requests or min(rows) < 1:
             raise InvalidInput(f"{name}: a batch with {list(rows)} rows")
         if not len(tensors) == len(views) == len(order.request_ids) == num_requests:
@@ -195,6 +200,16 @@ class BatchLayout:
             for i, (input_name, joiner) in enumerate(self._joiners)
         }
 
+    def _made_up(self, order: Infer) -> dict[str, Array]:
+        """Inputs of a trial."""
+        spec = self._spec
+        if order.batch_size > spec.max_batch_rows or order.sample >= len(self._samples):
+            raise InvalidInput(
+                f"{spec.name}: a trial of {order.batch_size} rows of shape class {order.sample}; it"
+                f" takes {spec.max_batch_rows}, and has {len(self._samples)} classes"
+            )
+        return make_inputs(spec.inputs, self._samples[order.sample], rows=order.batch_size)
+
     def check_outputs(self, outputs: Sequence[Array], batch_size: int) -> None:
         """Raises EngineError where an output cannot be divided among the requests."""
         for tensor, output in zip(self._spec.outputs, outputs, strict=True):
@@ -209,6 +224,8 @@ class BatchLayout:
         self, rows: Sequence[int], outputs: Sequence[Array]
     ) -> tuple[tuple[RequestTensors, ...], list[Buffer]]:
         """Each request's outputs; those along axis 0 are views of the batch's, not copies."""
+        if not rows:
+            return (), []
         columns = [
             _split_output(tensor, rows, output)
             for tensor, output in zip(self._spec.outputs, outputs, strict=True)

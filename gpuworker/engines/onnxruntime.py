@@ -6,14 +6,14 @@ which pages a model gets and when it leaves is the worker's page table's busines
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import onnxruntime as ort
 
 from gpuworker.artifact_cache import ArtifactCache, StoredArtifact, cpu_key
-from gpuworker.backend import EngineError
+from gpuworker.backend import EngineError, NotCompiled, Prepared
 from gpuworker.devices.host import AddressRange, HostPages
 from gpuworker.engines.batch_tensors import BatchLayout
 from gpuworker.engines.datatypes import Array
@@ -79,13 +79,38 @@ class OnnxRuntimeBackend:
         self._layouts: dict[str, BatchLayout] = {}
         # All and only models that were released: the ranges that their sessions get again.
         self._released: dict[str, AddressRange] = {}
-        models: dict[str, ModelSpec] = {}
         self._artifacts = ArtifactCache(cache_dir, engine_key=engine_key())
+        self.models: dict[str, ModelSpec] = {}
         for spec in specs:
-            models[spec.name] = self._add(spec)
-        self.models: Mapping[str, ModelSpec] = models
+            self.models[spec.name] = self._made(spec)
 
-    def _add(self, spec: ModelSpec) -> ModelSpec:
+    def prepare(self, spec: ModelSpec) -> Prepared:
+        stored = self._artifacts.find(spec.public_name, spec.version, spec.content_hash)
+        if stored is None:
+            raise NotCompiled(_NO_ARTIFACT)
+        own = msgspec.structs.replace(stored.artifact.spec, name=spec.name)
+        if own.num_pages(self.device.page_bytes) > self.device.total_pages:
+            return Prepared(own, None)
+        return Prepared(own, (self._build(stored), BatchLayout(own, stored.artifact.samples)))
+
+    def add(self, prepared: Prepared) -> None:
+        spec = prepared.spec
+        if prepared.session is not None:
+            self._sessions[spec.name], self._layouts[spec.name] = prepared.session
+        self.models[spec.name] = spec
+
+    def remove(self, model: str) -> None:
+        session = self._sessions.pop(model, None)
+        addresses = self._released.pop(model, None)
+        if session is not None:
+            session.close()
+            addresses = session.addresses
+        if addresses is not None:
+            self._pages.give_back(addresses)
+        self._layouts.pop(model, None)
+        self.models.pop(model, None)
+
+    def _made(self, spec: ModelSpec) -> ModelSpec:
         """Build the model's session, if it can be served; returns the spec to report."""
         if spec.unavailable_reason is not None:
             return spec
@@ -100,7 +125,7 @@ class OnnxRuntimeBackend:
             _log.exception("model %s: no session", spec.name)
             return _unavailable(spec, f"its session cannot be built: {error}")
         self._sessions[spec.name] = session
-        self._layouts[spec.name] = BatchLayout(spec)
+        self._layouts[spec.name] = BatchLayout(spec, stored.artifact.samples)
         return spec
 
     def _build(
@@ -109,7 +134,7 @@ class OnnxRuntimeBackend:
         pages: Sequence[int] | None = None,
         addresses: AddressRange | None = None,
     ) -> PagedSession:
-        """Without `pages` the device's first ones lend their memory, while nobody else has any."""
+        """`pages` lend their memory; without, some is borrowed that is no page's."""
         artifact = stored.artifact
         session = PagedSession(
             self._pages,
@@ -120,7 +145,7 @@ class OnnxRuntimeBackend:
             addresses=addresses,
         )
         # The first execution of a session plans its memory; no request should wait for that.
-        session.load(range(session.num_pages) if pages is None else pages)
+        session.load_to_build(pages)
         session.run(make_inputs(artifact.spec.inputs, artifact.samples[0], rows=1))
         session.evict()
         return session
@@ -182,7 +207,7 @@ class OnnxRuntimeBackend:
     def _restore(self, model: str, pages: Sequence[int]) -> None:
         """As at the start, but for whose pages lend their memory."""
         spec = self.models[model]
-        stored = self._artifacts.find(spec.name, spec.version, spec.content_hash)
+        stored = self._artifacts.find(spec.public_name, spec.version, spec.content_hash)
         if stored is None:
             raise EngineError(f"{model}: {_NO_ARTIFACT}")
         self._sessions[model] = self._build(stored, pages, self._released[model])

@@ -42,8 +42,8 @@ class NotResident(Exception):
 class PagedSession:
     """Raises whatever ONNX Runtime raises for a graph it does not accept, and DeviceError.
 
-    The `lent` pages lend their memory while the session is built, the first ones of the device if
-    none are given, so that no other model may have them then; afterwards nothing is mapped.
+    The `lent` pages lend their memory while the session is built, so that no other model may have
+    them then; None borrows memory that is no page's. Afterwards nothing is mapped.
     `addresses` is the range that an earlier session over the same weights had.
     """
 
@@ -62,7 +62,7 @@ class PagedSession:
         self.addresses = pages.reserve(self._blob.nbytes) if addresses is None else addresses
         self.is_resident = False
         self._values: list[Any] = []
-        self.load(range(self.num_pages) if lent is None else lent)
+        self.load_to_build(lent)
         try:
             self._session = self._build(graph_path, weights)
         finally:
@@ -91,6 +91,14 @@ class PagedSession:
         duration_ns = self._pages.load(self.addresses, pages, self._blob)
         self.is_resident = True
         return duration_ns
+
+    def load_to_build(self, lent: Sequence[int] | None) -> None:
+        """As `load`, for what is done before anybody is served; None borrows memory for it."""
+        if lent is None:
+            self._pages.load_aside(self.addresses, self._blob)
+            self.is_resident = True
+        else:
+            self.load(lent)
 
     def evict(self) -> None:
         self.is_resident = False

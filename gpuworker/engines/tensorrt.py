@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pycuda.driver as cuda
 
+from gpuworker import backend as seam
 from gpuworker.artifact_cache import Artifact, ArtifactCache, StoredArtifact
 from gpuworker.backend import DeviceLost, EngineError, InvalidInput, Telemetry
 from gpuworker.config import MEBIBYTE, ConfigError
@@ -152,6 +153,15 @@ class TensorRtBackend:
         arena, where another's batch may be at that moment.
         """
         return 0
+
+    def prepare(self, spec: ModelSpec) -> seam.Prepared:
+        raise EngineError(f"{spec.name}: a GPU's worker takes models at its start only")
+
+    def add(self, prepared: seam.Prepared) -> None:
+        raise EngineError(f"{prepared.spec.name}: a GPU's worker takes models at its start only")
+
+    def remove(self, model: str) -> None:
+        """Nothing goes."""
 
     def stage(
         self,

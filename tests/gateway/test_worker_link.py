@@ -21,6 +21,7 @@ from scheduler.actions import Code, Infer, InferResult, LoadResult, LoadWeights,
 from scheduler.events import Event, WorkerJoined, WorkerLost
 from scheduler.spec import SECOND_NS
 from scheduler.wire import (
+    WIRE_VERSION,
     Buffer,
     DeviceSample,
     Goodbye,
@@ -48,6 +49,7 @@ LIMIT_S = 30  # a guard: nothing here takes a hundredth of it
 NEVER_NS = 10**6 * SECOND_NS
 WORKER = "w#01234567-1"
 LARGE = 200_000  # bytes: a tensor with a frame of its own
+VERSION = bytes([WIRE_VERSION])
 Message = TypeVar("Message", bound=ToWorker)
 Loop = Callable[[], asyncio.AbstractEventLoop]
 
@@ -322,9 +324,12 @@ def test_outputs_that_do_not_fit_their_header_are_a_malformed_result(
     ("frames", "reason"),
     [
         ([b""], "header frame is empty"),
-        ([b"\x02abc"], "wire version 2, this side speaks 1"),
-        ([b"\x01\xc1"], "header is not a message to a gateway"),
-        ([b"\x01\x92\xa7goodbye\xa2\xff\xfe"], "header is not a message to a gateway"),
+        (
+            [bytes([WIRE_VERSION + 1]) + b"abc"],
+            f"wire version {WIRE_VERSION + 1}, this side speaks",
+        ),
+        ([VERSION + b"\xc1"], "header is not a message to a gateway"),
+        ([VERSION + b"\x92\xa7goodbye\xa2\xff\xfe"], "header is not a message to a gateway"),
         ([encode(Ping(5)), b"x"], "header is not a message to a gateway"),
     ],
 )
@@ -349,7 +354,7 @@ def test_a_member_that_talks_gibberish_starts_over(play: Callable[[Story], None]
 
     async def story(gateway: Gateway) -> None:
         puppet = await gateway.joined()
-        puppet.socket.send(b"\x01\xc1")
+        puppet.socket.send(VERSION + b"\xc1")
         await puppet.hear(Unreadable)
         await puppet.hear(Rejoin)
         assert [type(event) for event in gateway.events] == [WorkerJoined, WorkerLost]

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,18 @@ import pytest
 
 from gpuworker import compile as compiling
 from gpuworker.__main__ import main
+from gpuworker.additions import NotHereError
 from gpuworker.artifact_cache import Artifact
-from gpuworker.compile import compile_in_own_process, compile_repository
+from gpuworker.compile import compile_in_own_process, compile_repository, provide
 from gpuworker.compile_model import CompileError, fewest_byte_seconds
+from gpuworker.device_choice import CPU
 from gpuworker.engines.onnx_graph import compact_weights, optimise, read_graph, weights_bytes
-from gpuworker.model_store import RepositoryModel
+from gpuworker.model_store import RepositoryModel, read_model
 from scheduler.spec import MILLISECOND_NS, ModelSpec, SharingSpec, TensorSpec
 from tests.gpuworker import onnx_models
 from tests.gpuworker.compiled import PAGE, spec_of
 from tests.gpuworker.onnx_models import write_model
+from tests.scheduler.story import model_spec
 
 
 def axes(tensors: tuple[TensorSpec, ...]) -> dict[str, int | None]:
@@ -321,3 +325,31 @@ def test_the_command_ends_with_2_and_one_line_without_models(
 
 def decoded(path: Path) -> list[ModelSpec]:
     return msgspec.json.decode(path.read_bytes(), type=list[ModelSpec])
+
+
+def test_a_wanted_content_is_compiled_where_the_repository_has_it(tmp_path: Path) -> None:
+    repository, cache = tmp_path / "models", tmp_path / "cache"
+    write_model(repository, "m", onnx_models.mlp())
+    content_hash = read_model(repository / "m").content_hash
+    spec = msgspec.structs.replace(model_spec("m/1"), version="1", content_hash=content_hash)
+
+    def give(spec: ModelSpec) -> None:
+        provide(spec, models_dir=repository, cache_dir=cache, page_bytes=PAGE, device=CPU)
+
+    with pytest.raises(NotHereError, match=r"m, version 2: nothing is here, .* is wanted"):
+        give(msgspec.structs.replace(spec, version="2"))
+    with pytest.raises(NotHereError, match="is here, another is wanted"):
+        give(msgspec.structs.replace(spec, content_hash="another"))
+    give(spec)
+    shutil.rmtree(repository)
+    give(spec)  # the artifact is enough
+
+
+def test_a_wanted_content_that_cannot_be_compiled_says_why(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    (repository / "m" / "1").mkdir(parents=True)
+    (repository / "m" / "1" / "model.onnx").write_bytes(b"no model")
+    content_hash = read_model(repository / "m").content_hash
+    spec = msgspec.structs.replace(model_spec("m"), content_hash=content_hash)
+    with pytest.raises(CompileError):
+        provide(spec, models_dir=repository, cache_dir=tmp_path / "c", page_bytes=PAGE, device=CPU)

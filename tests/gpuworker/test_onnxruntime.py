@@ -1,18 +1,20 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
 from gpuworker.artifact_cache import StoredArtifact
-from gpuworker.backend import EngineError, InvalidInput
+from gpuworker.backend import EngineError, InvalidInput, NotCompiled
 from gpuworker.compile import compile_repository
 from gpuworker.devices.host import HostPages
 from gpuworker.engines.datatypes import Array
 from gpuworker.engines.onnxruntime import OnnxRuntimeBackend
 from gpuworker.engines.paged_session import NotResident, PagedSession
+from scheduler.actions import Infer
 from tests.gpuworker import onnx_models
 from tests.gpuworker.compiled import PAGE, compiled, infer, order, packed
 from tests.gpuworker.onnx_models import write_model
@@ -350,3 +352,40 @@ def test_wrong_input_is_refused_before_the_engine_sees_it(backend: OnnxRuntimeBa
     tensors, views = packed([rows_of(1, 63)])
     with pytest.raises(InvalidInput, match=r"x: shape \[1, 63\] does not fit the model's"):
         backend.stage(order("mlp", [1]), [tensors], [views])
+
+
+def test_a_model_made_ready_beside_the_pages_serves_and_goes_again(tmp_path: Path) -> None:
+    """While every page belongs to somebody else."""
+    repository, cache = tmp_path / "models", tmp_path / "cache"
+    write_model(repository, "m", onnx_models.mlp())
+    specs = compile_repository(repository, cache, page_bytes=PAGE, quiet=True)
+    backend = OnnxRuntimeBackend(specs=[], cache_dir=cache, cache_bytes=PAGE, page_bytes=PAGE)
+    wanted = msgspec.structs.replace(specs[0], name="m/1/abc")
+    backend.add(backend.prepare(wanted))
+    assert backend.models == {"m/1/abc": wanted}
+    backend.load("m/1/abc", [0])
+    inputs = rows_of(2)
+    ((output,),) = infer(backend, "m/1/abc", [[inputs]])
+    np.testing.assert_allclose(
+        output, plain_outputs(onnx_models.mlp(), {"x": inputs})[0], rtol=RTOL, atol=ATOL
+    )
+    trial = backend.stage(Infer(1, "m/1/abc", 4, (), (), 0, 0, 0, 0), (), ())
+    assert backend.execute(trial) > 0
+    assert backend.unstage(trial) == ((), [])
+    with pytest.raises(InvalidInput, match="a trial of 17 rows of shape class 0"):
+        backend.stage(Infer(1, "m/1/abc", 17, (), (), 0, 0, 0, 0), (), ())
+    backend.evict("m/1/abc")
+    assert backend.release("m/1/abc") > 0
+    backend.remove("m/1/abc")
+    assert backend.models == {}
+    backend.add(backend.prepare(wanted))
+    backend.remove("m/1/abc")
+    with pytest.raises(NotCompiled):
+        backend.prepare(msgspec.structs.replace(wanted, content_hash="another"))
+    large = OnnxRuntimeBackend(specs=[], cache_dir=cache, cache_bytes=PAGE, page_bytes=PAGE)
+    write_model(repository, "large", onnx_models.mlp(hidden=8000))
+    specs = compile_repository(repository, cache, page_bytes=PAGE, quiet=True)
+    large.add(large.prepare(specs[0]))
+    assert specs[0].name in large.models
+    for each in (backend, large):
+        each.close()

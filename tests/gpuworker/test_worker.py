@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 import zmq
 
-from gpuworker.backend import DeviceLost, EngineError, InvalidInput
+from gpuworker.additions import Additions, NotHereError
+from gpuworker.backend import DeviceLost, EngineError, InvalidInput, Prepared
 from gpuworker.worker import EXIT_BROKEN, RETRY_INTERVAL_NS, STUCK_AFTER_NS, Worker
 from scheduler import wire
 from scheduler.actions import (
@@ -82,7 +84,7 @@ class PuppetBackend:
             kind="puppet", page_bytes=PAGE_BYTES, total_pages=4, shares_exec_core=False
         )
         specs = [spec("a", 1), spec("b", 2), spec("big", 4), spec("broken", 1, "not ONNX")]
-        self.models: Mapping[str, ModelSpec] = {s.name: s for s in specs}
+        self.models: dict[str, ModelSpec] = {s.name: s for s in specs}
         self.failures: dict[str, BaseException] = {}
         self.log: list[str] = []
         self.executing: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -113,6 +115,18 @@ class PuppetBackend:
         self.log.append(f"release {model}")
         return 4096
 
+    def prepare(self, spec: ModelSpec) -> Prepared:
+        self._fail("prepare")
+        return Prepared(spec, None)
+
+    def add(self, prepared: Prepared) -> None:
+        self.log.append(f"add {prepared.spec.name}")
+        self.models[prepared.spec.name] = prepared.spec
+
+    def remove(self, model: str) -> None:
+        self.log.append(f"remove {model}")
+        self.models.pop(model, None)
+
     def stage(
         self,
         order: Infer,
@@ -121,7 +135,7 @@ class PuppetBackend:
     ) -> tuple[str, list[bytes]]:
         self._fail("stage")
         content = [bytes(request[0]) for request in views]
-        self.staged.put(content[0])
+        self.staged.put(content[0] if content else b"a trial")
         return order.model, content
 
     def execute(self, staged: tuple[str, list[bytes]]) -> int:
@@ -188,9 +202,13 @@ class Rig:
         return self
 
     def welcome(
-        self, refused: Mapping[str, str] | None = None, *, max_frame_bytes: int = 0
+        self,
+        refused: Mapping[str, str] | None = None,
+        *,
+        max_frame_bytes: int = 0,
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        self.say(wire.Welcome("w#1", dict(refused or {}), max_frame_bytes))
+        self.say(wire.Welcome("w#1", dict(refused or {}), max_frame_bytes, dict(names or {})))
         self.say(wire.Ping(1))  # its Pong says that the welcome has been taken
         self.expect(wire.Pong)
 
@@ -470,7 +488,7 @@ def test_a_model_that_cannot_be_served_is_unknown(rig: Rig, model: str, message:
         (infer(1), [b"abcd"], [b"abc"], "small tensors take 3 bytes"),
         (infer(1), [b"abcd"], [], "0 tensor frames, the header describes 1"),
         (infer(1), [], None, "1 requests, 1 row counts, tensors of 0 requests"),
-        (infer(1, rows=()), [], None, "0 requests, 0 row counts, tensors of 0 requests"),
+        (infer(1, rows=()), [], None, "a trial of a batch of 0"),
         (infer(1, rows=(0,)), [b"abcd"], None, "rows (0,) do not fit a batch of 0"),
         (infer(1, rows=(3,), batch_size=2), [b"abcd"], None, "rows (3,) do not fit a batch of 2"),
         (load(1, "a", num_pages=2), [], None, "takes 1 pages here, the order says 2"),
@@ -801,3 +819,161 @@ def test_a_refused_worker_ends_with_its_own_exit_code(rig: Rig) -> None:
 def test_a_worker_bound_to_a_parent_that_is_gone_stops(rig: Rig) -> None:
     rig.start(parent_pid=-1)
     assert rig.exit_code() == 0
+
+
+# Models that come and go
+
+
+def newer(name: str = "a/2", content_hash: str = "hash of newer") -> ModelSpec:
+    return msgspec.structs.replace(spec(name, 1), version="2", content_hash=content_hash)
+
+
+OWN = "a/2/hash of newe"  # what the worker calls it: version, and some of the hash
+
+
+def test_a_model_that_comes_is_offered_and_serves_under_the_gateways_name(rig: Rig) -> None:
+    rig.join()
+    rig.say(wire.AddModel(newer("a/2#7")))
+    assert rig.expect(wire.Offer).spec == newer("a/2#7")
+    rig.load("a/2#7")
+    rig.order(infer(2, "a/2#7"), b"abcd")
+    assert rig.code() is Code.OK
+    assert rig.backend.log == [f"add {OWN}", f"load {OWN} 1"]
+
+
+def test_a_trial_executes_what_the_worker_makes_up_and_reports_no_outputs(rig: Rig) -> None:
+    rig.join().load("a")
+    rig.order(Infer(1, "a", 4, (), (), START_NS, FAR_NS, 1, 0))
+    report, frames = rig.hear()
+    assert isinstance(report, wire.Report)
+    assert report.result.code is Code.OK
+    assert (report.tensors, frames) == ((), [])
+    rig.order(Infer(2, "a", 0, (), (), START_NS, FAR_NS, 1, 0))
+    assert rig.code() is Code.MALFORMED
+
+
+def test_content_that_is_there_is_offered_at_once(rig: Rig) -> None:
+    rig.join(refused={"a": "another content than the gateway's"})
+    rig.say(wire.AddModel(newer("a/1", "hash of a")))
+    assert rig.expect(wire.Offer).spec.name == "a/1"
+    rig.order(load(1, "a/1"))
+    assert rig.code() is Code.OK
+    assert rig.backend.log == ["load a 1"]
+
+
+def test_one_that_cannot_be_made_ready_says_why_and_the_worker_lives(rig: Rig) -> None:
+    rig.join()
+    rig.backend.failures["prepare"] = ValueError("no such\n operator")
+    rig.say(wire.AddModel(newer()))
+    assert rig.expect(wire.CannotOffer) == wire.CannotOffer("a/2", "no such operator", True)
+    rig.load("a")
+
+
+def test_one_that_is_dropped_is_forgotten(rig: Rig) -> None:
+    rig.join()
+    rig.say(wire.AddModel(newer()))
+    rig.expect(wire.Offer)
+    rig.load("a/2")
+    rig.say(wire.DropModel("a/2"))
+    rig.order(evict(3, "a/2"))
+    assert rig.code() is Code.UNKNOWN_MODEL, "its name is forgotten; its pages would keep it"
+    rig.order(evict(4, OWN))
+    assert rig.code() is Code.OK
+    rig.say(wire.DropModel(OWN))
+    rig.order(load(5, OWN))
+    assert rig.code() is Code.UNKNOWN_MODEL
+    assert rig.backend.log[-1] == f"remove {OWN}"
+
+
+def test_a_new_session_names_all_that_is_ready_and_hears_what_it_is_called(rig: Rig) -> None:
+    rig.join()
+    rig.say(wire.AddModel(newer()))
+    rig.expect(wire.Offer)
+    rig.say(wire.Rejoin())
+    assert OWN in {model.name for model in rig.expect(wire.Hello).models}
+    rig.welcome(names={"a/2#2": OWN})
+    rig.order(load(1, "a/2#2"))
+    assert rig.code() is Code.OK
+
+
+def test_what_the_gateway_does_not_want_any_more_is_removed(rig: Rig) -> None:
+    rig.join()
+    rig.say(wire.AddModel(newer()))
+    rig.expect(wire.Offer)
+    rig.say(wire.Rejoin())
+    rig.expect(wire.Hello)
+    rig.welcome(refused={OWN: "the gateway does not serve it", "b": "nor this"})
+    assert rig.backend.log == [f"add {OWN}", f"remove {OWN}"]
+
+
+class Bell:
+    """Rung by the thread, heard by the test."""
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def __call__(self) -> None:
+        self._rings.put(None)
+
+    def heard(self) -> None:
+        self._rings.get(timeout=PATIENCE_S)
+
+
+def test_what_is_not_here_is_looked_for_again_until_it_is() -> None:
+    backend, bell, looks = PuppetBackend(), Bell(), 0
+
+    def provide(_: ModelSpec) -> None:
+        nonlocal looks
+        looks += 1
+        if looks < 4:
+            raise NotHereError("nothing is here" if looks < 3 else "half of it is here")
+
+    additions = Additions(backend, provide=provide, ring=bell, look_again_s=0.001)
+    assert additions.add(newer()) is None
+    told: list[object] = []
+    for _ in range(3):
+        bell.heard()
+        told += additions.take()
+    assert told == [
+        wire.CannotOffer("a/2", "nothing is here", False),
+        wire.CannotOffer("a/2", "half of it is here", False),
+        wire.Offer(newer()),
+    ]
+    assert additions.close(PATIENCE_S)
+
+
+def test_what_is_dropped_meanwhile_is_not_offered() -> None:
+    backend, bell, go_on = PuppetBackend(), Bell(), threading.Event()
+
+    def provide(_: ModelSpec) -> None:
+        assert go_on.wait(PATIENCE_S)
+
+    additions = Additions(backend, provide=provide, ring=bell)
+    additions.add(newer())
+    additions.add(newer("a/2#2"))  # it is under way: only its name is new
+    additions.drop("a/2#2")
+    go_on.set()
+    bell.heard()
+    assert additions.take() == []
+    assert backend.log == [f"add {OWN}", f"remove {OWN}"]
+    assert additions.close(PATIENCE_S)
+
+
+def test_what_is_not_here_and_not_wanted_is_not_looked_for() -> None:
+    bell = Bell()
+
+    def provide(_: ModelSpec) -> None:
+        raise NotHereError("nothing is here")
+
+    additions = Additions(PuppetBackend(), provide=provide, ring=bell)
+    additions.add(newer())
+    bell.heard()
+    additions.drop("a/2")
+    assert additions.take() == []
+    assert additions.close(PATIENCE_S)
+
+
+def test_without_a_model_that_comes_there_is_no_thread() -> None:
+    additions = Additions(PuppetBackend(), provide=lambda _: None, ring=Bell())
+    assert additions.close(0)
+    assert "additions" not in [thread.name for thread in threading.enumerate()]

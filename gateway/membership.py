@@ -8,11 +8,25 @@ never believe a worker that contradicts the catalogue: such a model is refused b
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from gateway.clock_offset import ClockOffset
 from gateway.gpu_figures import FleetFigures
-from scheduler.events import Event, WorkerJoined, WorkerLost
+from scheduler.events import Event, ModelOffered, WorkerJoined, WorkerLost
 from scheduler.spec import ModelSpec
-from scheduler.wire import Goodbye, Hello, Ping, Pong, Refused, ToWorker, Welcome
+from scheduler.wire import (
+    AddModel,
+    CannotOffer,
+    DropModel,
+    Goodbye,
+    Hello,
+    Offer,
+    Ping,
+    Pong,
+    Refused,
+    ToWorker,
+    Welcome,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +55,9 @@ class Session:
         self.worker_id = worker_id
         self.clock_offset = ClockOffset()
         self.has_joined = False
+        # All and only models that it was told to add and has not offered, and why not ("": it has
+        # not said so); whether that is its last word.
+        self.awaited: dict[str, tuple[str, bool]] = {}
         self.unanswered_pings = 0
         # Another process that said Hello under this name, and when: (identity, hello, now).
         self.newcomer: tuple[bytes, Hello, int] | None = None
@@ -154,6 +171,44 @@ class Membership:
                 session.unanswered_pings += 1
                 self._ping(session)
 
+    def add_model(self, spec: ModelSpec) -> None:
+        """Has all workers make a model ready, which the catalogue has from now on."""
+        for session in list(self.by_identity.values()):
+            self._ask_for(session, spec)
+
+    def drop_model(self, name: str) -> None:
+        """Has all workers forget a model, which the catalogue has no more."""
+        for session in list(self.by_identity.values()):
+            session.awaited.pop(name, None)
+            session.models = tuple(spec for spec in session.models if spec.name != name)
+            if not self._transmit(session.identity, DropModel(name)):
+                self.lose(session, "its connection is gone")
+
+    def offer(self, session: Session, offer: Offer) -> None:
+        """The worker has made ready what it was asked for; or what is not wanted any more."""
+        spec = offer.spec
+        if session.awaited.pop(spec.name, None) is None:
+            self._transmit(session.identity, DropModel(spec.name))
+            return
+        why = _refusal_of(spec, self._catalogue.get(spec.name))
+        if why is not None:
+            logger.warning("worker %s: model %s refused: %s", session.name, spec.name, why)
+            session.awaited[spec.name] = (why, True)
+            return
+        session.models = (*session.models, spec)
+        if session.has_joined:
+            self._on_event(ModelOffered(session.worker_id, spec))
+
+    def cannot_offer(self, session: Session, answer: CannotOffer) -> None:
+        if answer.name in session.awaited:
+            session.awaited[answer.name] = (answer.reason or "it does not say why", answer.is_final)
+            logger.info("worker %s: no %s: %s", session.name, answer.name, answer.reason)
+
+    def _ask_for(self, session: Session, spec: ModelSpec) -> None:
+        session.awaited[spec.name] = ("", False)
+        if not self._transmit(session.identity, AddModel(spec)):
+            self.lose(session, "its connection is gone")
+
     def probe(self) -> None:
         """Loses at once whoever's connection is gone, instead of at the next heartbeat."""
         for session in list(self.by_identity.values()):
@@ -172,21 +227,24 @@ class Membership:
         self._by_name.clear()
 
     def _admit(self, identity: bytes, hello: Hello) -> None:
-        accepted, refused = screen_models(hello.models, self._catalogue)
+        accepted, refused, own_names = screen_models(hello.models, self._catalogue)
         for model, why in refused.items():
             logger.warning("worker %s: model %s refused: %s", hello.name, model, why)
         self._num_joins += 1
         worker_id = f"{hello.name}#{hello.incarnation[:8]}-{self._num_joins}"
         session = Session(identity, hello, worker_id, accepted)
-        names = {spec.name for spec in accepted}
-        session.resident = tuple(name for name in hello.resident if name in names)
+        names = {own_names.get(spec.name, spec.name): spec.name for spec in accepted}
+        session.resident = tuple(names[name] for name in hello.resident if name in names)
         self.by_identity[identity] = session
         self.by_worker_id[worker_id] = session
         self._by_name[hello.name] = session
-        if self._transmit(identity, Welcome(worker_id, refused, self._max_frame_bytes)):
-            self._ping(session)
-        else:
+        welcome = Welcome(worker_id, refused, self._max_frame_bytes, own_names)
+        if not self._transmit(identity, welcome):
             self.lose(session, "its connection is gone")
+            return
+        for spec in _missing(hello.models, self._catalogue):
+            self._ask_for(session, spec)
+        self._ping(session)
 
     def _refuse_newcomer(self, session: Session) -> None:
         if session.newcomer is not None:
@@ -201,22 +259,53 @@ class Membership:
 
 def screen_models(
     models: Sequence[ModelSpec], catalogue: Mapping[str, ModelSpec]
-) -> tuple[tuple[ModelSpec, ...], dict[str, str]]:
-    """The models of a Hello that can be served, and the others: name → why not.
+) -> tuple[tuple[ModelSpec, ...], dict[str, str], dict[str, str]]:
+    """The models of a Hello that can be served; the others: name → why not; and of those that we
+    call otherwise: our name → the worker's.
 
-    A model that the worker itself calls unavailable is in neither: it knows.
+    A model is known by its content (adr/0012). One that the worker itself calls unavailable is in
+    neither: it knows.
     """
-    accepted: list[ModelSpec] = []
+    ours_by_content = {
+        (ours.public_name, ours.content_hash): ours
+        for ours in catalogue.values()
+        if ours.unavailable_reason is None
+    }
+    accepted: dict[str, ModelSpec] = {}
     refused: dict[str, str] = {}
+    own_names: dict[str, str] = {}
     for spec in models:
         if spec.unavailable_reason is not None:
             continue
-        why = _refusal_of(spec, catalogue.get(spec.name))
-        if why is None:
-            accepted.append(spec)
+        ours = ours_by_content.get((spec.public_name, spec.content_hash))
+        why = _refusal_of(spec, catalogue.get(spec.name) if ours is None else ours)
+        if why is None and ours is not None and ours.name in accepted:
+            why = f"it is offered as {own_names.get(ours.name, ours.name)} too"
+        if why is not None or ours is None:
+            refused[spec.name] = why or "the gateway does not serve this content"
+        elif ours.name == spec.name:
+            accepted[spec.name] = spec
         else:
-            refused[spec.name] = why
-    return tuple(accepted), refused
+            accepted[ours.name] = msgspec.structs.replace(spec, name=ours.name)
+            own_names[ours.name] = spec.name
+    return tuple(accepted.values()), refused, own_names
+
+
+def _missing(models: Sequence[ModelSpec], catalogue: Mapping[str, ModelSpec]) -> list[ModelSpec]:
+    """What a worker is asked for that does not offer it: of models that have several versions, all
+    that it did not find by itself. What it calls unavailable, it has tried.
+    """
+    with_versions = {spec.public_name for key, spec in catalogue.items() if "/" in key}
+    if not with_versions:
+        return []
+    found = {(spec.public_name, spec.content_hash) for spec in models}
+    return [
+        spec
+        for spec in catalogue.values()
+        if spec.public_name in with_versions
+        and spec.unavailable_reason is None
+        and (spec.public_name, spec.content_hash) not in found
+    ]
 
 
 def _refusal_of(spec: ModelSpec, ours: ModelSpec | None) -> str | None:

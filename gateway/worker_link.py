@@ -190,6 +190,26 @@ class WorkerLink:
         """How often a connection was turned away at the door, by reason."""
         return {} if self._door is None else self._door.refused
 
+    def add_model(self, spec: ModelSpec) -> None:
+        """Has all workers make a model ready: ModelOffered comes of each that can. It is in the
+        catalogue by then.
+        """
+        self._membership.add_model(spec)
+
+    def drop_model(self, name: str) -> None:
+        """Has all workers forget a model that the catalogue has no more."""
+        self._membership.drop_model(name)
+
+    def awaited_of(self, name: str) -> dict[str, tuple[str, bool]]:
+        """Workers that were asked for a model and have not offered it: why not ("" where they have
+        not said so), and whether that is their last word.
+        """
+        return {
+            session.name: session.awaited[name]
+            for session in self._membership.by_worker_id.values()
+            if name in session.awaited
+        }
+
     def probe(self) -> None:
         """Finds out now whose connection is gone: call it when a local worker's process ended."""
         self._membership.probe()
@@ -348,8 +368,12 @@ class WorkerLink:
                 if session is not None:
                     reason = f"it said goodbye: {message.reason}"
                     self._membership.lose(session, reason, level=logging.INFO)
+            case Offer() if session is not None:
+                self._membership.offer(session, message)
+            case CannotOffer() if session is not None:
+                self._membership.cannot_offer(session, message)
             case Offer() | CannotOffer():
-                pass
+                self._on_stranger(identity)
             case Unreadable():
                 # What it could not read is unknown, so nothing that was ordered can be relied on.
                 # Only a member is answered: two sides that do not understand each other must stop.

@@ -180,6 +180,7 @@ def _devices(args: argparse.Namespace) -> int:
 
 def _compile(args: argparse.Namespace) -> int:
     catalogue: Path = args.catalog_out
+    os.nice(args.nice)  # the process that compiles inherits it
     with _names_file("--catalog-out", catalogue):  # now, not after minutes of compiling
         catalogue.parent.mkdir(parents=True, exist_ok=True)
     if args.emulate is not None:
@@ -196,6 +197,7 @@ def _compile(args: argparse.Namespace) -> int:
             page_bytes=args.page_mb * MEBIBYTE,
             device=devices_of(args.device)[0],
             quiet=args.quiet,
+            only=args.model,
         )
     with _names_file("--catalog-out", catalogue):
         _write_atomically(catalogue, msgspec.json.encode(specs))
@@ -314,6 +316,18 @@ def _parser() -> argparse.ArgumentParser:
         "--catalog-out", type=Path, required=True, metavar="FILE", help="JSON list of model specs"
     )
     compile_.add_argument("--quiet", action="store_true", help="no progress bar")
+    compile_.add_argument(
+        "--model",
+        metavar="NAME",
+        help="this one alone, in silence: what is wrong with it is in the catalogue",
+    )
+    compile_.add_argument(
+        "--nice",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave the CPU to others; 19: to all that want it (default: %(default)s)",
+    )
 
     devices = commands.add_parser(
         "devices", help="find what --device stands for here; write a JSON list of names"

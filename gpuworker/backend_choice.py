@@ -4,7 +4,6 @@ Owns which engine goes with which device, and what a failure to start means: set
 for good, or a device that may be there again. An engine is imported only when it is the one.
 """
 
-import functools
 from pathlib import Path
 
 from gpuworker.additions import Provide
@@ -49,14 +48,10 @@ def provider_of(config: WorkerConfig) -> Provide:
     models_dir = config.models_dir
     if config.emulate is not None or models_dir is None:
         return lambda _: None
-    from gpuworker.compile import provide
+    from gpuworker.compile import Provider
 
-    return functools.partial(
-        provide,
-        models_dir=models_dir,
-        cache_dir=config.cache_dir,
-        page_bytes=config.page_bytes,
-        device=config.device,
+    return Provider(
+        models_dir, config.cache_dir, page_bytes=config.page_bytes, device=config.device
     )
 
 

@@ -24,7 +24,7 @@ from gpuworker.artifact_cache import Artifact, ArtifactCache
 from gpuworker.compile_child import CompileAnswer, CompileOrder, CompileProgress
 from gpuworker.compile_model import PLATFORM, CompileError
 from gpuworker.device_choice import CPU, ordinal_of
-from gpuworker.model_store import RepositoryModel, read_model, scan_repository
+from gpuworker.model_store import RepositoryModel, read_model, scan_repository, state_of_files
 from scheduler.spec import ModelProfile, ModelSpec
 
 # The largest demo model takes 10 s; a model that takes this long is not coming back. TensorRT times
@@ -68,8 +68,10 @@ def compile_repository(
     device: str = CPU,
     quiet: bool = False,
     tries_again: bool = True,
+    only: str | None = None,
 ) -> list[ModelSpec]:
-    """The specs of all models, by name; compiles those that are not in the cache.
+    """The specs of all models, by name, or of `only` one, in silence; compiles those that are not
+    in the cache.
 
     Raises RepositoryError where `models_dir` is no directory or holds no model, and ConfigError
     where there is no such device. A model that cannot be served has an `unavailable_reason`. One
@@ -77,7 +79,10 @@ def compile_repository(
     reason that was noted then, since its gateway has just tried, and so did the worker before it.
     """
     target = target_of(device)
-    models = scan_repository(models_dir, takes_plans=target.is_gpu)
+    if only is None:
+        models = scan_repository(models_dir, takes_plans=target.is_gpu)
+    else:
+        models = [read_model(models_dir / only, takes_plans=target.is_gpu)]
     artifacts = ArtifactCache(cache_dir, engine_key=target.engine_key)
     specs = []
     progress = Progress(
@@ -86,7 +91,7 @@ def compile_repository(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=Console(stderr=True),
-        disable=quiet,
+        disable=quiet or only is not None,
     )
     with progress:
         task = progress.add_task("compiling", total=len(models))
@@ -106,7 +111,7 @@ def compile_repository(
                 tries_again=tries_again,
                 on_progress=show,
             )
-            if spec.unavailable_reason is not None:
+            if spec.unavailable_reason is not None and only is None:
                 progress.console.print(
                     f"{model.name} is unavailable: {spec.unavailable_reason}", markup=False
                 )
@@ -171,27 +176,41 @@ def _check_unchanged(model: RepositoryModel) -> None:
         raise CompileError("its files were changed while it was compiled")
 
 
-def provide(
-    spec: ModelSpec, *, models_dir: Path, cache_dir: Path, page_bytes: int, device: str
-) -> None:
-    """Have the artifact of a wanted content in the cache, compiled if the repository has it.
+class Provider:
+    """Has the artifact of a wanted content in the cache, compiled if the repository has it."""
 
-    Raises NotHereError where it has not, and CompileError.
-    """
-    target = target_of(device)
-    name, wanted = spec.public_name, spec.content_hash
-    artifacts = ArtifactCache(cache_dir, engine_key=target.engine_key)
-    if artifacts.find(name, spec.version, wanted) is not None:
-        return
-    model = read_model(models_dir / name, version=spec.version, takes_plans=target.is_gpu)
-    if model.content_hash != wanted:
-        found = f"{model.content_hash[:12]} is" if model.content_hash else "nothing is"
-        raise NotHereError(
-            f"{models_dir / name}, version {spec.version}: {found} here, {wanted[:12]} is wanted"
-        )
-    made = compile_if_new(model, artifacts, target, page_bytes=page_bytes, tries_again=False)
-    if made.unavailable_reason is not None:
-        raise CompileError(made.unavailable_reason)
+    def __init__(self, models_dir: Path, cache_dir: Path, *, page_bytes: int, device: str) -> None:
+        self._models_dir = models_dir
+        self._cache_dir = cache_dir
+        self._page_bytes = page_bytes
+        self._device = device
+        # What was found of a model that is looked for again and again: the state of its files, and
+        # their hash, which takes reading them all.
+        self._found: dict[str, tuple[object, RepositoryModel]] = {}
+
+    def __call__(self, spec: ModelSpec) -> None:
+        """Raises NotHereError where the repository has another content, or none; CompileError."""
+        target = target_of(self._device)
+        artifacts = ArtifactCache(self._cache_dir, engine_key=target.engine_key)
+        name, version, wanted = spec.public_name, spec.version, spec.content_hash
+        if artifacts.find(name, version, wanted) is not None:
+            return
+        directory = self._models_dir / name
+        state = state_of_files(directory, version)
+        seen, model = self._found.get(name, (None, None))
+        if model is None or seen != state:
+            model = read_model(directory, version=version, takes_plans=target.is_gpu)
+            self._found[name] = state, model
+        if model.content_hash != wanted or model.version != version:
+            found = f"{model.content_hash[:12]} is" if model.content_hash else "nothing is"
+            raise NotHereError(
+                f"{directory}, version {version}: {found} here, {wanted[:12]} is wanted"
+            )
+        del self._found[name]
+        page_bytes = self._page_bytes
+        made = compile_if_new(model, artifacts, target, page_bytes=page_bytes, tries_again=False)
+        if made.unavailable_reason is not None:
+            raise CompileError(made.unavailable_reason)
 
 
 def _unavailable(model: RepositoryModel, target: Target, reason: str) -> ModelSpec:

@@ -5,6 +5,7 @@ optional `<model>/config.yaml`. It never writes, and one broken model never hide
 is wrong with a model is its `problem`.
 """
 
+import contextlib
 import hashlib
 import math
 from pathlib import Path
@@ -132,6 +133,19 @@ def read_model(
         config=config,
         problem=problem,
     )
+
+
+def state_of_files(directory: Path, version: str) -> frozenset[tuple[str, int, int]]:
+    """Of all that `content_hash` reads: paths, sizes, times. Another state may be another content,
+    the same one is the same.
+    """
+    state = set()
+    for path in (*(directory / version).rglob("*"), directory / CONFIG_FILE):
+        with contextlib.suppress(OSError):  # gone since, or there is no config.yaml
+            if path.is_file():
+                status = path.stat()
+                state.add((str(path), status.st_size, status.st_mtime_ns))
+    return frozenset(state)
 
 
 def _highest_version(directory: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+import msgspec
 import pytest
 
 from gateway.membership import (
@@ -10,9 +11,21 @@ from gateway.membership import (
     Membership,
     screen_models,
 )
-from scheduler.events import Event, WorkerJoined, WorkerLost
+from scheduler.events import Event, ModelOffered, WorkerJoined, WorkerLost
 from scheduler.spec import DeviceSpec, ModelProfile, ModelSpec, ShapeProfile
-from scheduler.wire import Goodbye, Hello, Ping, Pong, Refused, ToWorker, Welcome
+from scheduler.wire import (
+    AddModel,
+    CannotOffer,
+    DropModel,
+    Goodbye,
+    Hello,
+    Offer,
+    Ping,
+    Pong,
+    Refused,
+    ToWorker,
+    Welcome,
+)
 from tests.gateway.doubles import ManualClock, device_spec, model_spec, ms
 
 RESNET = model_spec()
@@ -322,12 +335,12 @@ def with_profile(*exec_ns: dict[int, int], load_ns: int = 1) -> ModelSpec:
     ],
 )
 def test_a_model_the_core_could_not_plan_with_is_refused(spec: ModelSpec, why: str) -> None:
-    assert screen_models([spec], {"resnet": RESNET}) == ((), {"resnet": why})
+    assert screen_models([spec], {"resnet": RESNET}) == ((), {"resnet": why}, {})
 
 
 def test_a_worker_may_have_measured_other_times() -> None:
     slower = model_spec(exec_ms=30)
-    assert screen_models([slower], {"resnet": RESNET}) == ((slower,), {})
+    assert screen_models([slower], {"resnet": RESNET}) == ((slower,), {}, {})
 
 
 def test_a_model_broken_at_the_gateway_is_refused_and_one_broken_at_the_worker_left_out() -> None:
@@ -335,5 +348,90 @@ def test_a_model_broken_at_the_gateway_is_refused_and_one_broken_at_the_worker_l
     assert screen_models([RESNET], {"resnet": broken}) == (
         (),
         {"resnet": "unavailable at the gateway: not ONNX"},
+        {},
     )
-    assert screen_models([broken], {"resnet": RESNET}) == ((), {})
+    assert screen_models([broken], {"resnet": RESNET}) == ((), {}, {})
+
+
+# Models that come and go
+
+NEWER = msgspec.structs.replace(RESNET, name="resnet/2", version="2", content_hash="newer")
+
+
+def test_a_model_is_known_by_its_content_whatever_the_worker_calls_it(door: Door) -> None:
+    """A worker that starts again finds the newest version under the plain name."""
+    door.catalogue["resnet/2"] = NEWER
+    own = msgspec.structs.replace(NEWER, name="resnet")
+    worker_id = door.join(b"1", models=(own,), resident=("resnet",))  # type: ignore[arg-type]
+    assert door.messages(b"1", Welcome) == [
+        Welcome(worker_id, {}, names={"resnet/2": "resnet"}),
+    ]
+    assert door.messages(b"1", AddModel) == [AddModel(RESNET)], "kept, and not there any more"
+    joined = door.events[-1]
+    assert isinstance(joined, WorkerJoined)
+    assert (joined.models, joined.resident) == ((NEWER,), ("resnet/2",))
+
+
+def test_content_that_is_offered_twice_is_taken_once(door: Door) -> None:
+    own = msgspec.structs.replace(RESNET, name="resnet/1/abc")
+    accepted, refused, names = screen_models([RESNET, own], door.catalogue)
+    assert (accepted, names) == ((RESNET,), {})
+    assert refused == {"resnet/1/abc": "it is offered as resnet too"}
+
+
+def test_workers_are_told_of_a_model_that_comes_and_of_one_that_goes(door: Door) -> None:
+    door.join(b"1")
+    door.catalogue["resnet/2"] = NEWER
+    door.membership.add_model(NEWER)
+    assert door.messages(b"1", AddModel) == [AddModel(NEWER)]
+    session = door.membership.by_identity[b"1"]
+    assert session.awaited == {"resnet/2": ("", False)}
+    door.membership.cannot_offer(session, CannotOffer("resnet/2", "", False))
+    assert session.awaited == {"resnet/2": ("it does not say why", False)}
+    door.membership.offer(session, Offer(NEWER))
+    assert door.events[-1] == ModelOffered(session.worker_id, NEWER)
+    assert session.awaited == {}
+    door.membership.cannot_offer(session, CannotOffer("resnet/2", "late", True))
+    assert session.awaited == {}
+    door.membership.drop_model("resnet/2")
+    assert door.messages(b"1", DropModel) == [DropModel("resnet/2")]
+    assert session.models == (RESNET,)
+
+
+def test_an_offer_before_the_worker_has_joined_comes_with_its_joining(door: Door) -> None:
+    door.hello(b"1")
+    door.catalogue["resnet/2"] = NEWER
+    door.membership.add_model(NEWER)
+    door.membership.offer(door.membership.by_identity[b"1"], Offer(NEWER))
+    for _ in range(CALIBRATION_PINGS):
+        door.answer_ping(b"1")
+    (joined,) = door.events
+    assert isinstance(joined, WorkerJoined)
+    assert joined.models == (RESNET, NEWER)
+
+
+def test_an_offer_that_nobody_wants_any_more_is_dropped_and_a_wrong_one_refused(door: Door) -> None:
+    door.join(b"1")
+    session = door.membership.by_identity[b"1"]
+    door.membership.offer(session, Offer(NEWER))
+    assert door.messages(b"1", DropModel) == [DropModel("resnet/2")]
+    door.catalogue["resnet/2"] = NEWER
+    door.membership.add_model(NEWER)
+    wrong = msgspec.structs.replace(NEWER, content_hash="another")
+    door.membership.offer(session, Offer(wrong))
+    why, is_final = session.awaited["resnet/2"]
+    assert "the two model directories differ" in why
+    assert is_final
+    assert len(door.events) == 1
+
+
+def test_a_worker_that_cannot_be_told_is_lost(door: Door) -> None:
+    door.join(b"1")
+    door.gone.add(b"1")
+    door.membership.add_model(NEWER)
+    assert isinstance(door.events[-1], WorkerLost)
+    door.gone.clear()
+    door.join(b"2", incarnation="fedcba987654")
+    door.gone.add(b"2")
+    door.membership.drop_model("resnet")
+    assert isinstance(door.events[-1], WorkerLost)

@@ -195,7 +195,7 @@ def test_a_negative_size_is_refused() -> None:
 @pytest.mark.parametrize(
     ("rows", "batch_size", "message"),
     [
-        ([], 1, r"a batch with \[\] rows"),
+        ([], 1, "a trial of 1 rows of shape class 0; it takes 8, and has 0 classes"),
         ([1, 0], 2, r"a batch with \[1, 0\] rows"),
         ([2, 1], 2, "3 rows in a batch of 2, the model takes up to 8"),
         ([1], 9, "1 rows in a batch of 9, the model takes up to 8"),

@@ -11,7 +11,7 @@ from gpuworker import compile as compiling
 from gpuworker.__main__ import main
 from gpuworker.additions import NotHereError
 from gpuworker.artifact_cache import Artifact
-from gpuworker.compile import compile_in_own_process, compile_repository, provide
+from gpuworker.compile import Provider, compile_in_own_process, compile_repository
 from gpuworker.compile_model import CompileError, fewest_byte_seconds
 from gpuworker.device_choice import CPU
 from gpuworker.engines.onnx_graph import compact_weights, optimise, read_graph, weights_bytes
@@ -333,13 +333,14 @@ def test_a_wanted_content_is_compiled_where_the_repository_has_it(tmp_path: Path
     content_hash = read_model(repository / "m").content_hash
     spec = msgspec.structs.replace(model_spec("m/1"), version="1", content_hash=content_hash)
 
-    def give(spec: ModelSpec) -> None:
-        provide(spec, models_dir=repository, cache_dir=cache, page_bytes=PAGE, device=CPU)
+    give = Provider(repository, cache, page_bytes=PAGE, device=CPU)
 
     with pytest.raises(NotHereError, match=r"m, version 2: nothing is here, .* is wanted"):
         give(msgspec.structs.replace(spec, version="2"))
     with pytest.raises(NotHereError, match="is here, another is wanted"):
         give(msgspec.structs.replace(spec, content_hash="another"))
+    with pytest.raises(NotHereError, match="is here, another is wanted"):
+        give(msgspec.structs.replace(spec, content_hash="another"))  # remembered, not read again
     give(spec)
     shutil.rmtree(repository)
     give(spec)  # the artifact is enough
@@ -352,4 +353,4 @@ def test_a_wanted_content_that_cannot_be_compiled_says_why(tmp_path: Path) -> No
     content_hash = read_model(repository / "m").content_hash
     spec = msgspec.structs.replace(model_spec("m"), content_hash=content_hash)
     with pytest.raises(CompileError):
-        provide(spec, models_dir=repository, cache_dir=tmp_path / "c", page_bytes=PAGE, device=CPU)
+        Provider(repository, tmp_path / "c", page_bytes=PAGE, device=CPU)(spec)

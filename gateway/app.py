@@ -22,11 +22,13 @@ from gateway.infer_target import target_of
 from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.reloading import Reloading
 from gateway.repository import Repository
 from gateway.request_body import Message, Receive
 from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.routes import build_routes
 from gateway.trace_context import TRACERESPONSE, trace_of
+from gateway.versions import Versions
 from gateway.views import CallLater, Clock, OnNamed, RequestSink, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
@@ -93,6 +95,7 @@ def create_app(
     on_named: OnNamed | None = None,
     keyring: Keyring | None = None,
     device_time: DeviceTime | None = None,
+    reloading: Reloading | None = None,
 ) -> App:
     """Composes the HTTP side.
 
@@ -100,6 +103,7 @@ def create_app(
     spec as a whole, and is where models are unloaded and loaded. `metrics` must also be among the
     dispatcher's observers. `call_later` is the event loop's unless a test drives its own.
     `on_named` hears which of the dispatcher's ids a request's textual id belongs to. With a
+    `reloading` has the same catalogue, where there is a model repository. With a
     `keyring` requests need a key of it; its `device_time` is then among the dispatcher's observers.
     """
     lifecycle = lifecycle or Lifecycle()
@@ -107,6 +111,7 @@ def create_app(
         shed_status=config.shed_status,
         default_retry_after_ns=int(config.retry_after_ms * MILLISECOND_NS),
     )
+    versions = Versions(catalog, {}) if reloading is None else reloading.versions
     metrics.watch(scheduler)
     request_ids = RequestIds()
     sharings = Sharings(dispatcher.cancel)
@@ -125,13 +130,21 @@ def create_app(
         keyring=keyring,
         device_time=device_time,
         sharings=sharings,
+        kept=versions.kept,
     )
     metrics.watch_http(infer)
     routes = build_routes(
         config,
         scheduler,
-        catalog,
-        Repository(catalog, dispatcher.feed, scheduler, metrics, on_unload=sharings.forget),
+        versions,
+        Repository(
+            catalog,
+            dispatcher.feed,
+            scheduler,
+            metrics,
+            reloading=reloading,
+            on_unload=sharings.forget,
+        ),
         lifecycle=lifecycle,
         metrics=metrics,
         errors=errors,

@@ -25,8 +25,11 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
+from gateway.reloading import Reloading
+from gateway.repository_watch import states_of
 from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile, run_devices
 from gateway.tenants_file import Tenants, weights_of
+from gateway.versions import Versions
 from gateway.worker_link import BindError, WorkerLink
 from scheduler import __version__
 from scheduler.event_log import Header
@@ -56,6 +59,7 @@ REPLY_MARGIN_NS = 1_500_000
 # the request (FP16 in, FP32 out, or an upscaled picture); small ones travel together, and so do all
 # models in its Hello.
 OUTPUT_BODIES, MIN_FRAME_BYTES = 4, 64 * MEBIBYTE
+COMPILE_NICE = 19  # of a version that comes while others serve: it has time, requests have not
 
 
 class Assembly:
@@ -128,6 +132,8 @@ class Assembly:
         self._supervisor = Supervisor(
             self._num_workers, self._worker_command, on_exit=self._on_worker_exit
         )
+        self._watching: asyncio.Task[None] | None = None
+        self._reloading = self._make_reloading(scheduler, metrics)
         app = create_app(
             config,
             self._dispatcher,
@@ -138,6 +144,7 @@ class Assembly:
             on_named=None if self._recorder is None else self._recorder.named,
             keyring=self._keyring,
             device_time=device_time,
+            reloading=self._reloading,
         )
         self._server = http_server(app, config, certificate=self._certificate, cors=cors)
 
@@ -153,6 +160,10 @@ class Assembly:
         """Compiles, starts the workers and waits for the first. Raises ServeError."""
         await self._find_devices()
         docs_page.contract_json()  # now, and not while somebody waits for an answer
+        if self._reloading is not None and self._config.models_dir is not None:
+            # Before it is compiled: what changes meanwhile has changed since.
+            models_dir = Path(self._config.models_dir)
+            self._reloading.start(await asyncio.to_thread(states_of, models_dir))
         for spec in await self._compile():
             self.catalog[spec.name] = self._shown[spec.name] = spec
             self._dispatcher.feed(ModelAdded(spec))
@@ -164,6 +175,10 @@ class Assembly:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         self._lifecycle.serve()
+        if self._reloading is not None and self._config.repository_poll_s > 0:
+            watching = self._reloading.watch(self._config.repository_poll_s)
+            self._watching = asyncio.create_task(watching)
+            self._watching.add_done_callback(self._on_watch_ended)
 
     def replace_tenants(self, tenants: Tenants) -> str:
         """From the next request on; what was used stays used. Returns what there is now, in words.
@@ -192,6 +207,7 @@ class Assembly:
     async def drain(self) -> None:
         """/readyz says no, then everything new is refused, then what was admitted is answered."""
         self._lifecycle.drain()
+        await self._end_reloading()
         await asyncio.sleep(self._config.drain_s)
         self._lifecycle.refuse()
         await asyncio.sleep(REFUSE_AT_LEAST_S)
@@ -210,6 +226,7 @@ class Assembly:
     async def close(self) -> None:
         """Ends HTTP, workers and link; nothing of them is left."""
         self._server.should_exit = True
+        await self._end_reloading()
         self._dispatcher.close()
         # Both at once: a worker that says goodbye to the link has not died to the supervisor.
         leaving = asyncio.gather(
@@ -266,6 +283,35 @@ class Assembly:
         # One process starts the others, one for each GPU, and keeps them running.
         self._device = "all" if len(devices) > 1 else devices[0]
 
+    def _make_reloading(self, scheduler: Scheduler, metrics: Metrics) -> Reloading | None:
+        """None where there is no repository."""
+        if self._config.models_dir is None or self._emulation is not None:
+            return None
+        return Reloading(
+            Versions(self._shown, self.catalog),
+            models_dir=Path(self._config.models_dir),
+            keep=self._config.keep_versions,
+            feed=self._dispatcher.feed,
+            scheduler=scheduler,
+            link=self._link,
+            metrics=metrics,
+            compile_model=self._compile_one,
+        )
+
+    async def _end_reloading(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._reloading is not None:
+            await self._reloading.close()
+
+    async def _compile_one(self, name: str) -> ModelSpec:
+        """The highest version of a model, beside everything that serves. Raises CompileError."""
+        file = self._directory / "reload.json"
+        command = [*program("gpuworker"), "compile", "--catalog-out", str(file)]
+        command += ["--device", self._device, f"--model={name}", "--nice", str(COMPILE_NICE)]
+        (spec,) = await run_compile([*command, *self._common_flags()], file)
+        return spec
+
     async def _compile(self) -> list[ModelSpec]:
         file = self._directory / "catalog.json"
         command = [*program("gpuworker"), "compile", "--catalog-out", str(file)]
@@ -314,6 +360,10 @@ class Assembly:
 
     def _on_fatal(self, error: Exception) -> None:
         self._break(ServeError(f"stopped by a fault of its own: {type(error).__name__}: {error}"))
+
+    def _on_watch_ended(self, watching: asyncio.Task[None]) -> None:
+        if not watching.cancelled() and watching.exception() is not None:
+            logger.error("the repository is watched no more", exc_info=watching.exception())
 
     def _on_server_ended(self, serving: asyncio.Task[None]) -> None:
         if not self._server.should_exit:

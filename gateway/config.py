@@ -54,6 +54,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     curve_keys: str | None = None  # a directory of `remontoir keys curve`; needed beyond loopback
     cache_mb: Positive | None = None  # None: the device's; on the CPU all demo models, 1,024
     page_mb: Positive = 16  # the OSDI'20 paper's page: a cost per page below 1 % of its copy
+    # 0: nobody's model changes since a file does, until that is asked for; POST .../reload works
+    repository_poll_s: Seconds = 0.0
+    keep_versions: Count = 1  # the way back from one bad version; each costs its copy on the host
     drain_s: Seconds = 5.0  # a load balancer's usual probe interval, so it sees readyz fail
 
     policy: str = "remontoir"  # scheduler/policies: a name, or name:option=value,...

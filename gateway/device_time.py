@@ -53,7 +53,7 @@ class DeviceTime:
     def predict_ns(self, spec: ModelSpec, *, rows: int, shape_key: str, elements: int) -> int:
         """What so many rows will be charged: as profiled, times what batches lately made of it."""
         alone_ns = self._alone_ns(spec, rows, shape_key, elements)
-        return round(alone_ns * self._ratios.get(spec.name, 1.0))
+        return round(alone_ns * self._ratios.get(spec.key, 1.0))
 
     def on_event(self, event: Event, now: int) -> None:
         if type(event) is ActionFinished:
@@ -77,6 +77,8 @@ class DeviceTime:
                 self._open.pop(command.request_id, None)
             elif type(command) is Send and type(command.action) is Infer:
                 infer = command.action
+                if not infer.request_ids:
+                    continue  # a trial is nobody's
                 requests = [self._open.get(request_id) for request_id in infer.request_ids]
                 of_worker = self._sent.setdefault(command.worker_id, {})
                 of_worker[infer.action_id] = _Sent(infer, requests)

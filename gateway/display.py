@@ -90,6 +90,9 @@ def print_models(console: Console, models: Sequence[JsonObject]) -> None:
             for model in models
         ],
     )
+    for model in models:
+        if model["problem"] is not None:
+            console.print(f"{model['name']}: {model['problem']}", style="yellow", markup=False)
 
 
 def print_policies(console: Console) -> None:

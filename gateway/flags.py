@@ -187,6 +187,25 @@ DrainS = Annotated[
         show_default=f"{DEFAULTS.drain_s:.0f}",
     ),
 ]
+RepositoryPollS = Annotated[
+    float | None,
+    typer.Option(
+        "--repository-poll-s",
+        help="Seconds between looks at the model directory: a new version, or a new model, whose "
+        "files two looks have seen alike is compiled beside what serves, and takes over. 0: only "
+        "when told, by POST /models/NAME/reload.",
+        show_default=f"{DEFAULTS.repository_poll_s:.0f}",
+    ),
+]
+KeepVersions = Annotated[
+    int | None,
+    typer.Option(
+        "--keep-versions",
+        help="Versions of each model kept beside the one that serves, to go back to at once by "
+        "POST /models/NAME/rollback. Each costs its copy in the host's memory.",
+        show_default=str(DEFAULTS.keep_versions),
+    ),
+]
 WorkerBind = Annotated[
     str | None,
     typer.Option(

@@ -44,6 +44,7 @@ from gateway.single_headers import CONTENT_ENCODING, check_single
 from gateway.tenant import Tenant
 from gateway.tensors import Inputs, ModelPlan, ShapeClass
 from gateway.trace_context import TRACEPARENT, trace_of
+from gateway.versions import NONE_KEPT, versions_of
 from gateway.views import CallLater, Clock, OnNamed, RequestSink
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
@@ -94,8 +95,11 @@ class InferEndpoint:
         keyring: Keyring | None = None,
         device_time: DeviceTime | None = None,
         sharings: Sharings | None = None,
+        kept: Mapping[tuple[str, str], ModelSpec] = NONE_KEPT,
     ) -> None:
-        """Without a keyring nobody needs a key; with one, `device_time` predicts for its quotas."""
+        """`kept` has versions beside those of the catalogue, by name and version. Without a
+        keyring nobody needs a key; with one, `device_time` predicts for its quotas.
+        """
         self.clock = clock
         self.errors = errors
         self.metrics = metrics
@@ -115,6 +119,8 @@ class InferEndpoint:
         self._max_body_bytes = config.max_body_mb * MEBIBYTE
         self._body_timeout_s = config.body_timeout_ms / 1000
         self._default_slo_ns = int(config.default_slo_ms * MILLISECOND_NS)
+        self._kept = kept
+        # By the model's name, and for versions that are kept, by their own in the scheduler.
         self._plans: dict[str, ModelPlan] = {}
         self._questions = Questions(
             sink,
@@ -309,9 +315,9 @@ class InferEndpoint:
     def plan_of(self, name: str, version: str | None = None) -> ModelPlan:
         """Raises RequestError: not_found, or model_unavailable with the reason."""
         spec = self._catalog.get(name)
-        plan = self._plans.get(name)
         if version is not None and spec is not None and version != spec.version:
-            raise RequestError("not_found", no_such_version(spec, version))
+            return self._plan_of_kept(spec, version)
+        plan = self._plans.get(name)
         if plan is not None and plan.spec is spec:
             return plan
         if spec is None:
@@ -327,6 +333,18 @@ class InferEndpoint:
                     "which this gateway does not know",
                 )
         plan = self._plans[name] = ModelPlan(spec, self._sharings.of(spec))
+        return plan
+
+    def _plan_of_kept(self, serving: ModelSpec, version: str) -> ModelPlan:
+        """Of a version beside the one that serves, for which alone answers are remembered."""
+        name = f"{serving.name}/{version}"  # no model is called that
+        spec = self._kept.get((serving.name, version))
+        if spec is None:
+            self._plans.pop(name, None)
+            raise RequestError("not_found", no_such_version(serving, version, self._kept))
+        plan = self._plans.get(name)
+        if plan is None or plan.spec is not spec:
+            plan = self._plans[name] = ModelPlan(spec)
         return plan
 
     def _check_door(self, method: str, headers: Mapping[bytes, bytes]) -> None:
@@ -427,7 +445,7 @@ class InferEndpoint:
         except RequestError:
             return
         refusal = self._sink.foresee(
-            model=name,
+            model=plan.key,
             arrival_ns=exchange.arrival_ns,
             slo_ns=slo_ns,
             rows=shape_class.rows,
@@ -528,7 +546,7 @@ class InferEndpoint:
         if tenant is not None and tenant.has_device_quota:
             self._hold_device_time(exchange, tenant, inputs)
         sink_id = exchange.sink_id = self._sink.submit(
-            model=plan.spec.name,
+            model=plan.key,
             arrival_ns=exchange.arrival_ns,
             slo_ns=exchange.slo_ns,
             rows=inputs.rows,
@@ -572,6 +590,9 @@ def _note_wishes(
         exchange.trace = trace_of(headers)
 
 
-def no_such_version(spec: ModelSpec, version: str) -> str:
+def no_such_version(
+    spec: ModelSpec, version: str, kept: Mapping[tuple[str, str], ModelSpec]
+) -> str:
     """Names the versions there are."""
-    return f"model {spec.name} has no version {version[:60]!r} here; it has {spec.version}"
+    there = ", ".join(versions_of(spec, kept))
+    return f"model {spec.name} has no version {version[:60]!r} here; it has {there}"

@@ -43,6 +43,8 @@ class Metrics:
         self.sharings: Mapping[str, AnswerSharing] = {}
         # All and only models that were asked for by a name of the catalogue, or acted upon.
         self.models: dict[str, ModelTallies] = {}
+        # The same, and by the names of all their versions in the scheduler.
+        self._tallies: dict[str, ModelTallies] = {}
         # Answers to requests that named no model of the catalogue, by (outcome, reason).
         self.unnamed: Counter[tuple[str, str]] = Counter()
         self.workers: dict[str, int] = {}  # name → incarnations now up
@@ -69,11 +71,21 @@ class Metrics:
         self.sharings = sharings.by_model
 
     def of_model(self, name: str) -> ModelTallies:
-        """Only for names of the catalogue: each becomes a label."""
-        tallies = self.models.get(name)
+        """Only for names of the catalogue: each becomes a label. A version's name in the scheduler
+        stands for its model.
+        """
+        tallies = self._tallies.get(name)
         if tallies is None:
-            tallies = self.models[name] = ModelTallies(self.errors_ns["request"])
+            public_name = name.partition("/")[0]
+            tallies = self.models.get(public_name)
+            if tallies is None:
+                tallies = self.models[public_name] = ModelTallies(self.errors_ns["request"])
+            self._tallies[name] = tallies
         return tallies
+
+    def forget_version(self, key: str) -> None:
+        """No action will name it any more."""
+        self._tallies.pop(key, None)
 
     def observe_unnamed(self, outcome: str, reason: str) -> None:
         """An answer to a request whose model is unknown, or was never read."""
@@ -101,7 +113,8 @@ class Metrics:
         expected_ns = rows = num_requests = 0
         if type(action) is Infer:
             rows, num_requests = sum(action.rows), len(action.rows)
-            self.of_model(action.model).batch_rows.observe(rows)
+            if rows:  # else a trial, which is nobody's
+                self.of_model(action.model).batch_rows.observe(rows)
             expected_ns = action.expected_duration_ns
         elif type(action) is LoadWeights:
             expected_ns = action.expected_duration_ns
@@ -117,8 +130,8 @@ class Metrics:
         tallies = self.of_model(sent.model)
         is_ok = result.code == Code.OK
         if isinstance(result, InferResult):
-            kind = "infer"
-            if is_ok:
+            kind = "infer" if sent.rows else "trial"
+            if is_ok and sent.rows:
                 tallies.exec_ns.observe(result.exec.duration_ns)
                 tallies.executions.observe(
                     result, rows=sent.rows, num_requests=sent.num_requests, now=now

@@ -337,10 +337,16 @@ def _gpus(gpus: Mapping[str, GpuFigures]) -> Iterator[str]:
 
 def _gauges(scheduler: SchedulerView) -> Iterator[str]:
     yield _header("queue_depth", "gauge", "Requests waiting.")
-    names = iter(list(scheduler.models))
-    while part := list(itertools.islice(names, MODELS_PER_PART * 8)):
+    keys_of: dict[str, list[str]] = {}  # of all versions of a model
+    for key in scheduler.models:
+        keys_of.setdefault(key.partition("/")[0], []).append(key)
+    models = iter(keys_of.items())
+    while part := list(itertools.islice(models, MODELS_PER_PART * 8)):
         known = scheduler.models  # one may have been removed since the last part
-        rows = [(_escaped(n), scheduler.queue_depth(n)) for n in part if n in known]
+        rows = [
+            (_escaped(name), sum(scheduler.queue_depth(key) for key in keys if key in known))
+            for name, keys in part
+        ]
         yield "".join(f'remontoir_queue_depth{{model="{name}"}} {depth}\n' for name, depth in rows)
     by_state: Counter[tuple[str, str]] = Counter()
     for worker_id, device in scheduler.devices.items():

@@ -75,7 +75,7 @@ class Questions:
     ) -> None:
         """What would become of it, in place of doing it."""
         self._sink.quote(
-            model=exchange.plan.spec.name,
+            model=exchange.plan.key,
             arrival_ns=exchange.arrival_ns,
             slo_ns=exchange.slo_ns,
             rows=work.rows,

@@ -5,7 +5,6 @@ beyond reading what others own.
 """
 
 import asyncio
-from collections.abc import Mapping
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -26,6 +25,7 @@ from gateway.request_ids import RequestIds
 from gateway.small_body import SmallBodies
 from gateway.v2_repository import add_repository_routes
 from gateway.v2_routes import add_v2_routes, check_ready, find_model
+from gateway.versions import Versions
 from gateway.views import CallLater, Clock, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
 
@@ -58,7 +58,10 @@ class DeviceEntry(msgspec.Struct, frozen=True):
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One model as `/models` shows it. `default_slo_ms` is what a request without an SLO gets."""
+    """One model as `/models` shows it. `default_slo_ms` is what a request without an SLO gets;
+    `kept_versions` is what a rollback goes back to, the first first; `problem` says why what the
+    repository has of it does not serve, where an older version does.
+    """
 
     name: str
     version: str
@@ -75,12 +78,14 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[DeviceEntry]
     profile: ProfileEntry | None
     unavailable_reason: str | None
+    kept_versions: list[str]
+    problem: str | None
 
 
 def build_routes(
     config: GatewayConfig,
     scheduler: SchedulerView,
-    catalog: Mapping[str, ModelSpec],
+    versions: Versions,
     repository: Repository,
     *,
     lifecycle: Lifecycle,
@@ -91,6 +96,7 @@ def build_routes(
     call_later: CallLater | None = None,
 ) -> FastAPI:
     """The FastAPI app behind the hot path."""
+    catalog = versions.serving
     # What a slash at the end redirects to, POST bodies included, nobody has asked for.
     app = FastAPI(openapi_url=None, redirect_slashes=False)  # nor pages of FastAPI's own
 
@@ -127,7 +133,15 @@ def build_routes(
         return Response("".join(parts), headers={"content-type": CONTENT_TYPE})
 
     add_docs_routes(app)
-    add_v2_routes(app, scheduler, catalog, lifecycle=lifecycle, metrics=metrics, clock=clock)
+    add_v2_routes(
+        app,
+        scheduler,
+        catalog,
+        lifecycle=lifecycle,
+        metrics=metrics,
+        clock=clock,
+        kept=versions.kept,
+    )
     bodies = SmallBodies(
         timeout_s=config.body_timeout_ms / 1000,
         max_dropped_bytes=config.max_body_mb * MEBIBYTE,
@@ -167,6 +181,7 @@ def build_routes(
     def describe(spec: ModelSpec) -> ModelEntry:
         is_available = spec.unavailable_reason is None
         default_ns = spec.default_slo_ns
+        problem = versions.problems.get(spec.name)
         return ModelEntry(
             name=spec.name,
             version=spec.version,
@@ -181,13 +196,15 @@ def build_routes(
             default_slo_ms=(
                 config.default_slo_ms if default_ns is None else default_ns / MILLISECOND_NS
             ),
-            queue_depth=scheduler.queue_depth(spec.name) if spec.name in scheduler.models else 0,
+            queue_depth=scheduler.queue_depth(spec.key) if spec.key in scheduler.models else 0,
             devices=[
-                DeviceEntry(worker, device.spec.kind, device.weights_state(spec.name).value)
+                DeviceEntry(worker, device.spec.kind, device.weights_state(spec.key).value)
                 for worker, device in scheduler.devices.items()
             ],
             profile=_profile(spec) if is_available else None,
             unavailable_reason=spec.unavailable_reason,
+            kept_versions=[kept.version for kept in versions.kept_of(spec.name)],
+            problem=None if problem is None else f"version {problem.version}: {problem.reason}",
         )
 
     return app

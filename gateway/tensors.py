@@ -89,6 +89,7 @@ class ModelPlan:
         """`sharing` is whom requests of this plan are given to instead of the dispatcher."""
         self.spec = spec
         self.sharing = sharing
+        self.key = spec.key
         self._max_rows = spec.max_batch_rows
         self._inputs = [_InputPlan(tensor, self._max_rows, spec.name) for tensor in spec.inputs]
         self._input_index = {tensor.name: index for index, tensor in enumerate(spec.inputs)}

@@ -1,4 +1,4 @@
-"""The model repository extension: index, load, unload.
+"""The model repository extension: index, load, unload; and our own beside it: reload, rollback.
 
 It owns what these routes read of a request and answer. It must never refuse quietly what a client
 asked for: a parameter that is not there is named.
@@ -53,6 +53,7 @@ def add_repository_routes(
         asked = await bodies.read(request, ControlRequest())
         is_pinned = _pinned_of(asked.parameters, request.query_params)
         check_ready(scheduler, lifecycle)
+        await repository.refresh(name)
         spec = find_model(catalog, lifecycle, name)
         return _json(await repository.load(spec, is_pinned=is_pinned))
 
@@ -62,6 +63,17 @@ def add_repository_routes(
         _check_known(asked.parameters.keys() - {_DEPENDENTS})
         _flag_of(_DEPENDENTS, asked.parameters.get(_DEPENDENTS))
         return _json(await repository.unload(find_model(catalog, lifecycle, name)))
+
+    @app.post("/models/{name}/reload")
+    async def reload(name: str) -> Response:
+        check_ready(scheduler, lifecycle)
+        return _json(await repository.reloading.refresh(name))
+
+    @app.post("/models/{name}/rollback")
+    async def rollback(name: str) -> Response:
+        check_ready(scheduler, lifecycle)
+        find_model(catalog, lifecycle, name)
+        return _json(await repository.reloading.rollback(name))
 
 
 def _pinned_of(parameters: Mapping[str, object], query: Mapping[str, str]) -> bool | None:

@@ -19,6 +19,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.v2_config import configuration_of
 from gateway.v2_stats import ModelStats, Statistics, statistics_of
+from gateway.versions import NONE_KEPT, versions_of
 from gateway.views import Clock, SchedulerView
 from scheduler import __version__
 from scheduler.spec import ModelSpec, TensorSpec
@@ -67,6 +68,7 @@ def add_v2_routes(
     lifecycle: Lifecycle,
     metrics: Metrics,
     clock: Clock,
+    kept: Mapping[tuple[str, str], ModelSpec],
 ) -> None:
     """Registers them. Inference itself never reaches FastAPI (gateway.app)."""
 
@@ -96,12 +98,12 @@ def add_v2_routes(
     @app.get("/v2/models/{name}/stats")
     @app.get("/v2/models/{name}/versions/{version}/stats")
     async def model_stats(name: str, version: str | None = None) -> Response:
-        return _json(Statistics([stats_of(find_model(catalog, lifecycle, name, version))]))
+        return _json(Statistics([stats_of(find_model(catalog, lifecycle, name, version, kept))]))
 
     @app.get("/v2/models/{name}/config")
     @app.get("/v2/models/{name}/versions/{version}/config")
     async def model_config(name: str, version: str | None = None) -> Response:
-        spec = find_model(catalog, lifecycle, name, version)
+        spec = find_model(catalog, lifecycle, name, version, kept)
         if not spec.inputs and spec.unavailable_reason is not None:
             raise _unavailable(spec)
         return _json(configuration_of(spec))
@@ -109,13 +111,13 @@ def add_v2_routes(
     @app.get("/v2/models/{name}")
     @app.get("/v2/models/{name}/versions/{version}")
     async def model_metadata(name: str, version: str | None = None) -> Response:
-        spec = find_model(catalog, lifecycle, name, version)
+        spec = find_model(catalog, lifecycle, name, version, kept)
         if not spec.inputs and spec.unavailable_reason is not None:
             raise _unavailable(spec)  # nobody knows its tensors
         return _json(
             ModelMetadata(
                 spec.name,
-                (spec.version,),
+                versions_of(catalog[name], kept),
                 spec.platform,
                 [_tensor(tensor) for tensor in spec.inputs],
                 [_tensor(tensor) for tensor in spec.outputs],
@@ -126,7 +128,7 @@ def add_v2_routes(
     @app.get("/v2/models/{name}/versions/{version}/ready")
     async def model_ready(name: str, version: str | None = None) -> Response:
         check_ready(scheduler, lifecycle)
-        spec = find_model(catalog, lifecycle, name, version)
+        spec = find_model(catalog, lifecycle, name, version, kept)
         if spec.unavailable_reason is not None:
             raise _unavailable(spec)
         return _json(ModelReady(spec.name, True))
@@ -151,18 +153,28 @@ def check_ready(scheduler: SchedulerView, lifecycle: Lifecycle) -> None:
 
 
 def find_model(
-    catalog: Mapping[str, ModelSpec], lifecycle: Lifecycle, name: str, version: str | None = None
+    catalog: Mapping[str, ModelSpec],
+    lifecycle: Lifecycle,
+    name: str,
+    version: str | None = None,
+    kept: Mapping[tuple[str, str], ModelSpec] = NONE_KEPT,
 ) -> ModelSpec:
-    """Raises RequestError: not_found, or starting while nobody knows the models yet."""
+    """`kept` has versions beside those of the catalogue.
+
+    Raises RequestError: not_found, or starting while nobody knows the models yet.
+    """
     spec = catalog.get(name)
     if spec is None and not catalog and lifecycle.phase == "starting":
         detail = "the gateway is starting, and does not know yet which models it serves"
         raise RequestError("starting", detail)
     if spec is None:
         raise RequestError("not_found", f"no model {name[:200]!r} is served here")
-    if version is not None and version != spec.version:
-        raise RequestError("not_found", no_such_version(spec, version))
-    return spec
+    if version is None or version == spec.version:
+        return spec
+    found = kept.get((name, version))
+    if found is None:
+        raise RequestError("not_found", no_such_version(spec, version, kept))
+    return found
 
 
 def _unavailable(spec: ModelSpec) -> RequestError:

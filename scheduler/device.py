@@ -212,6 +212,10 @@ class DeviceMirror(Wakeable):
         self.forget(spec.name)
         self.offered[spec.name] = spec
 
+    def offers(self, model: str) -> bool:
+        """Whether it could be served here."""
+        return model in self.offered
+
     def keeps(self, model: str) -> bool:
         """Whether anything of it is here, or under way: pages, executions, orders unanswered."""
         if self.weights_state(model) is not WeightsState.ABSENT:

@@ -82,11 +82,19 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     is_pinned: bool = False
     unavailable_reason: str | None = None
     sharing: SharingSpec | None = None
+    # What scheduler and workers call the version that clients know by `name`, where it came while
+    # the gateway served (adr/0012). "": the same. In what they are told themselves it is `name`.
+    scheduled_as: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name in the scheduler."""
+        return self.scheduled_as or self.name
 
     @property
     def public_name(self) -> str:
-        """What clients call it. A version that came while the gateway served has a name of its own
-        (adr/0012), the directory's and then what no directory's name has: a slash.
+        """What clients call it: of a scheduler's name, what is before the slash, which is in no
+        directory's name.
         """
         return self.name.partition("/")[0]
 

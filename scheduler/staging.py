@@ -6,6 +6,7 @@ measured beside everything else on that machine. It must never take anything fro
 comes after all that somebody waits for, a trial onto a device with nothing else to do.
 """
 
+import functools
 import math
 from collections import deque
 from typing import Final
@@ -166,10 +167,7 @@ def _room_for(
     model that replaces none takes nobody's: nobody has asked for it yet.
     """
 
-    def value(candidate: tuple[str, Weights], now: int) -> float:
-        is_replaced = candidate[0] == staging.replaces
-        return math.inf if is_replaced else least_valuable(candidate, now)
-
+    value = functools.partial(_least_valuable_but, staging.replaces)
     plan = make_room(state, device, model, now, value)
     if plan is None or not plan.evict:
         return plan
@@ -179,6 +177,10 @@ def _room_for(
     if is_costly or not staging.replaces or staging.replaces in plan.evict:
         return None
     return plan
+
+
+def _least_valuable_but(kept: str, candidate: tuple[str, Weights], now: int) -> float:
+    return math.inf if candidate[0] == kept else least_valuable(candidate, now)
 
 
 def _drop_trials(device: DeviceMirror, name: str) -> None:

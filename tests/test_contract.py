@@ -24,6 +24,7 @@ from gateway.infer_body import (
 )
 from gateway.infer_target import INFER_PATH, QUOTE_PATH, V2_INFER_PATHS
 from gateway.quoting import MAX_COUNT, QuoteBody, QuotedRefusal, QuoteReply
+from gateway.reloading import Reloaded
 from gateway.repository import Entry, Loaded, Unloaded
 from gateway.routes import ModelEntry, TensorEntry
 from gateway.slo import MAX_SLO_MS
@@ -178,6 +179,7 @@ def test_every_route_but_the_probes_documents_keys() -> None:
         ("RepositoryEntry", Entry),
         ("Loaded", Loaded),
         ("Unloaded", Unloaded),
+        ("Reloaded", Reloaded),
         ("Duration", Duration),
     ],
 )

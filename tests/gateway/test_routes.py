@@ -88,6 +88,8 @@ def test_models_are_listed_with_state_and_reason() -> None:
                 "shapes": [{"shape_key": "", "exec_ms": {"1": 1.0, "4": 3.0}}],
             },
             "unavailable_reason": None,
+            "kept_versions": [],
+            "problem": None,
         }
         assert (bad["unavailable_reason"], bad["profile"]) == ("not ONNX", None)
         assert bad["default_slo_ms"] == 1000.0

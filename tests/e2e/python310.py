@@ -106,7 +106,7 @@ def _serve(python: Path, directory: Path) -> None:
             until(
                 lambda: (
                     worker.poll() is not None
-                    or state_on(gateway.url, "mlp", "python310") == "resident"
+                    or state_on(gateway.url, "mlp", "python310") is not None
                 ),
                 "the worker joins",
             )

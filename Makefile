@@ -81,7 +81,7 @@ e2e-tensorrt-rtx: $(DEV) ## plans built by a real TensorRT builder, on the CPU (
 e2e-v2: $(DEV) ## KServe's client, mlserver infer and perf_analyzer against a real server (minutes, network)
 	@$(BIN)/python tests/e2e/v2_clients.py
 
-e2e-http: $(DEV) ## openapi.yaml by spectral, schemathesis and a generated client (two minutes, network)
+e2e-http: $(DEV) ## openapi.yaml by spectral, schemathesis and a generated client (minutes, network)
 	@$(BIN)/python tests/e2e/http_contract.py
 
 lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARGS=--upgrade for newer)

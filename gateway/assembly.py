@@ -22,6 +22,7 @@ from gateway.host_process import ServeError
 from gateway.http_server import http_server
 from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
+from gateway.loop_lag import LoopLag
 from gateway.metrics import Metrics
 from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
@@ -113,6 +114,10 @@ class Assembly:
         except BindError as error:
             raise ServeError(str(error)) from error
         metrics.watch_link(self._link)
+        self._loop_lag = LoopLag(
+            clock=time.monotonic_ns, call_later=asyncio.get_running_loop().call_later
+        )
+        metrics.watch_loop(self._loop_lag)
         observers: list[Observer] = [metrics]
         self._keyring = device_time = None
         if tenants is not None:
@@ -153,6 +158,7 @@ class Assembly:
         self._link.start(
             on_event=self._on_event, on_report=self._dispatcher.report, on_fatal=self._on_fatal
         )
+        self._loop_lag.start()
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         self._serving.add_done_callback(self._on_server_ended)
 
@@ -228,6 +234,7 @@ class Assembly:
         self._server.should_exit = True
         await self._end_reloading()
         self._dispatcher.close()
+        self._loop_lag.close()
         # Both at once: a worker that says goodbye to the link has not died to the supervisor.
         leaving = asyncio.gather(
             self._supervisor.stop(self._worker_grace_s), self._link.dismiss("the gateway stops")

@@ -25,7 +25,7 @@ from gateway.infer_target import NATIVE
 from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
-from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally
+from gateway.tallies import ModelTallies, Totals
 from gateway.tenants_file import Tenants, TenantSpec
 from scheduler.actions import Action, Code, Infer, InferResult, Span
 from scheduler.events import ModelAdded, Served, WorkerJoined
@@ -90,7 +90,7 @@ class _NoMetrics(Metrics):
 
     def __init__(self) -> None:
         super().__init__(version="0", page_bytes=PAGE_BYTES)
-        self._nothing = _NoTallies(Tally(SIGNED_DURATIONS))
+        self._nothing = _NoTallies(Totals())
 
     def of_model(self, name: str) -> ModelTallies:
         return self._nothing

@@ -358,10 +358,10 @@ class Exchange:
     def _count(self, outcome: str, reason: str) -> None:
         if self.tenant is not None:
             self.tenant.outcomes[outcome, reason] += 1
+        latency_ns = self.surroundings.clock() - self.arrival_ns
         if self.tallies is None:
-            self.surroundings.metrics.observe_unnamed(outcome, reason)
+            self.surroundings.metrics.observe_unnamed(outcome, reason, latency_ns=latency_ns)
         else:
-            latency_ns = self.surroundings.clock() - self.arrival_ns
             self.tallies.observe_refused(outcome, reason, latency_ns=latency_ns)
 
 

@@ -11,10 +11,24 @@ from typing import NamedTuple
 
 from gateway.answer_sharing import AnswerSharing, Sharings
 from gateway.keyring import Keyring
-from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally
+from gateway.lane_times import LaneTimes
+from gateway.loop_lag import LoopLag
+from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally, Totals
 from gateway.views import HttpView, LinkView, SchedulerView
 from scheduler.actions import Code, EvictResult, Infer, InferResult, LoadResult, LoadWeights
-from scheduler.events import ActionFinished, Command, Event, Send, WorkerJoined, WorkerLost
+from scheduler.events import (
+    ActionFinished,
+    Command,
+    Event,
+    ModelAdded,
+    ModelForgotten,
+    Reply,
+    RequestArrived,
+    Send,
+    Served,
+    WorkerJoined,
+    WorkerLost,
+)
 
 # Workers are named by their operator; more names than this in one life are a mistake.
 MAX_WORKER_NAMES = 1024
@@ -40,18 +54,30 @@ class Metrics:
         self.link: LinkView | None = None
         self.http: HttpView | None = None
         self.keyring: Keyring | None = None
+        self.loop_lag: LoopLag | None = None
         self.sharings: Mapping[str, AnswerSharing] = {}
         # All and only models that were asked for by a name of the catalogue, or acted upon.
         self.models: dict[str, ModelTallies] = {}
         # The same, and by the names of all their versions in the scheduler.
         self._tallies: dict[str, ModelTallies] = {}
+        self.totals = Totals()
         # Answers to requests that named no model of the catalogue, by (outcome, reason).
         self.unnamed: Counter[tuple[str, str]] = Counter()
         self.workers: dict[str, int] = {}  # name → incarnations now up
-        self.results: Counter[tuple[str, str]] = Counter()  # (action, code)
+        self.results: Counter[tuple[str, Code]] = Counter()  # (action, code)
         # Actual minus predicted, by what was predicted. Over all models: with a histogram for each
         # they were half of the page.
-        self.errors_ns = {kind: Tally(SIGNED_DURATIONS) for kind in ("request", "exec", "load")}
+        self.errors_ns = {
+            "request": self.totals.error_ns,
+            "exec": Tally(SIGNED_DURATIONS),
+            "load": Tally(SIGNED_DURATIONS),
+        }
+        self.lanes: dict[str, LaneTimes] = {}  # by the worker's name
+        # All and only workers of which a batch or a LOAD has ended, until they are lost, by id.
+        self._lanes: dict[str, LaneTimes] = {}
+        # Where the lane was idle before the batch whose result is being handled, and how long.
+        self._gap: tuple[LaneTimes, int] | None = None
+        self._weights_bytes: dict[str, int] = {}  # of the models served
         # All and only actions sent whose result has not come, by worker and id.
         self._sent: dict[str, dict[int, _Sent]] = {}
 
@@ -67,6 +93,9 @@ class Metrics:
     def watch_tenants(self, keyring: Keyring) -> None:
         self.keyring = keyring
 
+    def watch_loop(self, loop_lag: LoopLag) -> None:
+        self.loop_lag = loop_lag
+
     def watch_sharings(self, sharings: Sharings) -> None:
         self.sharings = sharings.by_model
 
@@ -79,7 +108,7 @@ class Metrics:
             public_name = name.partition("/")[0]
             tallies = self.models.get(public_name)
             if tallies is None:
-                tallies = self.models[public_name] = ModelTallies(self.errors_ns["request"])
+                tallies = self.models[public_name] = ModelTallies(self.totals)
             self._tallies[name] = tallies
         return tallies
 
@@ -87,26 +116,48 @@ class Metrics:
         """No action will name it any more."""
         self._tallies.pop(key, None)
 
-    def observe_unnamed(self, outcome: str, reason: str) -> None:
+    def observe_unnamed(self, outcome: str, reason: str, *, latency_ns: int) -> None:
         """An answer to a request whose model is unknown, or was never read."""
         self.unnamed[outcome, reason] += 1
+        self.totals.observe_refused(outcome, reason, latency_ns=latency_ns)
 
     def on_event(self, event: Event, now: int) -> None:
+        # Most events are one of these two; a class pattern is a call each.
+        if type(event) is RequestArrived:
+            return  # the endpoints count requests, by their answers
+        if type(event) is ActionFinished:
+            self._on_finished(event, now)
+            return
         match event:
-            case ActionFinished():
-                self._on_finished(event, now)
             case WorkerJoined():
                 self._on_worker(event.worker_id, +1)
             case WorkerLost():
                 self._sent.pop(event.worker_id, None)
+                lanes = self._lanes.pop(event.worker_id, None)
+                if lanes is not None:
+                    lanes.lose()
                 self._on_worker(event.worker_id, -1)
-            case _:  # the endpoints count requests, by their answers
+            case ModelAdded():
+                self._weights_bytes[event.spec.name] = event.spec.weights_bytes
+            case ModelForgotten():
+                self._weights_bytes.pop(event.model, None)
+            case _:
                 pass
 
     def on_commands(self, event: Event, commands: Sequence[Command], now: int) -> None:
+        gap, self._gap = self._gap, None
+        waited_ns = 0
         for command in commands:
             if type(command) is Send:
                 self._on_sent(command)
+            elif gap is not None and type(command) is Reply:
+                outcome = command.outcome
+                if type(outcome) is Served and outcome.queue_ns > waited_ns:
+                    waited_ns = outcome.queue_ns
+        if gap is not None:
+            lanes, gap_ns = gap
+            # Whoever of the batch waited longest was there for so much of it.
+            lanes.idle_with_work_ns += waited_ns if waited_ns < gap_ns else gap_ns
 
     def _on_sent(self, send: Send) -> None:
         action = send.action
@@ -123,17 +174,22 @@ class Metrics:
 
     def _on_finished(self, event: ActionFinished, now: int) -> None:
         result = event.result
-        sent = self._sent.get(event.worker_id, {}).pop(result.action_id, None)
+        of_worker = self._sent.get(event.worker_id)
+        sent = of_worker.pop(result.action_id, None) if of_worker else None
         if sent is None:
             return  # late or unknown: the core counts that as an anomaly
         expected_ns = sent.expected_ns
         tallies = self.of_model(sent.model)
-        is_ok = result.code == Code.OK
+        is_ok = result.code is Code.OK
         if isinstance(result, InferResult):
             kind = "infer" if sent.rows else "trial"
+            if is_ok:
+                lanes = self._lanes.get(event.worker_id) or self._lanes_of(event.worker_id)
+                gap_ns = lanes.executed(result.input.begin_ns, result.output.end_ns)
+                if gap_ns:
+                    self._gap = lanes, gap_ns
             if is_ok and sent.rows:
-                tallies.exec_ns.observe(result.exec.duration_ns)
-                tallies.executions.observe(
+                tallies.observe_executed(
                     result, rows=sent.rows, num_requests=sent.num_requests, now=now
                 )
                 self.errors_ns["exec"].observe(result.exec.duration_ns - expected_ns)
@@ -142,15 +198,30 @@ class Metrics:
             tallies.loads += is_ok
             tallies.load_failures += not is_ok
             if is_ok:
-                tallies.load_ns.observe(result.load.duration_ns)
+                tallies.loaded_bytes += self._weights_bytes.get(sent.model, 0)
+                span = result.load
+                self._lanes_of(event.worker_id).loaded(span.begin_ns, span.end_ns)
+                tallies.load_ns.observe(span.duration_ns)
                 self.errors_ns["load"].observe(result.load.duration_ns - expected_ns)
         elif isinstance(result, EvictResult):
             kind = "evict"
             tallies.evictions += is_ok
+            if is_ok:
+                tallies.evicted_bytes += self._weights_bytes.get(sent.model, 0)
         else:
             kind = "release"
             tallies.host_bytes_released += result.host_bytes
-        self.results[kind, result.code.name.lower()] += 1
+        self.results[kind, result.code] += 1
+
+    def _lanes_of(self, worker_id: str) -> LaneTimes:
+        lanes = self._lanes.get(worker_id)
+        if lanes is None:
+            name = name_of(worker_id)
+            lanes = self.lanes.get(name) or LaneTimes()
+            if len(self.lanes) < MAX_WORKER_NAMES:
+                self.lanes[name] = lanes
+            self._lanes[worker_id] = lanes
+        return lanes
 
     def _on_worker(self, worker_id: str, change: int) -> None:
         name = name_of(worker_id)

@@ -18,7 +18,8 @@ from gateway.guard import may_see
 from gateway.infer_target import is_v2
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
-from gateway.metrics_page import CONTENT_TYPE, page_parts
+from gateway.metrics_page import page_parts
+from gateway.metrics_text import CONTENT_TYPE
 from gateway.repository import Repository
 from gateway.request_body import ClientGone
 from gateway.request_ids import RequestIds

@@ -4,7 +4,7 @@ It owns these Protocols alone: the seam that tests put puppets into. It must nev
 that changes scheduling state.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.dispatcher import OnDone, OnQuote
@@ -102,9 +102,21 @@ class DeviceView(Protocol):
     def pages_by_state(self) -> Mapping[str, int]: ...
 
 
+class ConnectionView(Protocol):
+    """gateway.worker_link.Connection: a worker that has joined."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rtt_ns(self) -> int: ...
+    @property
+    def clock_offset_ns(self) -> int: ...
+
+
 class LinkView(Protocol):
     """gateway.worker_link.WorkerLink: what GPUs say of themselves, and what nobody understood."""
 
+    def connections(self) -> Sequence[ConnectionView]: ...
     @property
     def gpus(self) -> Mapping[str, GpuFigures]: ...
     @property

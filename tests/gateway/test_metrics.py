@@ -1,13 +1,17 @@
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.gpu_figures import FleetFigures, GpuFigures
+from gateway.loop_lag import LoopLag
 from gateway.metrics import MAX_WORKER_NAMES, Metrics
-from gateway.metrics_page import MODELS_PER_PART, page_parts
+from gateway.metrics_page import page_parts
+from gateway.metrics_text import MODELS_PER_PART
 from gateway.tallies import ROWS, Tally
+from gateway.worker_link import Connection
 from scheduler.actions import (
     Code,
     EvictResult,
@@ -23,6 +27,8 @@ from scheduler.events import (
     ActionFinished,
     Command,
     Event,
+    ModelAdded,
+    ModelForgotten,
     Reply,
     Send,
     Tick,
@@ -30,7 +36,15 @@ from scheduler.events import (
     WorkerLost,
 )
 from scheduler.wire import DeviceSample
-from tests.gateway.http_doubles import PuppetDevice, PuppetScheduler, model_spec, ms, served
+from tests.gateway.http_doubles import (
+    Clock,
+    PuppetDevice,
+    PuppetScheduler,
+    Timers,
+    model_spec,
+    ms,
+    served,
+)
 
 NOW = ms(1000)
 
@@ -48,11 +62,11 @@ class Observed:
     def finished(self, result: Result, worker_id: str = "w#1-1") -> None:
         self.event(ActionFinished(worker_id, result))
 
-    def value(self, name: str, **labels: str) -> float | None:
+    def value(self, name: str, *, prefix: str = "remontoir_", **labels: str) -> float | None:
         """Read by the client library's own parser."""
         for family in text_string_to_metric_families(self.page()):
             for sample in family.samples:
-                if sample.name == f"remontoir_{name}" and sample.labels == labels:
+                if sample.name == f"{prefix}{name}" and sample.labels == labels:
                     return float(sample.value)
         return None
 
@@ -106,8 +120,8 @@ def test_refusals_are_counted_by_outcome_and_reason() -> None:
     tallies = observed.metrics.of_model("mlp")
     tallies.observe_refused("rejected", "cold_model", latency_ns=ms(0.1))
     tallies.observe_refused("expired", "deadline_exceeded_queued", latency_ns=ms(50))
-    observed.metrics.observe_unnamed("invalid", "not_found")
-    observed.metrics.observe_unnamed("rejected", "overloaded")
+    observed.metrics.observe_unnamed("invalid", "not_found", latency_ns=ms(0.1))
+    observed.metrics.observe_unnamed("rejected", "overloaded", latency_ns=ms(0.3))
     rejected = {"model": "mlp", "reason": "cold_model"}
     assert observed.value("requests_total", outcome="rejected", **rejected) == 1
     assert observed.value("rejections_total", **rejected) == 1
@@ -174,6 +188,156 @@ def test_unknown_doubled_and_orphaned_results_are_not_counted() -> None:
     assert observed.metrics._sent == {}
 
 
+def test_a_promise_is_met_late_rejected_or_failed_and_clients_faults_are_none_of_them() -> None:
+    observed = Observed()
+    tallies = observed.metrics.of_model("mlp")
+    tallies.observe_served(served(), latency_ns=ms(4), slo_ns=ms(50))
+    for outcome, reason in (
+        ("expired", "deadline_exceeded_queued"),
+        ("expired", "deadline_exceeded_executing"),
+        ("rejected", "slo_infeasible_now"),
+        ("rejected", "cold_model"),
+        ("rejected", "larger_than_cache"),
+        ("failed", "engine_error"),
+        # the client's own
+        ("rejected", "slo_infeasible_ever"),
+        ("rejected", "would_queue"),
+        ("rejected", "quota_exceeded"),
+        ("failed", "invalid_input"),
+        ("invalid", "bad_request"),
+        ("cancelled", "queued"),
+    ):
+        tallies.observe_refused(outcome, reason, latency_ns=ms(1))
+    observed.metrics.observe_unnamed("rejected", "overloaded", latency_ns=ms(1))
+    for result, count in {"met": 1, "late": 2, "rejected": 3, "failed": 1}.items():
+        assert observed.value("slo_requests_total", model="mlp", result=result) == count
+    for result, count in {"met": 0, "late": 0, "rejected": 1, "failed": 0}.items():
+        assert observed.value("slo_requests_total", model="", result=result) == count
+    assert observed.metrics.totals.num_served == 1
+
+
+def test_what_a_no_took_is_shown_by_its_reason() -> None:
+    observed = Observed()
+    tallies = observed.metrics.of_model("mlp")
+    tallies.observe_refused("rejected", "cold_model", latency_ns=ms(0.15))
+    tallies.observe_refused("expired", "deadline_exceeded_queued", latency_ns=ms(50))
+    observed.metrics.observe_unnamed("rejected", "overloaded", latency_ns=ms(0.05))
+    name = "refusal_duration_seconds"
+    assert observed.value(f"{name}_bucket", reason="cold_model", le="0.0001") == 0
+    assert observed.value(f"{name}_bucket", reason="cold_model", le="0.0002") == 1
+    assert observed.value(f"{name}_bucket", reason="overloaded", le="5e-05") == 1
+    assert observed.value(f"{name}_count", reason="deadline_exceeded_queued") is None
+
+
+def test_every_phase_is_a_histogram() -> None:
+    observed = Observed()
+    tallies = observed.metrics.of_model("mlp")
+    cold = served(is_cold_start=True, load_ns=ms(9))
+    tallies.observe_served(cold, latency_ns=ms(14), slo_ns=ms(50))
+    tallies.observe_served(served(), latency_ns=ms(4), slo_ns=ms(50))
+    observed.event(Tick(), infer(1, 1))
+    observed.finished(
+        InferResult(1, Code.OK, input=span(ms(0.04)), exec=span(ms(3)), output=span(ms(0.3)))
+    )
+    assert observed.value("load_wait_duration_seconds_count", model="mlp") == 1
+    assert observed.value("load_wait_duration_seconds_sum", model="mlp") == 0.009
+    assert observed.value("input_duration_seconds_bucket", model="mlp", le="5e-05") == 1
+    assert observed.value("output_duration_seconds_bucket", model="mlp", le="0.0002") == 0
+    assert observed.value("output_duration_seconds_bucket", model="mlp", le="0.0005") == 1
+    assert observed.value("exec_duration_seconds_count", model="mlp") == 1
+
+
+def batch(action_id: int, begin_ms: float, end_ms: float) -> InferResult:
+    """Input, exec and output from the one to the other."""
+    begin, end = ms(begin_ms), ms(end_ms)
+    phases = Span(begin, begin, 0), Span(begin, end, end - begin), Span(end, end, 0)
+    return InferResult(action_id, Code.OK, "", begin, *phases)
+
+
+def executed(observed: Observed, result: InferResult, *, queued_ms: float) -> None:
+    observed.event(Tick(), infer(result.action_id, 1))
+    answers = [Reply(n, served(queue_ns=ms(queued_ms / n))) for n in (2, 1)]
+    observed.event(ActionFinished("w#1-1", result), *answers)
+
+
+def lane_seconds(observed: Observed) -> tuple[float | None, float | None]:
+    """Busy, idle with work."""
+    return (
+        observed.value("lane_busy_seconds_total", worker="w", lane="exec"),
+        observed.value("lane_idle_with_work_seconds_total", worker="w"),
+    )
+
+
+def test_a_lane_is_busy_idle_or_idle_though_somebody_waited() -> None:
+    observed = Observed()
+    executed(observed, batch(1, 100, 110), queued_ms=40)
+    assert lane_seconds(observed) == (0.01, 0)  # since when it was idle is not known
+    executed(observed, batch(2, 110, 115), queued_ms=5)
+    assert lane_seconds(observed) == (0.015, 0)
+    executed(observed, batch(3, 135, 140), queued_ms=2)  # idle for 20, somebody waited for 2
+    assert lane_seconds(observed) == (0.02, 0.002)
+    executed(observed, batch(4, 143, 145), queued_ms=9)  # idle for 3, somebody waited for longer
+    assert lane_seconds(observed) == (0.022, 0.005)
+    executed(observed, batch(5, 144, 150), queued_ms=9)  # its input beside the other's output
+    assert lane_seconds(observed) == (0.027, 0.005)
+    executed(observed, batch(6, 146, 149), queued_ms=9)  # reported late
+    assert lane_seconds(observed) == (0.027, 0.005)
+
+
+def test_a_lost_workers_absence_is_no_idleness() -> None:
+    observed = Observed()
+    executed(observed, batch(1, 100, 110), queued_ms=5)
+    observed.event(WorkerLost("w#1-1", "silent"))
+    observed.event(Tick(), Send("w#2-1", Infer(7, "mlp", 1, (1,), (1,), 0, 0, 0)))
+    reply = Reply(1, served(queue_ns=ms(500)))
+    observed.event(ActionFinished("w#2-1", batch(7, 900, 910)), reply)
+    assert lane_seconds(observed) == (0.02, 0)
+
+
+def test_bytes_of_weights_are_counted_as_they_come_and_go() -> None:
+    observed = Observed()
+    observed.event(ModelAdded(model_spec()))  # 20 MiB
+    orders = [LoadWeights(1, "mlp", 2, 0, 0, 0), EvictWeights(2, "mlp", 0, 0)]
+    observed.event(Tick(), *[Send("w#1-1", order) for order in orders])
+    observed.finished(LoadResult(1, Code.OK, load=Span(ms(10), ms(18), ms(8))))
+    observed.finished(EvictResult(2, Code.OK))
+    assert observed.value("weights_loaded_bytes_total", model="mlp") == 20 << 20
+    assert observed.value("weights_evicted_bytes_total", model="mlp") == 20 << 20
+    assert observed.value("lane_busy_seconds_total", worker="w", lane="load") == 0.008
+    observed.event(ModelForgotten("mlp"))
+    observed.event(Tick(), Send("w#1-1", LoadWeights(3, "mlp", 2, 0, 0, 0)))
+    observed.finished(LoadResult(3, Code.OK))
+    assert observed.value("weights_loaded_bytes_total", model="mlp") == 20 << 20
+
+
+def test_how_late_the_event_loop_comes_is_measured_ten_times_a_second() -> None:
+    observed, clock, timers = Observed(), Clock(), Timers()
+    lag = LoopLag(clock=clock, call_later=timers)
+    observed.metrics.watch_loop(lag)
+    assert observed.value("event_loop_lag_seconds_count") is None
+    lag.start()
+    for late_ms in (0, 3, -1):  # a timer of whole milliseconds may be early
+        timer = timers.armed.pop()
+        assert timer.delay_s == 0.1
+        clock.advance(ms(100 + late_ms))
+        timer.fire()
+    assert observed.value("event_loop_lag_seconds_bucket", le="5e-05") == 2
+    assert observed.value("event_loop_lag_seconds_bucket", le="0.005") == 3
+    assert observed.value("event_loop_lag_seconds_sum") == 0.003
+    lag.close()
+    assert timers.armed == []
+    lag.close()
+
+
+def test_the_process_is_shown_under_the_names_that_all_exporters_use() -> None:
+    observed = Observed()
+    memory = observed.value("resident_memory_bytes", prefix="process_")
+    assert memory is not None
+    assert memory > 1 << 20
+    for name in ("cpu_seconds_total", "start_time_seconds", "open_fds", "max_fds"):
+        assert observed.value(name, prefix="process_")
+
+
 def joined(worker_id: str) -> WorkerJoined:
     return WorkerJoined(worker_id, PuppetDevice({}).spec, (), ())
 
@@ -213,7 +377,8 @@ def test_gauges_are_read_from_the_scheduler() -> None:
     assert observed.value("held_executions_total", worker="w") == 50
     assert observed.value("held_executions_late_total", worker="w") == 5
     assert observed.value("outliers_total", worker="w") == 2
-    assert observed.value("build_info", version="1.2.3") == 1
+    python = platform.python_version()
+    assert observed.value("build_info", version="1.2.3", python=python) == 1
 
 
 def test_odd_messages_of_workers_are_read_from_the_link() -> None:
@@ -224,6 +389,9 @@ def test_odd_messages_of_workers_are_read_from_the_link() -> None:
         refused_connections: Mapping[str, int] = {"unknown_key": 4}
         gpus: Mapping[str, GpuFigures] = {}
 
+        def connections(self) -> Sequence[Connection]:
+            return [Connection("w#1-1", "w", rtt_ns=80_000, clock_offset_ns=-ms(1500))]
+
     observed = Observed()
     assert observed.value("odd_worker_messages_total", kind="malformed") is None
     observed.metrics.watch_link(Link())
@@ -231,6 +399,8 @@ def test_odd_messages_of_workers_are_read_from_the_link() -> None:
     assert observed.value("odd_worker_messages_total", kind="unknown_sender") == 2
     assert observed.value("odd_worker_messages_total", kind="unreadable_there") == 1
     assert observed.value("worker_connections_refused_total", reason="unknown_key") == 4
+    assert observed.value("worker_clock_offset_seconds", worker="w") == -1.5
+    assert observed.value("worker_round_trip_seconds", worker="w") == 0.00008
 
 
 class GpuLink:
@@ -242,6 +412,9 @@ class GpuLink:
     def __init__(self) -> None:
         self.fleet = FleetFigures()
         self.gpus: Mapping[str, GpuFigures] = self.fleet.by_name
+
+    def connections(self) -> Sequence[Connection]:
+        return []
 
 
 def test_what_gpus_say_of_themselves_is_shown_in_base_units() -> None:
@@ -322,12 +495,12 @@ def test_every_family_has_the_prefix_its_unit_and_a_text_and_comes_once() -> Non
     observed.metrics.watch(PuppetScheduler({}))
     families = list(text_string_to_metric_families(observed.page()))
     for family in families:
-        assert family.name.startswith("remontoir_")
+        assert family.name.startswith(("remontoir_", "process_"))
         assert family.documentation
         if family.type == "histogram":
             assert family.name.endswith(("_seconds", "_batch_size"))
     names = [family.name for family in families]
-    assert len(set(names)) == len(names) == 26
+    assert len(set(names)) == len(names) == 40
 
 
 def test_names_with_quotes_and_line_breaks_do_not_break_the_page() -> None:

@@ -21,6 +21,10 @@ from gateway.infer_endpoint import InferEndpoint
 from gateway.infer_target import target_of
 from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
+from gateway.live_feed import LiveFeed
+from gateway.live_frames import LiveSampler
+from gateway.live_routes import add_live_routes
+from gateway.live_watch import LiveWatch
 from gateway.metrics import Metrics
 from gateway.reloading import Reloading
 from gateway.repository import Repository
@@ -152,13 +156,32 @@ def create_app(
         clock=clock,
         call_later=call_later,
     )
-    if keyring is None:
-        return App(infer, routes, lifecycle, request_ids=request_ids)
-    guard = Guard(
-        routes,
-        keyring,
-        errors=errors,
-        request_ids=request_ids,
-        has_open_metrics=config.open_metrics,
+    guard = None
+    if keyring is not None:
+        guard = Guard(
+            routes,
+            keyring,
+            errors=errors,
+            request_ids=request_ids,
+            has_open_metrics=config.open_metrics,
+        )
+    watch = LiveWatch(scheduler)
+    sampler = LiveSampler(
+        scheduler,
+        catalog,
+        metrics,
+        watch,
+        clock=clock,
+        interval_ms=config.ui_interval_ms,
+        default_slo_ms=config.default_slo_ms,
     )
+    feed = LiveFeed(
+        sampler,
+        watch,
+        dispatcher,
+        lifecycle,
+        interval_ms=config.ui_interval_ms,
+        max_pages=config.ui_pages,
+    )
+    add_live_routes(routes, feed, guard)
     return App(infer, routes, lifecycle, request_ids=request_ids, guard=guard)

@@ -23,6 +23,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 Milliseconds = Annotated[float, msgspec.Meta(gt=0, le=86_400_000)]
 Ahead = Annotated[float, msgspec.Meta(ge=0, le=1000)]
+Refresh = Annotated[float, msgspec.Meta(ge=100, le=60_000)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 
 
@@ -73,6 +74,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_open_requests: Positive = 16_384  # above the scheduler's own queue limit, which says more
     max_buffered_mb: Positive = 1024  # bodies held at once: 16 of the largest
     shed_status: Literal[429, 503] = 429  # contended, not broken: 5xx trips outlier ejection
+    ui_pages: Count = 256  # live pages open at once, a team's; 0 turns /ui off
+    ui_interval_ms: Refresh = 500.0  # of the live page: twice a second is as much as one can read
     retry_after_ms: Milliseconds = 1000.0  # where the core names no better time: a worker's restart
 
 

@@ -125,6 +125,13 @@ class Dispatcher:
         """Requests that have not been answered yet."""
         return len(self._open)
 
+    def add_observer(self, observer: Observer) -> None:
+        """It sees what comes from the next event on."""
+        self._observers.append(observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        self._observers.remove(observer)
+
     def submit(
         self,
         *,

@@ -6,7 +6,7 @@ not. Inference itself is never seen here: gateway.infer_endpoint asks the same k
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from fastapi import Request
@@ -19,9 +19,13 @@ from gateway.request_body import Receive
 from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.tenant import Tenant
 
-# Probes: those who ask have no keys, and learn nothing but whether to send requests here.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+# Probes: those who ask have no keys, and learn nothing but whether to send requests here. And the
+# live page, which is the same everywhere.
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/ui"})
 METRICS_PATH = "/metrics"
+# The live page itself shows nothing: what it shows comes from the events below, which need a key.
+OPEN_PREFIXES = ("/ui/files/",)
+LIVE_PATH = "/ui/events"
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # All and only routes that are posted to and change nothing.
 _READING_PATHS = frozenset({"/v2/repository/index"})
@@ -54,7 +58,7 @@ class Guard:
             self._open |= {METRICS_PATH}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open:
+        if scope["type"] != "http" or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
@@ -75,6 +79,17 @@ class Guard:
         scope[_TENANT] = tenant
         await self._app(scope, receive, send)
 
+    def still_admits(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request that is being answered for long would be let in now."""
+        try:
+            check(self._keyring.tenant_of(dict(scope["headers"])), scope["method"], scope["path"])
+        except RequestError:
+            return False
+        return True
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open or path.startswith(OPEN_PREFIXES)
+
 
 def check(tenant: Tenant, method: str, path: str) -> None:
     """Raises RequestError(forbidden) where the tenant may not ask this."""
@@ -85,6 +100,8 @@ def check(tenant: Tenant, method: str, path: str) -> None:
                 f"{path} shows all tenants: it needs one with `metrics: true` or `admin: true`, "
                 f"{tenant.name} has neither",
             )
+    elif path == LIVE_PATH:
+        tenant.check_admin(f"{path}, which shows all tenants' models")
     elif method not in _READING_METHODS and path not in _READING_PATHS:
         tenant.check_admin(f"{method} {path[:200]}")
     found = _OF_MODEL.fullmatch(path)

@@ -11,7 +11,7 @@ from gateway import docs_page
 from gateway.datatypes import DATATYPES
 from gateway.docs_page import read_contract
 from gateway.errors import PROBLEMS, ErrorBody
-from gateway.guard import OPEN_PATHS
+from gateway.guard import OPEN_PATHS, OPEN_PREFIXES
 from gateway.infer_body import (
     InferBody,
     InferReply,
@@ -23,6 +23,16 @@ from gateway.infer_body import (
     SloFigures,
 )
 from gateway.infer_target import INFER_PATH, QUOTE_PATH, V2_INFER_PATHS
+from gateway.live_messages import (
+    LiveBar,
+    LiveCounts,
+    LiveDevice,
+    LiveFigures,
+    LiveFrame,
+    LiveModel,
+    LiveRequest,
+    LiveSnapshot,
+)
 from gateway.quoting import MAX_COUNT, QuoteBody, QuotedRefusal, QuoteReply
 from gateway.reloading import Reloaded
 from gateway.repository import Entry, Loaded, Unloaded
@@ -40,6 +50,7 @@ from tests.gateway.http_doubles import (
     mlp_body,
     model_spec,
 )
+from tests.gateway.live_stage import parsed
 
 CONTRACT = read_contract()
 SCHEMAS = CONTRACT["components"]["schemas"]
@@ -150,7 +161,7 @@ def test_every_route_but_the_probes_documents_keys() -> None:
     assert schemes == set(CONTRACT["components"]["securitySchemes"])
     for path, _, operation in operations():
         is_open = operation.get("security") == []
-        assert is_open is (path in OPEN_PATHS)
+        assert is_open is (path in OPEN_PATHS or path.startswith(OPEN_PREFIXES))
         assert ({"401", "403"} <= set(operation["responses"])) is not is_open
 
 
@@ -177,6 +188,11 @@ def test_every_route_but_the_probes_documents_keys() -> None:
         ("ModelStats", ModelStats),
         ("BatchStats", BatchStats),
         ("RepositoryEntry", Entry),
+        ("LiveSnapshot", LiveSnapshot),
+        ("LiveFrame", LiveFrame),
+        ("LiveModel", LiveModel),
+        ("LiveDevice", LiveDevice),
+        ("LiveRequest", LiveRequest),
         ("Loaded", Loaded),
         ("Unloaded", Unloaded),
         ("Reloaded", Reloaded),
@@ -198,6 +214,16 @@ def test_inner_schemas_have_the_members_of_our_structs() -> None:
     assert set(request["parameters"]["properties"]) == names_of(RequestParameters)
     stats = SCHEMAS["ModelStats"]["properties"]["inference_stats"]
     assert set(stats["properties"]) == set(stats["required"]) == names_of(InferenceStats)
+
+
+def test_rows_of_the_live_page_have_a_place_for_each_member_of_our_structs() -> None:
+    for schema, struct in (
+        ("LiveCounts", LiveCounts),
+        ("LiveFigures", LiveFigures),
+        ("LiveBar", LiveBar),
+    ):
+        titles = [place["title"] for place in SCHEMAS[schema]["prefixItems"]]
+        assert titles == [field.name for field in msgspec.structs.fields(struct)]
 
 
 def test_values_that_have_names_are_those_of_the_code() -> None:
@@ -271,6 +297,15 @@ def test_answers_of_the_other_routes_fit_their_schemas_and_so_do_the_examples() 
                 check(value, media["application/json"]["schema"], f"example of {path}")
 
     asyncio.run(story())
+
+
+def test_examples_of_live_events_fit_their_schemas() -> None:
+    media = CONTRACT["paths"]["/ui/events"]["get"]["responses"]["200"]["content"]
+    [example] = media["text/event-stream"]["examples"].values()
+    events = parsed(example["value"].encode())
+    assert [event.name for event in events] == ["snapshot", "frame", "end"]
+    check(events[0].data, SCHEMAS["LiveSnapshot"], "snapshot")
+    check(events[1].data, SCHEMAS["LiveFrame"], "frame")
 
 
 def test_errors_fit_their_schema() -> None:

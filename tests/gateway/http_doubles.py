@@ -112,6 +112,7 @@ class PuppetDispatcher:
     def __init__(self) -> None:
         self.submitted: list[Submitted] = []
         self.cancelled: list[int] = []
+        self.observers: list[Any] = []
         self.answer_at_once: tuple[Any, Outputs | None] | None = None
         self.foreseen: list[tuple[str, int, int, str, int]] = []
         self.refusal: Rejected | None = None
@@ -121,6 +122,12 @@ class PuppetDispatcher:
         self.executing: set[int] = set()
         self.fed: list[Event] = []
         self.on_feed: Callable[[Event], None] = lambda event: None
+
+    def add_observer(self, observer: Any) -> None:
+        self.observers.append(observer)
+
+    def remove_observer(self, observer: Any) -> None:
+        self.observers.remove(observer)
 
     def feed(self, event: Event) -> None:
         self.fed.append(event)
@@ -211,6 +218,8 @@ class PuppetDevice:
             kind="cpu", page_bytes=16 << 20, total_pages=64, shares_exec_core=False
         )
         self._states = states
+        self.weights: dict[str, Any] = {}
+        self.outstanding: dict[int, Any] = {}
         self.schedule_ahead_ns = 250_000
         self.gap_rate = 0.1
         self.num_held, self.num_held_late, self.num_outliers = 50, 5, 2

@@ -1,0 +1,310 @@
+"""LiveSampler: what the live page is told, read from what others own.
+
+It reads the catalogue, metrics, the scheduler's devices and LiveWatch, and owns the indexes that
+stand for models and devices. It must never hold the event loop: a sample of a thousand models is
+made in parts, and others run in between.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from gateway.live_messages import (
+    LiveBar,
+    LiveCounts,
+    LiveDevice,
+    LiveFigures,
+    LiveFrame,
+    LiveModel,
+    LiveRequest,
+    LiveSnapshot,
+)
+from gateway.live_watch import LiveWatch
+from gateway.metrics import Metrics, name_of
+from gateway.tallies import ModelTallies
+from gateway.views import Clock, DeviceView, SchedulerView
+from gateway.worst_requests import WorstRequest
+from scheduler.device import WeightsState
+from scheduler.spec import MILLISECOND_NS, ModelSpec
+
+STATES = tuple(WeightsState)  # their places are what pages say
+UNKNOWN = -1  # in place of a model's index
+# Models per part: under half a millisecond.
+MODELS_PER_PART = 64
+
+_MISSED = frozenset({"rejected", "expired", "failed"})
+_T = TypeVar("_T")
+
+
+class LiveSampler:
+    """Makes them. `catalog` is the HTTP side's, unavailable models too."""
+
+    def __init__(
+        self,
+        scheduler: SchedulerView,
+        catalog: Mapping[str, ModelSpec],
+        metrics: Metrics,
+        watch: LiveWatch,
+        *,
+        clock: Clock,
+        interval_ms: float,
+        default_slo_ms: float,
+    ) -> None:
+        self._scheduler = scheduler
+        self._catalog = catalog
+        self._metrics = metrics
+        self._watch = watch
+        self._clock = clock
+        self._interval_ms = interval_ms
+        self._default_slo_ms = default_slo_ms
+        self._zero_ns = clock()
+        self.epoch = 0  # counts the sets of indexes
+        self._seq = 0
+        self._known: dict[str, ModelSpec] = {}
+        self._models: dict[str, int] = {}  # all and only names with an index
+        self._devices: dict[str, int] = {}  # worker id → index
+        self._last: dict[int, LiveCounts] = {}  # by model, as told last
+        self._is_stale = True  # the indexes do not fit what there is
+
+    def renew(self) -> bool:
+        """Whether models or devices are others than before, so that indexes are new: what was told
+        before is of no use then.
+        """
+        fleet = self._scheduler.devices
+        is_new = self._is_stale or self._watch.has_new_fleet or self._devices.keys() != fleet.keys()
+        if not is_new and self._known == self._catalog:
+            return False
+        self._is_stale = self._watch.has_new_fleet = False
+        self._known = dict(self._catalog)
+        self._devices = {worker_id: index for index, worker_id in enumerate(fleet)}
+        held = (name for device in fleet.values() for name in device.weights)
+        names = dict.fromkeys([*self._known, *held])
+        self._models = {name: index for index, name in enumerate(names)}
+        self._last.clear()
+        self.epoch += 1
+        return True
+
+    async def snapshot(self, *, phase: str) -> LiveSnapshot:
+        epoch, models, devices = self.epoch, self._models, self._devices
+        told_devices = []
+        for worker_id in list(devices):
+            device = self._scheduler.devices.get(worker_id)
+            if device is not None:
+                told_devices.append(self._device(worker_id, device, models))
+            await asyncio.sleep(0)
+        told_models = []
+        for part in _parts(list(models)):
+            told_models += [self._model(name) for name in part]
+            await asyncio.sleep(0)
+        counts = [row async for row in self._counts(models)]
+        here = {name_of(worker_id) for worker_id in devices}
+        return LiveSnapshot(
+            epoch=epoch,
+            seq=self._seq,
+            at_us=self._us(self._clock()),
+            version=self._metrics.version,
+            interval_ms=self._interval_ms,
+            phase=phase,
+            models=told_models,
+            devices=told_devices,
+            lost=[name for name in self._metrics.workers if name not in here],
+            counts=counts,
+            figures=self._figures(devices),
+            unnamed=self._unnamed(),
+        )
+
+    async def frame(self) -> LiveFrame:
+        models, devices = self._models, self._devices
+        counts = []
+        async for row in self._counts(models):
+            if self._last.get(row.model) != row:
+                self._last[row.model] = row
+                counts.append(row)
+        self._seq += 1
+        return LiveFrame(
+            epoch=self.epoch,
+            seq=self._seq,
+            at_us=self._us(self._clock()),
+            counts=counts,
+            figures=self._figures(devices),
+            bars=self._bars(models, devices),
+            holds=self._changed_holds(models, devices),
+            worst=[self._request(worst) for worst in self._watch.take_worst()],
+            unnamed=self._unnamed(),
+        )
+
+    async def _counts(self, models: Mapping[str, int]) -> AsyncIterator[LiveCounts]:
+        for part in _parts(list(models.items())):
+            served = self._scheduler.models
+            for name, index in part:
+                queued = self._scheduler.queue_depth(name) if name in served else 0
+                tallies = self._metrics.models.get(name)
+                if tallies is not None or queued:
+                    yield _counted(index, tallies, queued)
+            await asyncio.sleep(0)
+
+    def _bars(self, models: Mapping[str, int], devices: Mapping[str, int]) -> list[LiveBar]:
+        return [
+            LiveBar(
+                devices[worker_id],
+                lane,
+                models.get(bar.model, UNKNOWN),
+                self._us(bar.begin_ns),
+                self._us(bar.end_ns),
+                bar.busy_ns // 1000,
+                bar.rows,
+                bar.num_actions,
+                bar.is_ok,
+            )
+            for (worker_id, lane), bars in self._watch.take_bars().items()
+            if worker_id in devices
+            for bar in bars
+        ]
+
+    def _changed_holds(self, models: Mapping[str, int], devices: Mapping[str, int]) -> list[int]:
+        holds: list[int] = []
+        for worker_id, name in self._watch.take_touched():
+            device = self._scheduler.devices.get(worker_id)
+            if device is None or worker_id not in devices:
+                continue
+            if name not in models:
+                self._is_stale = True
+                continue
+            record = device.weights.get(name)
+            state = device.weights_state(name)
+            pages = record.num_pages if record is not None else 0
+            holds += (devices[worker_id], models[name], STATES.index(state), pages)
+        return holds
+
+    def _figures(self, devices: Mapping[str, int]) -> list[LiveFigures]:
+        link = self._metrics.link
+        gpus = {} if link is None else link.gpus
+        rtt_us = {} if link is None else {c.worker_id: c.rtt_ns // 1000 for c in link.connections()}
+        figures = []
+        for worker_id, index in devices.items():
+            device = self._scheduler.devices.get(worker_id)
+            if device is None:
+                continue
+            gpu = gpus.get(name_of(worker_id))
+            sample = None if gpu is None else gpu.sample
+            figures.append(
+                LiveFigures(
+                    index,
+                    device.pages_by_state()["free"],
+                    len(device.outstanding),
+                    device.schedule_ahead_ns // 1000,
+                    round(device.gap_rate, 4),
+                    rtt_us.get(worker_id),
+                    None if sample is None else sample.utilisation_percent,
+                    None if sample is None else sample.power_mw,
+                    None if sample is None else sample.temperature_c,
+                )
+            )
+        return figures
+
+    def _model(self, name: str) -> LiveModel:
+        spec = self._known.get(name)
+        if spec is None:  # its pages are still somewhere
+            return LiveModel(
+                name=name,
+                version="",
+                pages=0,
+                weights_bytes=0,
+                default_slo_ms=self._default_slo_ms,
+                batch_sizes=(),
+                load_ms=0.0,
+                exec_ms={},
+                shapes=0,
+                pinned=False,
+                unavailable_reason="it is not in the repository any more",
+            )
+        shapes = spec.profile.shapes if spec.unavailable_reason is None else ()
+        exec_ns = shapes[0].exec_ns if shapes else {}
+        default_ns = spec.default_slo_ns
+        return LiveModel(
+            name=name,
+            version=spec.version,
+            pages=spec.num_pages(self._metrics.page_bytes),
+            weights_bytes=spec.weights_bytes,
+            default_slo_ms=(
+                self._default_slo_ms if default_ns is None else default_ns / MILLISECOND_NS
+            ),
+            batch_sizes=spec.batch_sizes,
+            load_ms=spec.profile.load_ns / MILLISECOND_NS if shapes else 0.0,
+            exec_ms={str(rows): ns / MILLISECOND_NS for rows, ns in exec_ns.items()},
+            shapes=len(shapes),
+            pinned=spec.is_pinned,
+            unavailable_reason=spec.unavailable_reason,
+        )
+
+    def _device(self, worker_id: str, device: DeviceView, models: Mapping[str, int]) -> LiveDevice:
+        holds: list[int] = []
+        for name, record in device.weights.items():
+            if record.state is not WeightsState.ABSENT and name in models:
+                holds += (models[name], STATES.index(record.state), record.num_pages)
+        return LiveDevice(
+            worker=name_of(worker_id),
+            kind=device.spec.kind,
+            page_bytes=device.spec.page_bytes,
+            total_pages=device.spec.total_pages,
+            shares_exec_core=device.spec.shares_exec_core,
+            holds=holds,
+        )
+
+    def _request(self, worst: WorstRequest) -> LiveRequest:
+        return LiveRequest(
+            model=worst.model,
+            outcome=worst.outcome,
+            reason=worst.reason,
+            detail=worst.detail,
+            worker=name_of(worst.worker_id),
+            batch_rows=worst.batch_rows,
+            cold_start=worst.is_cold_start,
+            slo_ms=_ms(worst.slo_ns),
+            latency_ms=_ms(worst.latency_ns),
+            slack_ms=_ms(worst.slack_ns),
+            at_us=self._us(worst.answered_ns),
+        )
+
+    def _unnamed(self) -> dict[str, int]:
+        return {f"{outcome}:{why}": n for (outcome, why), n in self._metrics.unnamed.items()}
+
+    def _us(self, at_ns: int) -> int:
+        return (at_ns - self._zero_ns) // 1000
+
+
+def _counted(index: int, tallies: ModelTallies | None, queued: int) -> LiveCounts:
+    if tallies is None:
+        return LiveCounts(index, 0, 0, 0, queued, 0, 0, 0, 0, {})
+    served = cancelled = invalid = 0
+    missed: dict[str, int] = {}
+    for (outcome, reason), count in tallies.outcomes.items():
+        if outcome == "served":
+            served = count
+        elif outcome in _MISSED:
+            missed[f"{outcome}:{reason}"] = count
+        elif outcome == "cancelled":
+            cancelled += count
+        else:
+            invalid += count
+    return LiveCounts(
+        index,
+        served,
+        cancelled,
+        invalid,
+        queued,
+        tallies.served_ns // MILLISECOND_NS,
+        tallies.cold_starts,
+        tallies.loads,
+        tallies.evictions,
+        missed,
+    )
+
+
+def _ms(duration_ns: int) -> float:
+    return round(duration_ns / MILLISECOND_NS, 3)
+
+
+def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(items), MODELS_PER_PART):
+        yield items[start : start + MODELS_PER_PART]

@@ -1,0 +1,245 @@
+"""What a frame of the live page says, with a real scheduler between puppets."""
+
+import asyncio
+from typing import Any
+
+from gateway.live_watch import EXEC, LOAD, MAX_BARS
+from gateway.worst_requests import MAX_OPEN, MAX_WORST, WorstRequests
+from scheduler.actions import Code, Infer, LoadWeights
+from scheduler.events import (
+    Cancelled,
+    Expired,
+    Reason,
+    Rejected,
+    Reply,
+    RequestArrived,
+    Served,
+)
+from tests.gateway.doubles import model_spec
+from tests.gateway.live_stage import LiveStage, Reader, ms
+
+
+def told(stage: LiveStage, *steps: Any) -> dict[str, Any]:
+    """The frame after these steps, of a page that was open during them."""
+
+    async def story() -> dict[str, Any]:
+        reader = Reader(stage)
+        await reader.start()
+        await reader.read()
+        for step in steps:
+            step()
+        await stage.tick()
+        frame = (await reader.read()).data
+        await reader.leave()
+        return frame
+
+    return asyncio.run(story())
+
+
+def test_a_load_and_an_execution_are_bars_of_their_lanes() -> None:
+    stage = LiveStage()
+    stage.join("w1")
+
+    def one_request() -> None:
+        stage.ask("a")
+        assert isinstance(stage.finish(took_ms=5), LoadWeights)
+        assert isinstance(stage.finish(took_ms=3), Infer)
+
+    frame = told(stage, one_request)
+    assert frame["bars"] == [
+        [0, LOAD, 0, 0, 5000, 5000, 0, 1, True],
+        [0, EXEC, 0, 5000, 8000, 3000, 1, 1, True],
+    ]
+    assert frame["holds"] == [0, 0, 2, 1]  # device, model, resident, one page
+    [figures] = frame["figures"]
+    assert figures[:3] == [0, 7, 0]  # device, free pages, outstanding
+
+
+def test_a_load_on_its_way_is_a_change_of_pages() -> None:
+    stage = LiveStage()
+    stage.join("w1")
+    frame = told(stage, lambda: stage.ask("a"))
+    assert frame["holds"] == [0, 0, 1, 1]
+    [counts] = frame["counts"]
+    assert counts[:5] == [0, 0, 0, 0, 1]  # one is queued
+    assert frame["figures"][0][2] == 1
+
+
+def test_a_failed_load_is_a_bar_that_says_so() -> None:
+    stage = LiveStage()
+    stage.join("w1")
+
+    def failing() -> None:
+        stage.ask("a")
+        stage.finish(took_ms=5, code=Code.LOAD_FAILED)
+
+    frame = told(stage, failing)
+    assert frame["bars"] == [[0, LOAD, 0, 0, 5000, 5000, 0, 1, False]]
+    assert frame["holds"][2] == 0  # absent again
+
+
+def test_bars_beyond_the_limit_become_one() -> None:
+    stage = LiveStage(model_spec(), model_spec("vgg"))
+    stage.join("w1", resident=("resnet", "vgg"))
+
+    def many() -> None:
+        for number in range(MAX_BARS):
+            stage.ask(f"a{number}", model="resnet")
+            stage.finish(took_ms=1)
+        for number in range(3):
+            stage.ask(f"b{number}", model="vgg")
+            stage.finish(took_ms=1)
+
+    frame = told(stage, many)
+    assert len(frame["bars"]) == MAX_BARS
+    end = MAX_BARS * 1000 + 3000
+    assert frame["bars"][-1] == [0, EXEC, -1, end - 4000, end, 4000, 4, 4, True]
+
+
+def test_only_models_that_changed_are_told_again() -> None:
+    stage = LiveStage(model_spec(), model_spec("vgg"))
+    stage.join("w1", resident=("resnet", "vgg"))
+    stage.metrics.of_model("vgg").outcomes["rejected", "slo_infeasible_now"] = 7
+    stage.metrics.observe_unnamed("invalid", "not_found")
+
+    async def story() -> None:
+        reader = Reader(stage)
+        await reader.start()
+        snapshot = (await reader.read()).data
+        missed = {"rejected:slo_infeasible_now": 7}
+        assert snapshot["counts"] == [[1, 0, 0, 0, 0, 0, 0, 0, 0, missed]]
+        assert snapshot["unnamed"] == {"invalid:not_found": 1}
+        await stage.tick()
+        assert [row[0] for row in (await reader.read()).data["counts"]] == [1]
+        await stage.tick()
+        assert (await reader.read()).data["counts"] == []
+        stage.metrics.of_model("resnet").outcomes["served", ""] = 2
+        stage.metrics.of_model("resnet").outcomes["cancelled", "queued"] = 1
+        stage.metrics.of_model("resnet").outcomes["invalid", "bad_request"] = 4
+        await stage.tick()
+        assert (await reader.read()).data["counts"] == [[0, 2, 1, 4, 0, 0, 0, 0, 0, {}]]
+        await reader.leave()
+
+    asyncio.run(story())
+
+
+def test_a_model_that_cannot_be_served_is_shown_with_the_reason() -> None:
+    stage = LiveStage(model_spec(), model_spec("bad", unavailable_reason="not ONNX"))
+    stage.join("w1", resident=("resnet",))
+
+    async def story() -> None:
+        reader = Reader(stage)
+        await reader.start()
+        snapshot = (await reader.read()).data
+        models = {model["name"]: model for model in snapshot["models"]}
+        assert models["bad"]["unavailable_reason"] == "not ONNX"
+        assert models["bad"]["exec_ms"] == {}
+        assert models["resnet"]["exec_ms"] == {"1": 3.0, "2": 6.0, "4": 12.0}
+        assert models["resnet"]["pages"] == 1
+        assert snapshot["devices"][0]["holds"] == [0, 2, 1]
+        await reader.leave()
+
+    asyncio.run(story())
+
+
+def test_the_pages_of_a_model_that_left_the_catalogue_are_shown_until_they_are_gone() -> None:
+    stage = LiveStage(model_spec(), model_spec("vgg"))
+    stage.join("w1", resident=("resnet", "vgg"))
+    del stage.catalog["vgg"]
+
+    async def story() -> None:
+        reader = Reader(stage)
+        await reader.start()
+        models = {model["name"]: model for model in (await reader.read()).data["models"]}
+        assert models["vgg"]["unavailable_reason"] == "it is not in the repository any more"
+        await reader.leave()
+
+    asyncio.run(story())
+
+
+def test_the_worst_requests_come_with_their_reasons() -> None:
+    stage = LiveStage()
+    stage.join("w1", resident=("resnet",))
+
+    def asking() -> None:
+        stage.ask("a", slo_ms=100)
+        stage.finish(took_ms=3)
+        stage.ask("b", slo_ms=0.5)
+
+    refused, answered = told(stage, asking)["worst"]
+    assert (refused["outcome"], refused["reason"]) == ("rejected", "slo_infeasible_ever")
+    assert refused["slo_ms"] == 0.5
+    assert refused["slack_ms"] < 0
+    assert refused["detail"] != ""
+    assert (answered["outcome"], answered["worker"]) == ("served", "w1")
+    assert answered["slack_ms"] == 97.0
+    assert answered["latency_ms"] == 3.0
+    assert answered["batch_rows"] == 1
+
+
+def test_a_worker_that_is_unknown_to_the_core_draws_nothing() -> None:
+    stage = LiveStage()
+    stage.join("w1", resident=("resnet",))
+
+    def late() -> None:
+        stage.ask("a")
+        stage.lose("w1")
+        stage.finish()
+
+    async def story() -> None:
+        reader = Reader(stage)
+        await reader.start()
+        await reader.read()
+        late()
+        await stage.tick()
+        assert (await reader.read()).name == "snapshot"
+        await reader.leave()
+
+    asyncio.run(story())
+    assert stage.watch.take_bars() == {}
+
+
+# ---------------------------------------------------------------- the worst of a spell
+
+
+def arrived(request_id: int, *, slo_ms: float = 10) -> RequestArrived:
+    return RequestArrived(request_id, "resnet", 0, ms(slo_ms))
+
+
+def in_time() -> Served:
+    return Served("w1#1", 1, False, 0, 0, 0, 0, 0, 0)
+
+
+def test_the_least_slack_comes_first_and_no_more_than_the_limit_is_kept() -> None:
+    worst = WorstRequests()
+    for number in range(100):
+        worst.on_arrived(arrived(number, slo_ms=100))
+        worst.on_answered(Reply(number, in_time()), ms((number * 37) % 100))
+    kept = worst.take()
+    assert [request.slack_ns for request in kept] == [ms(n + 1) for n in range(MAX_WORST)]
+    assert worst.take() == []
+
+
+def test_slack_of_what_was_not_served() -> None:
+    worst = WorstRequests()
+    outcomes = {
+        1: Rejected(Reason.SLO_INFEASIBLE_NOW, "18 ms", predicted_ns=ms(18)),
+        2: Rejected(Reason.NO_WORKER, "nobody"),
+        3: Expired(Reason.DEADLINE_EXCEEDED_EXECUTING, "still executing"),
+        4: Cancelled(),
+    }
+    for number, outcome in outcomes.items():
+        worst.on_arrived(arrived(number))
+        worst.on_answered(Reply(number, outcome), ms(12))
+    assert [(r.request_id, r.slack_ns) for r in worst.take()] == [
+        (1, ms(-8)),
+        (3, ms(-2)),
+        (2, 0),
+    ]
+
+
+def test_requests_that_are_never_answered_are_not_kept_for_ever() -> None:
+    worst = WorstRequests()
+    for number in range(MAX_OPEN + 10):
+        worst.on_arrived(arrived(number))
+    assert len(worst._open) == MAX_OPEN

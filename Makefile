@@ -21,7 +21,7 @@ LOCK311 := $(COMPILE) --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-http clean distclean
+.PHONY: help install serve test check format bench experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-http e2e-ui vendor-ui clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,19 @@ e2e-v2: $(DEV) ## KServe's client, mlserver infer and perf_analyzer against a re
 
 e2e-http: $(DEV) ## openapi.yaml by spectral, schemathesis and a generated client (minutes, network)
 	@$(BIN)/python tests/e2e/http_contract.py
+
+e2e-ui: $(DEV) ## the live page in headless Chromium, under load (three minutes, network, ARGS=--pictures DIR)
+	@$(BIN)/python tests/e2e/ui.py $(ARGS)
+
+# What the live page draws charts with, as it is published; committed, so that nobody needs npm.
+UPLOT := uplot@1.6.32
+vendor-ui: ## renew the chart library of the live page (needs npm, network)
+	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	npm pack --silent --pack-destination "$$tmp" $(UPLOT) >/dev/null; \
+	tar -xzf "$$tmp"/uplot-*.tgz -C "$$tmp"; \
+	cp "$$tmp"/package/dist/uPlot.iife.min.js "$$tmp"/package/dist/uPlot.min.css gateway/ui/; \
+	cp "$$tmp"/package/LICENSE gateway/ui/uPlot.LICENSE; \
+	echo "$(UPLOT) is in gateway/ui"
 
 lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARGS=--upgrade for newer)
 	$(LOCK311) $(ARGS) --extra build pyproject.toml -o requirements.txt

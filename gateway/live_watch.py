@@ -25,9 +25,11 @@ from scheduler.events import (
 EXEC, LOAD = 0, 1  # lanes
 SEVERAL = ""  # in place of a model's name: executions of more than one, drawn as one bar
 
-# Bars per lane between two frames. What comes beyond is joined to the last bar: a screen is a
-# thousand pixels wide, and 64 devices with executions of 1 ms would make megabytes of JSON.
-MAX_BARS = 48
+# Bars between two frames, shared by all lanes: 64 devices with executions of 1 ms would make a
+# megabyte of JSON. What comes beyond a lane's share is joined to its last bar.
+MAX_BARS = 6000
+# Even where devices are few: a screen has not more pixels for half a second.
+MAX_BARS_OF_LANE = 300
 
 
 class Bar:
@@ -69,10 +71,12 @@ class LiveWatch:
         # (worker id, model) whose weights may have changed their state.
         self.touched: set[tuple[str, str]] = set()
         self.has_new_fleet = False
+        self._share_out()
 
     def take_bars(self) -> dict[tuple[str, int], list[Bar]]:
         """What lanes did since the last call."""
         bars, self.bars = self.bars, {}
+        self._share_out()
         return bars
 
     def take_touched(self) -> set[tuple[str, str]]:
@@ -103,6 +107,10 @@ class LiveWatch:
             elif type(command) is Send and type(command.action) is not Infer:
                 self.touched.add((command.worker_id, command.action.model))
 
+    def _share_out(self) -> None:
+        num_lanes = 2 * max(1, len(self._scheduler.devices))
+        self.max_bars = min(MAX_BARS_OF_LANE, max(1, MAX_BARS // num_lanes))
+
     def _on_finished(self, event: ActionFinished) -> None:
         """The core has not heard of it yet, so the order is still among the outstanding ones."""
         device = self._scheduler.devices.get(event.worker_id)
@@ -124,7 +132,7 @@ class LiveWatch:
 
     def _add_bar(self, lane: tuple[str, int], bar: Bar) -> None:
         bars = self.bars.setdefault(lane, [])
-        if len(bars) < MAX_BARS:
+        if len(bars) < self.max_bars:
             bars.append(bar)
         else:
             bars[-1].join(bar)

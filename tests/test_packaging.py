@@ -24,6 +24,7 @@ from tests.gateway.running import ROOT, doubling_model, environment, running_gat
 DATA = (
     "gateway/data/demo_models.yaml",
     "gateway/data/magika_standard_v3_3.json",
+    *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("gateway/ui/*")),
     "gpuworker/data/clockwork_osdi20_table1_v100.csv",
     "loadtest/data/SOURCES.md",
     "loadtest/data/azure2019_1000fn_day_A.csv.gz",

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from gateway.live_watch import EXEC, LOAD, MAX_BARS
+from gateway.live_watch import EXEC, LOAD, MAX_BARS, MAX_BARS_OF_LANE
 from gateway.worst_requests import MAX_OPEN, MAX_WORST, WorstRequests
 from scheduler.actions import Code, Infer, LoadWeights
 from scheduler.events import (
@@ -83,7 +83,7 @@ def test_bars_beyond_the_limit_become_one() -> None:
     stage.join("w1", resident=("resnet", "vgg"))
 
     def many() -> None:
-        for number in range(MAX_BARS):
+        for number in range(MAX_BARS_OF_LANE):
             stage.ask(f"a{number}", model="resnet")
             stage.finish(took_ms=1)
         for number in range(3):
@@ -91,8 +91,9 @@ def test_bars_beyond_the_limit_become_one() -> None:
             stage.finish(took_ms=1)
 
     frame = told(stage, many)
-    assert len(frame["bars"]) == MAX_BARS
-    end = MAX_BARS * 1000 + 3000
+    assert len(frame["bars"]) == MAX_BARS_OF_LANE
+    end = MAX_BARS_OF_LANE * 1000 + 3000
+    assert stage.watch.max_bars == MAX_BARS_OF_LANE
     assert frame["bars"][-1] == [0, EXEC, -1, end - 4000, end, 4000, 4, 4, True]
 
 
@@ -243,3 +244,11 @@ def test_requests_that_are_never_answered_are_not_kept_for_ever() -> None:
     for number in range(MAX_OPEN + 10):
         worst.on_arrived(arrived(number))
     assert len(worst._open) == MAX_OPEN
+
+
+def test_many_devices_share_the_bars_of_a_frame() -> None:
+    stage = LiveStage()
+    for number in range(64):
+        stage.join(f"w{number}", resident=("resnet",))
+    stage.watch.reset()
+    assert stage.watch.max_bars == MAX_BARS // 128

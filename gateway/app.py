@@ -33,7 +33,7 @@ from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.routes import build_routes
 from gateway.trace_context import TRACERESPONSE, trace_of
 from gateway.versions import Versions
-from gateway.views import CallLater, Clock, OnNamed, RequestSink, SchedulerView
+from gateway.views import CallLater, Clock, ObservedSink, OnNamed, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
 
@@ -88,7 +88,7 @@ class App:
 
 def create_app(
     config: GatewayConfig,
-    dispatcher: RequestSink,
+    dispatcher: ObservedSink,
     scheduler: SchedulerView,
     catalog: MutableMapping[str, ModelSpec],
     *,

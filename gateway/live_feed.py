@@ -17,7 +17,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.live_frames import LiveSampler
 from gateway.live_messages import LiveFrame, LiveSnapshot
 from gateway.live_watch import LiveWatch
-from gateway.views import RequestSink
+from gateway.views import Observed
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class LiveFeed:
         self,
         sampler: LiveSampler,
         watch: LiveWatch,
-        sink: RequestSink,
+        observed: Observed,
         lifecycle: Lifecycle,
         *,
         interval_ms: float,
@@ -75,7 +75,7 @@ class LiveFeed:
     ) -> None:
         self._sampler = sampler
         self._watch = watch
-        self._sink = sink
+        self._observed = observed
         self._lifecycle = lifecycle
         self._interval_s = interval_ms / 1000
         self.max_pages = max_pages
@@ -109,7 +109,7 @@ class LiveFeed:
         self._pages.add(page)
         if self._sampling is None:
             self._watch.reset()
-            self._sink.add_observer(self._watch)
+            self._observed.add_observer(self._watch)
             self._sampler.renew()
             self._sampling = asyncio.get_running_loop().create_task(self._sample())
         return page
@@ -120,7 +120,7 @@ class LiveFeed:
         if not self._pages and self._sampling is not None:
             self._sampling.cancel()
             self._sampling = None
-            self._sink.remove_observer(self._watch)
+            self._observed.remove_observer(self._watch)
             self._watch.reset()
 
     async def listen(self, may_go_on: Callable[[], bool]) -> AsyncIterator[bytes]:
@@ -180,7 +180,7 @@ class LiveFeed:
         self._end_reason = reason
         ended, self._pages = self._pages, set()
         self._sampling = None
-        self._sink.remove_observer(self._watch)
+        self._observed.remove_observer(self._watch)
         self._watch.reset()
         for page in ended:
             page.is_due.set()

@@ -7,7 +7,7 @@ made in parts, and others run in between.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gateway.live_messages import (
     LiveBar,
@@ -36,6 +36,16 @@ _MISSED = frozenset({"rejected", "expired", "failed"})
 _T = TypeVar("_T")
 
 
+class Places(NamedTuple):
+    """Of models, by the name that clients know, and of devices, by worker id; one set for each
+    epoch. `keys` are a model's names in the scheduler: each version that came meanwhile has one.
+    """
+
+    models: dict[str, int]
+    devices: dict[str, int]
+    keys: list[list[str]]
+
+
 class LiveSampler:
     """Makes them. `catalog` is the HTTP side's, unavailable models too."""
 
@@ -61,8 +71,7 @@ class LiveSampler:
         self.epoch = 0  # counts the sets of indexes
         self._seq = 0
         self._known: dict[str, ModelSpec] = {}
-        self._models: dict[str, int] = {}  # all and only names with an index
-        self._devices: dict[str, int] = {}  # worker id → index
+        self._places = Places({}, {}, [])
         self._last: dict[int, LiveCounts] = {}  # by model, as told last
         self._is_stale = True  # the indexes do not fit what there is
 
@@ -71,33 +80,42 @@ class LiveSampler:
         before is of no use then.
         """
         fleet = self._scheduler.devices
-        is_new = self._is_stale or self._watch.has_new_fleet or self._devices.keys() != fleet.keys()
+        is_new = (
+            self._is_stale
+            or self._watch.has_new_fleet
+            or self._places.devices.keys() != fleet.keys()
+        )
         if not is_new and self._known == self._catalog:
             return False
         self._is_stale = self._watch.has_new_fleet = False
         self._known = dict(self._catalog)
-        self._devices = {worker_id: index for index, worker_id in enumerate(fleet)}
-        held = (name for device in fleet.values() for name in device.weights)
-        names = dict.fromkeys([*self._known, *held])
-        self._models = {name: index for index, name in enumerate(names)}
+        keys: dict[str, list[str]] = {name: [] for name in self._known}
+        held = (key for device in fleet.values() for key in device.weights)
+        for key in dict.fromkeys([*self._scheduler.models, *held]):
+            keys.setdefault(public_name_of(key), []).append(key)
+        self._places = Places(
+            {name: index for index, name in enumerate(keys)},
+            {worker_id: index for index, worker_id in enumerate(fleet)},
+            list(keys.values()),
+        )
         self._last.clear()
         self.epoch += 1
         return True
 
     async def snapshot(self, *, phase: str) -> LiveSnapshot:
-        epoch, models, devices = self.epoch, self._models, self._devices
+        epoch, places = self.epoch, self._places
         told_devices = []
-        for worker_id in list(devices):
+        for worker_id in list(places.devices):
             device = self._scheduler.devices.get(worker_id)
             if device is not None:
-                told_devices.append(self._device(worker_id, device, models))
+                told_devices.append(self._device(worker_id, device, places))
             await asyncio.sleep(0)
         told_models = []
-        for part in _parts(list(models)):
+        for part in _parts(list(places.models)):
             told_models += [self._model(name) for name in part]
             await asyncio.sleep(0)
-        counts = [row async for row in self._counts(models)]
-        here = {name_of(worker_id) for worker_id in devices}
+        counts = [row async for row in self._counts(places)]
+        here = {name_of(worker_id) for worker_id in places.devices}
         return LiveSnapshot(
             epoch=epoch,
             seq=self._seq,
@@ -109,14 +127,14 @@ class LiveSampler:
             devices=told_devices,
             lost=[name for name in self._metrics.workers if name not in here],
             counts=counts,
-            figures=self._figures(devices),
+            figures=self._figures(places),
             unnamed=self._unnamed(),
         )
 
     async def frame(self) -> LiveFrame:
-        models, devices = self._models, self._devices
+        places = self._places
         counts = []
-        async for row in self._counts(models):
+        async for row in self._counts(places):
             if self._last.get(row.model) != row:
                 self._last[row.model] = row
                 counts.append(row)
@@ -126,29 +144,31 @@ class LiveSampler:
             seq=self._seq,
             at_us=self._us(self._clock()),
             counts=counts,
-            figures=self._figures(devices),
-            bars=self._bars(models, devices),
-            holds=self._changed_holds(models, devices),
+            figures=self._figures(places),
+            bars=self._bars(places),
+            holds=self._changed_holds(places),
             worst=[self._request(worst) for worst in self._watch.take_worst()],
             unnamed=self._unnamed(),
         )
 
-    async def _counts(self, models: Mapping[str, int]) -> AsyncIterator[LiveCounts]:
-        for part in _parts(list(models.items())):
+    async def _counts(self, places: Places) -> AsyncIterator[LiveCounts]:
+        for part in _parts(list(places.models.items())):
             served = self._scheduler.models
             for name, index in part:
-                queued = self._scheduler.queue_depth(name) if name in served else 0
+                queued = sum(
+                    self._scheduler.queue_depth(key) for key in places.keys[index] if key in served
+                )
                 tallies = self._metrics.models.get(name)
                 if tallies is not None or queued:
                     yield _counted(index, tallies, queued)
             await asyncio.sleep(0)
 
-    def _bars(self, models: Mapping[str, int], devices: Mapping[str, int]) -> list[LiveBar]:
+    def _bars(self, places: Places) -> list[LiveBar]:
         return [
             LiveBar(
-                devices[worker_id],
+                places.devices[worker_id],
                 lane,
-                models.get(bar.model, UNKNOWN),
+                places.models.get(public_name_of(bar.model), UNKNOWN),
                 self._us(bar.begin_ns),
                 self._us(bar.end_ns),
                 bar.busy_ns // 1000,
@@ -157,31 +177,28 @@ class LiveSampler:
                 bar.is_ok,
             )
             for (worker_id, lane), bars in self._watch.take_bars().items()
-            if worker_id in devices
+            if worker_id in places.devices
             for bar in bars
         ]
 
-    def _changed_holds(self, models: Mapping[str, int], devices: Mapping[str, int]) -> list[int]:
+    def _changed_holds(self, places: Places) -> list[int]:
         holds: list[int] = []
-        for worker_id, name in self._watch.take_touched():
+        touched = {(who, public_name_of(key)): key for who, key in self._watch.take_touched()}
+        for (worker_id, name), key in touched.items():
             device = self._scheduler.devices.get(worker_id)
-            if device is None or worker_id not in devices:
-                continue
-            if name not in models:
-                self._is_stale = True
-                continue
-            record = device.weights.get(name)
-            state = device.weights_state(name)
-            pages = record.num_pages if record is not None else 0
-            holds += (devices[worker_id], models[name], STATES.index(state), pages)
+            index = places.models.get(name)
+            if index is None or key not in places.keys[index]:
+                self._is_stale = True  # a version that is made ready
+            elif device is not None and worker_id in places.devices:
+                holds += (places.devices[worker_id], index, *_held(device, places.keys[index]))
         return holds
 
-    def _figures(self, devices: Mapping[str, int]) -> list[LiveFigures]:
+    def _figures(self, places: Places) -> list[LiveFigures]:
         link = self._metrics.link
         gpus = {} if link is None else link.gpus
         rtt_us = {} if link is None else {c.worker_id: c.rtt_ns // 1000 for c in link.connections()}
         figures = []
-        for worker_id, index in devices.items():
+        for worker_id, index in places.devices.items():
             device = self._scheduler.devices.get(worker_id)
             if device is None:
                 continue
@@ -237,11 +254,14 @@ class LiveSampler:
             unavailable_reason=spec.unavailable_reason,
         )
 
-    def _device(self, worker_id: str, device: DeviceView, models: Mapping[str, int]) -> LiveDevice:
+    def _device(self, worker_id: str, device: DeviceView, places: Places) -> LiveDevice:
         holds: list[int] = []
-        for name, record in device.weights.items():
-            if record.state is not WeightsState.ABSENT and name in models:
-                holds += (models[name], STATES.index(record.state), record.num_pages)
+        for name in dict.fromkeys(map(public_name_of, device.weights)):
+            index = places.models.get(name)
+            if index is not None:
+                state, pages = _held(device, places.keys[index])
+                if pages:
+                    holds += (index, state, pages)
         return LiveDevice(
             worker=name_of(worker_id),
             kind=device.spec.kind,
@@ -253,7 +273,7 @@ class LiveSampler:
 
     def _request(self, worst: WorstRequest) -> LiveRequest:
         return LiveRequest(
-            model=worst.model,
+            model=public_name_of(worst.model),
             outcome=worst.outcome,
             reason=worst.reason,
             detail=worst.detail,
@@ -271,6 +291,23 @@ class LiveSampler:
 
     def _us(self, at_ns: int) -> int:
         return (at_ns - self._zero_ns) // 1000
+
+
+def public_name_of(key: str) -> str:
+    """As ModelSpec.public_name."""
+    return key.partition("/")[0]
+
+
+def _held(device: DeviceView, keys: Sequence[str]) -> tuple[int, int]:
+    """State and pages of all versions of a model together: resident, if one of them is."""
+    found, pages = WeightsState.ABSENT, 0
+    for key in keys:
+        record = device.weights.get(key)
+        if record is not None and record.state is not WeightsState.ABSENT:
+            pages += record.num_pages
+            if found is not WeightsState.RESIDENT:
+                found = record.state
+    return STATES.index(found), pages
 
 
 def _counted(index: int, tallies: ModelTallies | None, queued: int) -> LiveCounts:

@@ -71,8 +71,17 @@ class RequestSink(Protocol):
     def is_executing(self, request_id: int) -> bool: ...
     def cancel(self, request_id: int) -> None: ...
     def feed(self, event: Event) -> None: ...
+
+
+class Observed(Protocol):
+    """gateway.dispatcher.Dispatcher, as far as one may watch it for a while."""
+
     def add_observer(self, observer: Observer) -> None: ...
     def remove_observer(self, observer: Observer) -> None: ...
+
+
+class ObservedSink(RequestSink, Observed, Protocol):
+    """Both."""
 
 
 class HttpView(Protocol):

@@ -3,12 +3,16 @@
 import asyncio
 from typing import Any
 
+import msgspec
+
 from gateway.live_watch import EXEC, LOAD, MAX_BARS, MAX_BARS_OF_LANE
 from gateway.worst_requests import MAX_OPEN, MAX_WORST, WorstRequests
 from scheduler.actions import Code, Infer, LoadWeights
 from scheduler.events import (
     Cancelled,
     Expired,
+    ModelAdded,
+    ModelOffered,
     Reason,
     Rejected,
     Reply,
@@ -252,3 +256,29 @@ def test_many_devices_share_the_bars_of_a_frame() -> None:
         stage.join(f"w{number}", resident=("resnet",))
     stage.watch.reset()
     assert stage.watch.max_bars == MAX_BARS // 128
+
+
+def test_versions_of_a_model_are_one_line_with_the_pages_of_both() -> None:
+    stage = LiveStage(model_spec(), model_spec("vgg"))
+    stage.join("w1", resident=("resnet",))
+    newer = msgspec.structs.replace(model_spec("resnet/2"), version="2")
+
+    async def story() -> None:
+        reader = Reader(stage)
+        await reader.start()
+        assert (await reader.read()).data["devices"][0]["holds"] == [0, 2, 1]
+        stage.dispatcher.feed(ModelAdded(newer))
+        stage.dispatcher.feed(ModelOffered("w1", newer))
+        stage.ask("a", model="resnet/2")
+        stage.finish(took_ms=5)
+        stage.finish(took_ms=3)
+        await stage.tick()
+        assert [bar[2] for bar in (await reader.read()).data["bars"]] == [0, 0]
+        await stage.tick()
+        again = await reader.read()
+        assert again.name == "snapshot"
+        assert [model["name"] for model in again.data["models"]] == ["resnet", "vgg"]
+        assert again.data["devices"][0]["holds"] == [0, 2, 2]
+        await reader.leave()
+
+    asyncio.run(story())

@@ -10,7 +10,6 @@ from typing import Protocol
 from gateway.dispatcher import Observer, OnDone, OnQuote
 from gateway.gpu_figures import GpuFigures
 from gateway.wakeup_timer import Cancellable
-from gateway.worker_link import Connection
 from scheduler.device import Outstanding, Weights, WeightsState
 from scheduler.events import Event, Rejected
 from scheduler.spec import DeviceSpec, ModelSpec
@@ -122,6 +121,8 @@ class ConnectionView(Protocol):
     """gateway.worker_link.Connection: a worker that has joined."""
 
     @property
+    def worker_id(self) -> str: ...
+    @property
     def name(self) -> str: ...
     @property
     def rtt_ns(self) -> int: ...
@@ -143,7 +144,6 @@ class LinkView(Protocol):
     def unreadable_replies(self) -> int: ...
     @property
     def refused_connections(self) -> Mapping[str, int]: ...
-    def connections(self) -> Sequence[Connection]: ...
 
 
 class SchedulerView(Protocol):

@@ -105,7 +105,7 @@ def test_only_models_that_changed_are_told_again() -> None:
     stage = LiveStage(model_spec(), model_spec("vgg"))
     stage.join("w1", resident=("resnet", "vgg"))
     stage.metrics.of_model("vgg").outcomes["rejected", "slo_infeasible_now"] = 7
-    stage.metrics.observe_unnamed("invalid", "not_found")
+    stage.metrics.observe_unnamed("invalid", "not_found", latency_ns=1)
 
     async def story() -> None:
         reader = Reader(stage)

@@ -28,6 +28,8 @@ from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
 from gateway.reloading import Reloading
 from gateway.repository_watch import states_of
+from gateway.scaling import Scaling
+from gateway.scaling_sampler import ScalingSampler
 from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile, run_devices
 from gateway.tenants_file import Tenants, weights_of
 from gateway.versions import Versions
@@ -36,7 +38,7 @@ from scheduler import __version__
 from scheduler.event_log import Header
 from scheduler.events import Event, ModelAdded, WorkerJoined
 from scheduler.scheduler import Scheduler
-from scheduler.spec import ModelSpec, SchedulerConfig
+from scheduler.spec import SECOND_NS, ModelSpec, SchedulerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +120,18 @@ class Assembly:
             clock=time.monotonic_ns, call_later=asyncio.get_running_loop().call_later
         )
         metrics.watch_loop(self._loop_lag)
+        scaling = Scaling(
+            horizon_ns=int(config.scaling_horizon_s * SECOND_NS),
+            target_utilisation=config.scaling_target_utilisation,
+        )
+        self._scaling = ScalingSampler(
+            scaling,
+            scheduler,
+            metrics.totals,
+            clock=time.monotonic_ns,
+            call_later=asyncio.get_running_loop().call_later,
+        )
+        metrics.watch_scaling(scaling)
         observers: list[Observer] = [metrics]
         self._keyring = device_time = None
         if tenants is not None:
@@ -159,6 +173,7 @@ class Assembly:
             on_event=self._on_event, on_report=self._dispatcher.report, on_fatal=self._on_fatal
         )
         self._loop_lag.start()
+        self._scaling.start()
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         self._serving.add_done_callback(self._on_server_ended)
 
@@ -235,6 +250,7 @@ class Assembly:
         await self._end_reloading()
         self._dispatcher.close()
         self._loop_lag.close()
+        self._scaling.close()
         # Both at once: a worker that says goodbye to the link has not died to the supervisor.
         leaving = asyncio.gather(
             self._supervisor.stop(self._worker_grace_s), self._link.dismiss("the gateway stops")

@@ -25,6 +25,7 @@ Milliseconds = Annotated[float, msgspec.Meta(gt=0, le=86_400_000)]
 Ahead = Annotated[float, msgspec.Meta(ge=0, le=1000)]
 Refresh = Annotated[float, msgspec.Meta(ge=100, le=60_000)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class ConfigError(ValueError):
@@ -59,6 +60,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     repository_poll_s: Seconds = 0.0
     keep_versions: Count = 1  # the way back from one bad version; each costs its copy on the host
     drain_s: Seconds = 5.0  # a load balancer's usual probe interval, so it sees readyz fail
+
+    scaling_horizon_s: Seconds = (
+        60.0  # a worker on a machine that is there: image, start, first load
+    )
+    scaling_target_utilisation: Share = 0.7  # bursts within ten seconds take the rest
 
     policy: str = "remontoir"  # scheduler/policies: a name, or name:option=value,...
     schedule_ahead_ms: Ahead | None = None  # None: the policy's own rule

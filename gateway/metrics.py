@@ -13,6 +13,7 @@ from gateway.answer_sharing import AnswerSharing, Sharings
 from gateway.keyring import Keyring
 from gateway.lane_times import LaneTimes
 from gateway.loop_lag import LoopLag
+from gateway.scaling import Scaling
 from gateway.tallies import SIGNED_DURATIONS, ModelTallies, Tally, Totals
 from gateway.views import HttpView, LinkView, SchedulerView
 from scheduler.actions import Code, EvictResult, Infer, InferResult, LoadResult, LoadWeights
@@ -55,6 +56,7 @@ class Metrics:
         self.http: HttpView | None = None
         self.keyring: Keyring | None = None
         self.loop_lag: LoopLag | None = None
+        self.scaling: Scaling | None = None
         self.sharings: Mapping[str, AnswerSharing] = {}
         # All and only models that were asked for by a name of the catalogue, or acted upon.
         self.models: dict[str, ModelTallies] = {}
@@ -95,6 +97,9 @@ class Metrics:
 
     def watch_loop(self, loop_lag: LoopLag) -> None:
         self.loop_lag = loop_lag
+
+    def watch_scaling(self, scaling: Scaling) -> None:
+        self.scaling = scaling
 
     def watch_sharings(self, sharings: Sharings) -> None:
         self.sharings = sharings.by_model

@@ -169,6 +169,18 @@ class OfferedLoad:
                 return
             self._refresh(oldest, now)
 
+    def as_of(self, now: int) -> float:
+        """`devices` as it is now: models that fell silent since the last arrival of any are fewer
+        by as much as their rates have faded. Changes nothing.
+        """
+        devices = self.devices
+        for demand in self.models:
+            age_ns = now - demand.refreshed_ns
+            if age_ns <= STALE_NS:
+                break
+            devices += demand.load * math.expm1(-age_ns / FADE_NS)
+        return devices if devices > 0.0 else 0.0
+
     def _refresh(self, demand: Demand, now: int) -> None:
         if demand in self.models:
             del self.models[demand]

@@ -206,6 +206,17 @@ class Scheduler:
     def queue_depth(self, model: str) -> int:
         return self.state.models[model].num_queued
 
+    @property
+    def num_serving(self) -> int:
+        """Devices that are not about to stop."""
+        return self.state.num_serving
+
+    def offered_load(self, now: int) -> float:
+        """How many devices what arrives lately would keep busy, in the batches that rates and SLOs
+        allow; whatever becomes of it.
+        """
+        return self.state.offered.as_of(now)
+
     def staging_of(self, model: str) -> tuple[bool, str | None]:
         """Of a staged model: whether waiting any longer is of no use, and why a trial of it failed,
         if one did.

@@ -240,6 +240,11 @@ class PuppetScheduler:
         self.devices: dict[str, PuppetDevice] = {}
         self.anomalies: dict[str, int] = {}
         self.num_queued = 0
+        self.num_serving = 2
+        self.load = 1.5
+
+    def offered_load(self, now: int) -> float:
+        return self.load
 
     def queue_depth(self, model: str) -> int:
         return 3 if model == "mlp" else 0

@@ -1,5 +1,7 @@
 """What is asked of models lately, and how much of the fleet that takes."""
 
+import math
+
 import pytest
 
 from scheduler.profile import ExecEstimate
@@ -125,3 +127,16 @@ def test_the_load_is_the_sum_of_all_models_and_silent_ones_drop_out() -> None:
     assert offered.devices == pytest.approx(one.load)
     offered.refresh(one, 100 * SECOND_NS)
     assert (offered.devices, list(offered.models)) == (0, [])
+
+
+def test_the_offered_load_of_now_leaves_out_what_has_faded_and_changes_nothing() -> None:
+    offered, old, new = OfferedLoad(), demand_of(100, seconds=5), demand_of(100, seconds=5.5)
+    assert offered.as_of(0) == 0
+    offered.refresh(old, 5 * SECOND_NS)
+    offered.refresh(new, ms(5_500))
+    both = old.load + new.load
+    assert offered.as_of(6 * SECOND_NS) == pytest.approx(both)
+    faded = old.load * math.exp(-1.2) + new.load
+    assert offered.as_of(ms(6_200)) == pytest.approx(faded)
+    assert offered.as_of(60 * SECOND_NS) == pytest.approx(0, abs=1e-9)
+    assert offered.devices == pytest.approx(both)

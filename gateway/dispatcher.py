@@ -47,6 +47,7 @@ class SchedulerCore(Protocol):
     def handle(self, event: Event, now: int) -> list[Command]: ...
     def foresee(self, event: RequestArrived, now: int) -> Rejected | None: ...
     def quote(self, event: RequestArrived, now: int, *, count: int = 1) -> Quote: ...
+    def verdict(self, event: RequestArrived, now: int) -> Quote: ...
     def next_wakeup(self) -> int | None: ...
     def story(self, request_id: int) -> list[tuple[int, Event, list[Command]]]: ...
 
@@ -242,6 +243,44 @@ class Dispatcher:
             ask()
         else:
             self._call_soon(ask)
+
+    def verdict(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        do_not_queue: bool,
+        tenant: str = "",
+    ) -> Quote | None:
+        """What would become of such a request now, at once; None while the core is at work. Those
+        submitted in this turn of the loop are not in the core yet, and not counted.
+        """
+        if self.fatal_error is None and not self._is_handling:
+            self._on_wakeup()  # what is due by now comes first, as it would for a request
+        if self.fatal_error is not None or self._is_handling:
+            return None
+        arrived = RequestArrived(
+            0,
+            model,
+            arrival_ns,
+            arrival_ns + slo_ns,
+            rows,
+            batch_key,
+            shape_key,
+            elements,
+            do_not_queue,
+            tenant,
+        )
+        try:
+            return self._scheduler.verdict(arrived, max(self._clock(), self._now))
+        except Exception as error:  # ours, and it may have left something behind
+            self._stop_on(error, arrived, _NO_OUTPUTS)
+            return None
 
     def is_executing(self, request_id: int) -> bool:
         """Whether an open request is with a worker now."""

@@ -195,6 +195,9 @@ class RecordedCore:
     def quote(self, event: RequestArrived, now: int, *, count: int = 1) -> Quote:
         return self._core.quote(event, now, count=count)  # it changes nothing: no part of the day
 
+    def verdict(self, event: RequestArrived, now: int) -> Quote:
+        return self._core.verdict(event, now)  # nor does this
+
     def next_wakeup(self) -> int | None:
         return self._core.next_wakeup()
 

@@ -107,6 +107,21 @@ class _Sink:
     ) -> None:
         raise NotImplementedError
 
+    def verdict(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        do_not_queue: bool,
+        tenant: str = "",
+    ) -> None:
+        raise NotImplementedError
+
     def is_executing(self, request_id: int) -> bool:
         return False
 
@@ -223,7 +238,7 @@ def _measured(input_bytes: int, num_rounds: int) -> Case:
 
 
 def _quartile(runs_us: list[float]) -> float:
-    return statistics.quantiles(runs_us, n=4)[0]
+    return statistics.quantiles(runs_us, n=4, method="inclusive")[0]
 
 
 def main() -> None:

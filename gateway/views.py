@@ -11,7 +11,7 @@ from gateway.dispatcher import Observer, OnDone, OnQuote
 from gateway.gpu_figures import GpuFigures
 from gateway.wakeup_timer import Cancellable
 from scheduler.device import Outstanding, Weights, WeightsState
-from scheduler.events import Event, Rejected
+from scheduler.events import Event, Quote, Rejected
 from scheduler.spec import DeviceSpec, ModelSpec
 from scheduler.wire import Buffer, RequestTensors
 
@@ -67,6 +67,19 @@ class RequestSink(Protocol):
         on_quote: OnQuote,
         tenant: str = "",
     ) -> None: ...
+    def verdict(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        do_not_queue: bool,
+        tenant: str = "",
+    ) -> Quote | None: ...
     def is_executing(self, request_id: int) -> bool: ...
     def cancel(self, request_id: int) -> None: ...
     def feed(self, event: Event) -> None: ...

@@ -7,6 +7,8 @@ the next one it takes out again before it returns, and no estimate of measured d
 
 from typing import Final
 
+import msgspec
+
 from scheduler.device import DeviceMirror
 from scheduler.events import Quote, Reason, Rejected, RequestArrived
 from scheduler.ledger import Ledger
@@ -43,21 +45,35 @@ class Quotes:
         if model is None or model.spec.unavailable_reason is not None:
             return Quote(num_met=0, refusal=not_served(event, model))
         kept = _without_shape(model, event.shape_key)
+        quote = msgspec.structs.replace(
+            self._verdict(event, model, count, now),
+            num_ahead=sum(queue.num_due_by(event.deadline_ns) for queue in model.queues.values()),
+            min_slo_now_ns=self._min_slo_now_ns(event, now),
+            min_slo_ever_ns=self._min_slo_ever_ns(event, model),
+        )
+        _restore(kept)
+        return quote
+
+    def verdict(self, event: RequestArrived, now: int) -> Quote:
+        """See Scheduler.verdict."""
+        model = self._state.models.get(event.model)
+        if model is None or model.spec.unavailable_reason is not None:
+            return Quote(num_met=0, refusal=not_served(event, model))
+        kept = _without_shape(model, event.shape_key)
+        verdict = self._verdict(event, model, 1, now)
+        _restore(kept)
+        return verdict
+
+    def _verdict(self, event: RequestArrived, model: ModelState, count: int, now: int) -> Quote:
         num_met, first, refusal = self._ask_in_turn(event, model, count, now)
         predicted = first if first is not None and first.worker_id is not None else None
-        quote = Quote(
+        return Quote(
             num_met=num_met,
             refusal=refusal,
             finish_ns=predicted.finish_ns if predicted is not None else None,
             worker_id=predicted.worker_id if predicted is not None else None,
             is_cold=not model.holders,
-            num_ahead=sum(queue.num_due_by(event.deadline_ns) for queue in model.queues.values()),
-            min_slo_now_ns=self._min_slo_now_ns(event, now),
-            min_slo_ever_ns=self._min_slo_ever_ns(event, model),
         )
-        for estimates, shapes in kept:
-            estimates.shapes = shapes
-        return quote
 
     def _ask_in_turn(
         self, event: RequestArrived, model: ModelState, count: int, now: int
@@ -154,9 +170,10 @@ def would_queue(request: Request, predicted_ns: int, now: int) -> Rejected:
     )
 
 
-def _without_shape(
-    model: ModelState, shape_key: str
-) -> list[tuple[ModelEstimates, dict[str, ExecEstimate]]]:
+_Kept = list[tuple[ModelEstimates, dict[str, ExecEstimate]]]
+
+
+def _without_shape(model: ModelState, shape_key: str) -> _Kept:
     """Estimates that do not know the shape, and what they know: asking makes them learn it, and
     forget another for it.
     """
@@ -166,3 +183,8 @@ def _without_shape(
         for estimates in [device.estimates(model.name) for device in devices]
         if shape_key not in estimates.shapes
     ]
+
+
+def _restore(kept: _Kept) -> None:
+    for estimates, shapes in kept:
+        estimates.shapes = shapes

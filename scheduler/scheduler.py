@@ -167,6 +167,12 @@ class Scheduler:
         """
         return self._quotes.quote(event, count, now)
 
+    def verdict(self, event: RequestArrived, now: int) -> Quote:
+        """As `quote` of one such request, without the least SLOs and what is ahead, which take
+        asking again and again: for choosing between models on the way of a request.
+        """
+        return self._quotes.verdict(event, now)
+
     def next_wakeup(self) -> int | None:
         """The instant by which `handle(Tick(), now)` is due; always later than the last `now`."""
         at_ns = self._ledger.timers.next_at()

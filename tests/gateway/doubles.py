@@ -107,6 +107,9 @@ class PuppetScheduler:
         self.foreseen.append((event, now))
         return self.refusal
 
+    def verdict(self, event: RequestArrived, now: int) -> Quote:
+        return self.quote(event, now)
+
     def quote(self, event: RequestArrived, now: int, *, count: int = 1) -> Quote:
         self.quoted.append((event, now, count))
         if isinstance(self.quote_answer, Exception):

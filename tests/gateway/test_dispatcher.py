@@ -17,6 +17,7 @@ from scheduler.events import (
     Expired,
     Failed,
     Outcome,
+    Quote,
     Reason,
     Rejected,
     Reply,
@@ -790,6 +791,49 @@ def test_a_core_that_breaks_over_a_quote_stops_the_gateway_and_answers(
     assert [quote for quote, _ in told] == [failed, failed]
     assert len(core.quoted) == 1
     assert desk.answers.outcomes == [("a", failed)]
+    assert str(desk.dispatcher.fatal_error) == "lost count"
+
+
+def verdict_on(dispatcher: Dispatcher) -> Quote | None:
+    return dispatcher.verdict(
+        model="resnet",
+        arrival_ns=START_NS,
+        slo_ns=5,
+        rows=2,
+        batch_key="b",
+        shape_key="3x4",
+        elements=12,
+        do_not_queue=True,
+        tenant="shop",
+    )
+
+
+def test_a_verdict_is_given_at_once_after_what_is_due_and_is_no_event(
+    desk: Desk, clock: ManualClock, core: PuppetScheduler
+) -> None:
+    core.wakeup_ns = clock() - 1
+    assert verdict_on(desk.dispatcher) is core.quote_answer
+    arrived = RequestArrived(0, "resnet", START_NS, START_NS + 5, 2, "b", "3x4", 12, True, "shop")
+    assert core.quoted == [(arrived, clock(), 1)]
+    assert [type(event) for event in core.events] == [Tick]
+
+
+def test_there_is_no_verdict_while_the_core_is_at_work(
+    desk: Desk, core: PuppetScheduler, link: PuppetLink
+) -> None:
+    verdicts: list[Quote | None] = []
+    link.on_send = lambda worker_id: verdicts.append(verdict_on(desk.dispatcher))
+    core.answers.append([Send("w", LoadWeights(7, "resnet", 1, 0, 1, 1))])
+    desk.submit("a")
+    assert (verdicts, core.quoted) == ([None], [])
+
+
+def test_a_core_that_breaks_over_a_verdict_stops_the_gateway(
+    desk: Desk, core: PuppetScheduler
+) -> None:
+    core.quote_answer = RuntimeError("lost count")
+    assert [verdict_on(desk.dispatcher) for _ in range(2)] == [None, None]
+    assert len(core.quoted) == 1
     assert str(desk.dispatcher.fatal_error) == "lost count"
 
 

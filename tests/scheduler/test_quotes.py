@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis.stateful import rule
 
@@ -86,6 +87,7 @@ def test_what_is_not_served_is_refused_with_the_words_of_an_arrival(
 ) -> None:
     story = make_scheduler(model_spec("broken", unavailable_reason="why"))
     told = quote(story, model)
+    assert story.scheduler.verdict(story.arrival(0, model), story.now_ns) == told
     assert told == Quote(num_met=0, refusal=refusal_of(story.arrive(1, model), 1))
 
 
@@ -234,6 +236,8 @@ class TwinStory(Story):
         told = None
         if isinstance(event, RequestArrived):
             told = self.scheduler.quote(event, now)
+            without = {"num_ahead": 0, "min_slo_now_ns": None, "min_slo_ever_ns": None}
+            assert self.scheduler.verdict(event, now) == msgspec.structs.replace(told, **without)
         commands = super()._step(event, now)
         assert self.twin.handle(event, now) == commands
         assert self.twin.next_wakeup() == self.scheduler.next_wakeup()

@@ -13,6 +13,7 @@ import msgspec
 import yaml
 
 from gateway.api_keys import StoredKey, parse_line
+from gateway.strict_yaml import StrictLoader
 
 TENANT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it becomes a label of metrics
 # Each tenant is some lines of the metrics page, and in the scheduler's accounts.
@@ -72,7 +73,7 @@ def read_tenants(file: Path) -> Tenants:
 def parse_tenants(text: str, *, source: str) -> Tenants:
     """The same of its text. Raises TenantsError."""
     try:
-        content = yaml.load(text, Loader=_Loader)
+        content = yaml.load(text, Loader=StrictLoader)
     except yaml.YAMLError as error:
         # Not the error's own text: it quotes the line, which may hold a key put there by mistake.
         mark = getattr(error, "problem_mark", None)
@@ -160,17 +161,3 @@ def _check_keys(tenants: Tenants, source: str) -> None:
             f"{source}: no tenant has a key, so nobody could ask anything; "
             "`remontoir keys api --tenant NAME` makes one"
         )
-
-
-class _Loader(yaml.SafeLoader):
-    """A tenant that is there twice would silently be the second: an error instead."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        # Before merge keys (`<<`) are resolved: what comes by one may well be overridden.
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(names)) != len(names):
-            raise yaml.constructor.ConstructorError(
-                problem="a key is there twice in one mapping", problem_mark=node.start_mark
-            )
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return mapping

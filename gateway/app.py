@@ -16,6 +16,8 @@ from gateway.config import GatewayConfig
 from gateway.device_time import DeviceTime
 from gateway.errors import CLOSE, CONNECTION, ErrorReplies
 from gateway.exchange import Send
+from gateway.feedback import Feedback
+from gateway.groups import Groups
 from gateway.guard import Guard
 from gateway.infer_endpoint import InferEndpoint
 from gateway.infer_target import target_of
@@ -100,6 +102,7 @@ def create_app(
     keyring: Keyring | None = None,
     device_time: DeviceTime | None = None,
     reloading: Reloading | None = None,
+    groups: Groups | None = None,
 ) -> App:
     """Composes the HTTP side.
 
@@ -120,6 +123,9 @@ def create_app(
     request_ids = RequestIds()
     sharings = Sharings(dispatcher.cancel)
     metrics.watch_sharings(sharings)
+    groups = Groups({}, catalog) if groups is None else groups
+    feedback = Feedback()
+    metrics.watch_groups(groups, feedback)
     infer = InferEndpoint(
         config,
         dispatcher,
@@ -135,6 +141,8 @@ def create_app(
         device_time=device_time,
         sharings=sharings,
         kept=versions.kept,
+        groups=groups,
+        feedback=feedback,
     )
     metrics.watch_http(infer)
     routes = build_routes(
@@ -149,6 +157,8 @@ def create_app(
             reloading=reloading,
             on_unload=sharings.forget,
         ),
+        groups,
+        feedback,
         lifecycle=lifecycle,
         metrics=metrics,
         errors=errors,

@@ -18,6 +18,9 @@ from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.curve_keys import GatewayKeys
 from gateway.device_time import DeviceTime
 from gateway.dispatcher import Dispatcher, Observer
+from gateway.groups import Groups
+from gateway.groups_file import Groups as GroupSpecs
+from gateway.groups_file import GroupsError
 from gateway.host_process import ServeError
 from gateway.http_server import http_server
 from gateway.keyring import Keyring
@@ -75,6 +78,7 @@ class Assembly:
         directory: Path,
         log_level: str,
         tenants: Tenants | None = None,
+        groups: GroupSpecs | None = None,
     ) -> None:
         emulation = host_process.emulation_of(config)
         keys, cors = host_process.worker_keys_of(config), host_process.cors_of(config)
@@ -94,6 +98,7 @@ class Assembly:
         self.catalog: dict[str, ModelSpec] = {}  # filled once, when compiling is done
         # The HTTP side's: there models are unloaded, while a worker that joins may still have them.
         self._shown: dict[str, ModelSpec] = {}
+        self._groups = Groups(groups or {}, self._shown)
         self._lifecycle = Lifecycle()
         self._weights = weights_of(tenants or {})
         scheduler = Scheduler(
@@ -164,6 +169,7 @@ class Assembly:
             keyring=self._keyring,
             device_time=device_time,
             reloading=self._reloading,
+            groups=self._groups,
         )
         self._server = http_server(app, config, certificate=self._certificate, cors=cors)
 
@@ -188,6 +194,11 @@ class Assembly:
         for spec in await self._compile():
             self.catalog[spec.name] = self._shown[spec.name] = spec
             self._dispatcher.feed(ModelAdded(spec))
+        try:
+            self._groups.check()
+        except GroupsError as error:
+            text = f"groups file {self._config.groups_file}: {error}"
+            raise ServeError(text, exit_code=2) from error
         self._supervisor.start()
         if self._num_workers:
             await self._has_worker.wait()

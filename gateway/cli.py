@@ -54,6 +54,7 @@ def serve(
     models: flags.ModelsDir = None,
     host: flags.Host = None,
     port: flags.Port = None,
+    groups: flags.GroupsFile = None,
     tenants: flags.TenantsFile = None,
     insecure: flags.Insecure = False,
     tls_cert: flags.TlsCert = None,
@@ -88,6 +89,7 @@ def serve(
       remontoir serve --models demo-models
       remontoir serve --models demo-models --cache-mb 64
       remontoir serve --models demo-models --device cuda:0
+      remontoir serve --models demo-models --groups groups.yaml
       remontoir serve --models demo-models --host 0.0.0.0 --tenants tenants.yaml
       remontoir serve --models demo-models --tls-cert cert.pem --tls-key key.pem
       remontoir serve --models models --worker-bind tcp://0.0.0.0:7000 --curve-keys keys/gateway
@@ -102,6 +104,7 @@ def serve(
         "models_dir": None if models is None else str(models),
         "host": host,
         "port": port,
+        "groups_file": None if groups is None else str(groups),
         "tenants_file": None if tenants is None else str(tenants),
         "insecure": insecure or None,
         "tls_cert": None if tls_cert is None else str(tls_cert),

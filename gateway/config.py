@@ -42,6 +42,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     emulate: str | None = None  # "clockwork-v100:4": emulated devices in place of real ones
     record: str | None = None  # a file for the event log; grows by the request, so: when asked
 
+    groups_file: str | None = None  # none: a model is asked for by its own name alone
     tenants_file: str | None = None  # none: nobody needs a key, which is for this machine alone
     tenants: str | None = None  # the text of such a file, for where a variable is easier than one
     insecure: bool = False  # other machines without a key: only for who has said that they mean it

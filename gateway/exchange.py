@@ -83,6 +83,7 @@ class Exchange:
         "client_id",
         "closes_connection",
         "encoding",
+        "group",
         "has_entered",
         "held_bytes",
         "held_device_ns",
@@ -131,6 +132,7 @@ class Exchange:
         # Where the answer comes from, of a model whose answers are shared (gateway.answer_sharing).
         self.cache: str | None = None
         self.ask: Ask | None = None
+        self.group: str | None = None  # that was asked for; `plan` is then of a member
         self.tallies: ModelTallies | None = None  # once the model is known
         self.reply: Reply | None = None
         self.is_answered = False
@@ -191,6 +193,7 @@ class Exchange:
             slo_ns=self.slo_ns,
             count=count,
             client_id=self.client_id,
+            group=self.group,
         )
         if self.tallies is not None:
             self.tallies.quotes[told.refusal.reason if told.refusal is not None else ""] += 1
@@ -297,7 +300,7 @@ class Exchange:
         written, binary = self.plan.write_outputs(self.choices, outputs.tensors, outputs.views)
         body = _encoder.encode(
             InferReply(
-                spec.name,
+                spec.name if self.group is None else self.group,
                 spec.version,
                 written,
                 SloFigures(
@@ -317,6 +320,7 @@ class Exchange:
                 self.client_id,
                 outputs.energy_mj,
                 self.cache,
+                None if self.group is None else spec.name,
             )
         )
         request_id = (b"x-request-id", self.request_id.encode("latin-1"))

@@ -87,6 +87,16 @@ CorsOrigins = Annotated[
         show_default="none",
     ),
 ]
+GroupsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--groups",
+        metavar="FILE",
+        help="Models for one task under one name: of those that meet a request's SLO, the most "
+        "accurate answers (docs/variants.md).",
+        show_default="none",
+    ),
+]
 TenantsFile = Annotated[
     Path | None,
     typer.Option(

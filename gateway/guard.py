@@ -29,8 +29,10 @@ LIVE_PATH = "/ui/events"
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # All and only routes that are posted to and change nothing.
 _READING_PATHS = frozenset({"/v2/repository/index"})
+# Posted to by clients, about their own requests.
+_CLIENTS_PATHS = frozenset({"/feedback"})
 # A route about one model: those of lists are none of them.
-_OF_MODEL = re.compile(r"/(?:v2/)?(?:repository/)?models/([^/]+)(?:/.*)?")
+_OF_MODEL = re.compile(r"/(?:v2/)?(?:repository/)?(?:models|groups)/([^/]+)(?:/.*)?")
 _LIST_PATHS = frozenset({"/v2/models/stats"})
 _TENANT = "remontoir.tenant"  # in the scope
 
@@ -102,7 +104,7 @@ def check(tenant: Tenant, method: str, path: str) -> None:
             )
     elif path == LIVE_PATH:
         tenant.check_admin(f"{path}, which shows all tenants' models")
-    elif method not in _READING_METHODS and path not in _READING_PATHS:
+    elif method not in _READING_METHODS and path not in _READING_PATHS | _CLIENTS_PATHS:
         tenant.check_admin(f"{method} {path[:200]}")
     found = _OF_MODEL.fullmatch(path)
     if found is not None and path not in _LIST_PATHS:
@@ -113,3 +115,9 @@ def may_see(request: Request, model: str) -> bool:
     """Whether lists show the model to the request's tenant; to all where there are no tenants."""
     tenant: Tenant | None = request.scope.get(_TENANT)
     return tenant is None or tenant.may_use(model)
+
+
+def tenant_name(request: Request) -> str:
+    """Whose request it is; "" where there are no tenants."""
+    tenant: Tenant | None = request.scope.get(_TENANT)
+    return "" if tenant is None else tenant.name

@@ -24,6 +24,7 @@ from gateway import curve_keys
 from gateway.config import GatewayConfig
 from gateway.cors import Cors, OriginError, origins_of
 from gateway.curve_keys import GatewayKeys
+from gateway.groups_file import Groups, GroupsError, read_groups
 from gateway.tenants_file import Tenants, TenantsError, parse_tenants, read_tenants
 from gateway.tls import Certificate, TlsError
 from scheduler.policies import Policy, PolicyError, parse
@@ -105,6 +106,16 @@ def policy_of(config: GatewayConfig) -> Policy:
     try:
         return parse(config.policy, schedule_ahead_ms=config.schedule_ahead_ms)
     except PolicyError as error:
+        raise ServeError(str(error), exit_code=2) from error
+
+
+def groups_of(config: GatewayConfig) -> Groups:
+    """Of the file; none without one. Raises ServeError."""
+    if config.groups_file is None:
+        return {}
+    try:
+        return read_groups(Path(config.groups_file))
+    except GroupsError as error:
         raise ServeError(str(error), exit_code=2) from error
 
 

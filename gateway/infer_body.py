@@ -109,7 +109,7 @@ class PhaseFigures(msgspec.Struct, frozen=True, gc=False):
 
 class InferReply(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A success. `energy_mj` is there where the device says what power it draws, `cache` where the
-    model's answers are shared.
+    model's answers are shared; `variant` is the model that answered for a group.
     """
 
     model_name: str
@@ -120,6 +120,7 @@ class InferReply(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     id: str | None = None
     energy_mj: float | None = None
     cache: str | None = None
+    variant: str | None = None
 
 
 _decoder = msgspec.json.Decoder(InferBody)

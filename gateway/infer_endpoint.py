@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway import slo
-from gateway.answer_sharing import AnswerSharing, Ask, Sharings
+from gateway.answer_sharing import Ask, Sharings
 from gateway.config import MEBIBYTE, GatewayConfig
-from gateway.datatypes import DATATYPES
 from gateway.device_time import DeviceTime
 from gateway.dispatcher import OnDone
 from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError, bad_request
 from gateway.exchange import Exchange, Reply, Send, Write, no_send
+from gateway.feedback import Feedback
+from gateway.groups import Groups
 from gateway.infer_body import HEADER_LENGTH, decode_body
 from gateway.infer_target import NATIVE, QUOTE, Target
 from gateway.keyring import Keyring
@@ -42,8 +43,9 @@ from gateway.request_flags import DO_NOT_QUEUE, DRY_RUN, do_not_queue, dry_run
 from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.single_headers import CONTENT_ENCODING, check_single
 from gateway.tenant import Tenant
-from gateway.tensors import Inputs, ModelPlan, ShapeClass
+from gateway.tensors import Inputs, ModelPlan, ShapeClass, unknown_tensor
 from gateway.trace_context import TRACEPARENT, trace_of
+from gateway.variants import Variants
 from gateway.versions import NONE_KEPT, versions_of
 from gateway.views import CallLater, Clock, OnNamed, RequestSink
 from scheduler.spec import MILLISECOND_NS, ModelSpec
@@ -96,9 +98,12 @@ class InferEndpoint:
         device_time: DeviceTime | None = None,
         sharings: Sharings | None = None,
         kept: Mapping[tuple[str, str], ModelSpec] = NONE_KEPT,
+        groups: Groups | None = None,
+        feedback: Feedback | None = None,
     ) -> None:
         """`kept` has versions beside those of the catalogue, by name and version. Without a
-        keyring nobody needs a key; with one, `device_time` predicts for its quotas.
+        keyring nobody needs a key; with one, `device_time` predicts for its quotas. `feedback`
+        hears which members of `groups` have answered.
         """
         self.clock = clock
         self.errors = errors
@@ -122,12 +127,22 @@ class InferEndpoint:
         self._kept = kept
         # By the model's name, and for versions that are kept, by their own in the scheduler.
         self._plans: dict[str, ModelPlan] = {}
+        self._variants = Variants(
+            Groups({}, catalog) if groups is None else groups,
+            sink,
+            self.plan_of,
+            self._give,
+            metrics,
+            Feedback() if feedback is None else feedback,
+            clock=clock,
+        )
         self._questions = Questions(
             sink,
             self.plan_of,
             metrics,
             default_slo_ns=self._default_slo_ns,
             hold_device_time=self._hold_device_time,
+            variants=self._variants,
         )
         self._sharings = sharings or Sharings(sink.cancel)
 
@@ -322,16 +337,17 @@ class InferEndpoint:
             return plan
         if spec is None:
             self._plans.pop(name, None)
-            raise RequestError("not_found", f"no model {name[:200]!r} is served here")
+            plan = self._variants.plan_of(name)
+            if plan is None:
+                raise RequestError("not_found", f"no model {name[:200]!r} is served here")
+            if version is not None:
+                raise RequestError("not_found", no_such_version(plan.spec, version, self._kept))
+            return plan
         if spec.unavailable_reason is not None:
             raise RequestError("model_unavailable", f"model {name}: {spec.unavailable_reason}")
-        for tensor in (*spec.inputs, *spec.outputs):
-            if tensor.datatype not in DATATYPES:
-                raise RequestError(
-                    "model_unavailable",
-                    f"model {name}: tensor {tensor.name!r} is {tensor.datatype}, "
-                    "which this gateway does not know",
-                )
+        unknown = unknown_tensor(spec)
+        if unknown is not None:
+            raise RequestError("model_unavailable", f"model {name}: {unknown}")
         plan = self._plans[name] = ModelPlan(spec, self._sharings.of(spec))
         return plan
 
@@ -434,8 +450,8 @@ class InferEndpoint:
                 tenant.check_model(name)
             plan = self.plan_of(name, target.version) if name is not None else None
             shape_class = plan.shape_class(request.inputs) if plan is not None else None
-            if name is None or plan is None or shape_class is None or plan.sharing is not None:
-                return  # of a shared answer nobody knows before all of the body is there
+            if name is None or plan is None or shape_class is None or not plan.is_plain:
+                return  # who answers, or has already, shows when all of the body is there
             default_ns = plan.spec.default_slo_ns or self._default_slo_ns
             if tenant is not None:
                 default_ns = tenant.default_slo(default_ns)
@@ -506,31 +522,40 @@ class InferEndpoint:
         exchange.client_id = request.id
         is_impatient = do_not_queue(request, special)
         if dry_run(request, special):
+            if plan.group is not None:
+                self._variants.choose(exchange, plan.group, inputs, is_impatient)
             if tenant is not None and tenant.has_device_quota:
                 self._hold_device_time(exchange, tenant, inputs)
             self._questions.ask(exchange, inputs, inputs.batch_key, is_impatient, count=1)
-        elif plan.sharing is None:
+        elif plan.is_plain:
             self._enter(exchange, plan, inputs, is_impatient, exchange.on_done)
+        elif plan.group is not None:
+            self._variants.submit(exchange, plan.group, inputs, is_impatient)
         else:
-            self._share(exchange, plan, plan.sharing, inputs, is_impatient)
+            self._give(exchange, plan, inputs, is_impatient, exchange.on_done)
 
-    def _share(
+    def _give(
         self,
         exchange: Exchange,
         plan: ModelPlan,
-        sharing: AnswerSharing,
         inputs: Inputs,
         is_impatient: bool,
+        on_done: OnDone,
     ) -> None:
         """What others asked may be its answer. What must start at once waits for nobody."""
+        sharing = plan.sharing
+        exchange.ask = exchange.cache = None  # those of another variant, which was refused
+        if sharing is None:
+            self._enter(exchange, plan, inputs, is_impatient, on_done)
+            return
         before_ns = self.clock()
         key = sharing.key_of(inputs, "" if exchange.tenant is None else exchange.tenant.name)
         if is_impatient and not sharing.has(key):
-            self._enter(exchange, plan, inputs, is_impatient, exchange.on_done)
+            self._enter(exchange, plan, inputs, is_impatient, on_done)
             return
         submit = functools.partial(self._enter, exchange, plan, inputs, False)
         lookup_ns = self.clock() - before_ns
-        exchange.ask = ask = Ask(exchange, submit, exchange.on_done, lookup_ns=lookup_ns)
+        exchange.ask = ask = Ask(exchange, submit, on_done, lookup_ns=lookup_ns)
         sharing.ask(key, ask)
 
     def _enter(
@@ -569,6 +594,9 @@ class InferEndpoint:
         """Until it is answered. Raises RequestError(quota_exceeded)."""
         if self._device_time is None:
             return
+        if exchange.held_device_ns:  # of another variant, which was refused
+            tenant.release(exchange.held_device_ns)
+            exchange.held_device_ns = 0
         predicted_ns = self._device_time.predict_ns(
             exchange.plan.spec,
             rows=work.rows,
@@ -594,5 +622,7 @@ def no_such_version(
     spec: ModelSpec, version: str, kept: Mapping[tuple[str, str], ModelSpec]
 ) -> str:
     """Names the versions there are."""
+    if not spec.version:
+        return f"{spec.name} is a group, which has no versions"
     there = ", ".join(versions_of(spec, kept))
     return f"model {spec.name} has no version {version[:60]!r} here; it has {there}"

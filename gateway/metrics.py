@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.answer_sharing import AnswerSharing, Sharings
+from gateway.feedback import Feedback
+from gateway.groups import Group
 from gateway.keyring import Keyring
 from gateway.lane_times import LaneTimes
 from gateway.loop_lag import LoopLag
@@ -57,6 +59,8 @@ class Metrics:
         self.keyring: Keyring | None = None
         self.loop_lag: LoopLag | None = None
         self.scaling: Scaling | None = None
+        self.groups: Mapping[str, Group] = {}
+        self.feedback: Feedback | None = None
         self.sharings: Mapping[str, AnswerSharing] = {}
         # All and only models that were asked for by a name of the catalogue, or acted upon.
         self.models: dict[str, ModelTallies] = {}
@@ -103,6 +107,10 @@ class Metrics:
 
     def watch_sharings(self, sharings: Sharings) -> None:
         self.sharings = sharings.by_model
+
+    def watch_groups(self, groups: Mapping[str, Group], feedback: Feedback) -> None:
+        self.groups = groups
+        self.feedback = feedback
 
     def of_model(self, name: str) -> ModelTallies:
         """Only for names of the catalogue: each becomes a label. A version's name in the scheduler

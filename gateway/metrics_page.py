@@ -10,7 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from gateway import metrics_fleet, process_figures
+from gateway import metrics_fleet, metrics_groups, process_figures
 from gateway.answer_sharing import AnswerSharing
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics
@@ -106,6 +106,8 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
         yield from metrics_fleet.link_parts(metrics.link)
     if metrics.keyring is not None:
         yield from _tenants(metrics.keyring)
+    if metrics.groups and metrics.feedback is not None:
+        yield from metrics_groups.group_parts(metrics.groups, metrics.feedback)
     if metrics.sharings:
         yield from _sharings(metrics.sharings)
     if metrics.scheduler is not None:

@@ -16,6 +16,7 @@ from gateway.quoting import class_asked, decode_quote
 from gateway.request_flags import do_not_queue
 from gateway.tenant import Tenant
 from gateway.tensors import Inputs, ModelPlan, ShapeClass
+from gateway.variants import Variants
 from gateway.views import RequestSink
 
 PlanOf = Callable[[str, str | None], ModelPlan]
@@ -33,12 +34,14 @@ class Questions:
         *,
         default_slo_ns: int,
         hold_device_time: HoldDeviceTime,
+        variants: Variants,
     ) -> None:
         self._sink = sink
         self._plan_of = plan_of
         self._metrics = metrics
         self._default_slo_ns = default_slo_ns
         self._hold_device_time = hold_device_time
+        self._variants = variants
 
     def quote(self, exchange: Exchange, body: bytes, special: Mapping[bytes, bytes]) -> None:
         """The same checks as for a request, but those of tensors."""
@@ -57,11 +60,15 @@ class Questions:
             tenant.check_slo(exchange.slo_ns)
         exchange.client_id = asked.id
         shape_class = class_asked(plan, asked)
-        if tenant is not None and tenant.has_device_quota:
-            self._hold_device_time(exchange, tenant, shape_class)
         is_impatient = asked.do_not_queue or do_not_queue(wishes, special)
         if is_impatient and asked.count > 1:
             raise bad_request(f"do_not_queue is about one request, count is {asked.count}")
+        if plan.group is not None:
+            key = shape_class.shape_key
+            inputs = Inputs((), [], shape_class.rows, key, key, shape_class.elements)
+            self._variants.choose(exchange, plan.group, inputs, is_impatient)
+        if tenant is not None and tenant.has_device_quota:
+            self._hold_device_time(exchange, tenant, shape_class)
         self.ask(exchange, shape_class, shape_class.shape_key, is_impatient, count=asked.count)
 
     def ask(

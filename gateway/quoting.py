@@ -73,6 +73,7 @@ class QuoteReply(msgspec.Struct, frozen=True, kw_only=True):
     device: str | None
     queue_ahead: int
     refusal: QuotedRefusal | None
+    variant: str | None  # of a group: whose figures these are
 
 
 _decoder = msgspec.json.Decoder(QuoteBody)
@@ -112,6 +113,7 @@ def reply_of(
     slo_ns: int,
     count: int,
     client_id: str | None,
+    group: str | None = None,
 ) -> QuoteReply:
     """The scheduler's answer of the instant `now`, in milliseconds from then."""
     predicted_ns = None if quote.finish_ns is None else quote.finish_ns - now
@@ -120,7 +122,7 @@ def reply_of(
         predicted_ns = arrival_ns + refusal.predicted_ns - now
     slack_ns = None if predicted_ns is None else arrival_ns + slo_ns - now - predicted_ns
     return QuoteReply(
-        model_name=spec.name,
+        model_name=spec.name if group is None else group,
         model_version=spec.version,
         id=client_id,
         met=quote.num_met == count,
@@ -135,6 +137,7 @@ def reply_of(
         device=None if quote.worker_id is None else name_of(quote.worker_id),
         queue_ahead=quote.num_ahead,
         refusal=None if refusal is None else _refusal(refusal, errors),
+        variant=None if group is None else spec.name,
     )
 
 

@@ -14,6 +14,9 @@ from starlette.exceptions import HTTPException
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.docs_page import add_docs_routes
 from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, ErrorReply, RequestError, bad_request
+from gateway.feedback import Feedback
+from gateway.group_routes import add_group_routes
+from gateway.groups import CatalogWithGroups, Groups
 from gateway.guard import may_see
 from gateway.infer_target import is_v2
 from gateway.lifecycle import Lifecycle
@@ -88,6 +91,8 @@ def build_routes(
     scheduler: SchedulerView,
     versions: Versions,
     repository: Repository,
+    groups: Groups,
+    feedback: Feedback,
     *,
     lifecycle: Lifecycle,
     metrics: Metrics,
@@ -100,6 +105,8 @@ def build_routes(
     catalog = versions.serving
     # What a slash at the end redirects to, POST bodies included, nobody has asked for.
     app = FastAPI(openapi_url=None, redirect_slashes=False)  # nor pages of FastAPI's own
+
+    named = CatalogWithGroups(catalog, groups)
 
     def refusal(error: RequestError, request: Request) -> Response:
         given = request.headers.get("x-request-id")
@@ -123,7 +130,7 @@ def build_routes(
 
     @app.get("/models/{name}")
     async def model(name: str) -> Response:
-        return _json(describe(find_model(catalog, lifecycle, name)))
+        return _json(describe(find_model(named, lifecycle, name)))
 
     @app.get("/metrics")
     async def metrics_page() -> Response:
@@ -137,7 +144,8 @@ def build_routes(
     add_v2_routes(
         app,
         scheduler,
-        catalog,
+        named,
+        groups,
         lifecycle=lifecycle,
         metrics=metrics,
         clock=clock,
@@ -149,6 +157,15 @@ def build_routes(
         call_later=call_later,
     )
     add_repository_routes(app, repository, scheduler, catalog, lifecycle, bodies)
+    add_group_routes(
+        app,
+        groups,
+        feedback,
+        catalog,
+        bodies=bodies,
+        default_slo_ms=config.default_slo_ms,
+        clock=clock,
+    )
 
     @app.exception_handler(ClientGone)
     async def on_client_gone(request: Request, error: ClientGone) -> Response:

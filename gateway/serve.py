@@ -25,6 +25,7 @@ from rich.console import Console
 from gateway import announce, host_process, rereading
 from gateway.assembly import Assembly
 from gateway.config import MEBIBYTE, GatewayConfig
+from gateway.groups_file import Groups
 from gateway.host_process import ServeError
 from gateway.tenants_file import Tenants
 from scheduler.spec import SECOND_NS
@@ -40,6 +41,7 @@ def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
     host_process.check_models_dir(config)
     host_process.policy_of(config)
     tenants = host_process.tenants_of(config)
+    groups = host_process.groups_of(config)
     host_process.raise_open_files_limit()
     host_process.answer_first()
     with (
@@ -50,7 +52,9 @@ def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         try:
-            runner.run(_live(config, tenants, listener, directory, log_level, console, begin_ns))
+            runner.run(
+                _live(config, tenants, groups, listener, directory, log_level, console, begin_ns)
+            )
         except asyncio.CancelledError:
             raise ServeError("ended at once, as asked a second time", exit_code=130) from None
 
@@ -58,6 +62,7 @@ def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
 async def _live(
     config: GatewayConfig,
     tenants: Tenants | None,
+    groups: Groups,
     listener: socket.socket,
     directory: Path,
     log_level: str,
@@ -65,7 +70,9 @@ async def _live(
     begin_ns: int,
 ) -> None:
     """The whole life: start, serve, drain, stop. A second signal skips what is left of it."""
-    parts = Assembly(config, directory=directory, log_level=log_level, tenants=tenants)
+    parts = Assembly(
+        config, directory=directory, log_level=log_level, tenants=tenants, groups=groups
+    )
     loop = asyncio.get_running_loop()
     life = asyncio.current_task()
     stop_asked = asyncio.Event()

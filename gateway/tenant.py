@@ -113,8 +113,8 @@ class Tenant:
     def leave(self, held_ns: int, *, was_refused: bool) -> None:
         """A request that entered is answered. What was refused for no fault of its own is free."""
         self.num_open -= 1
-        if held_ns and self._device is not None:
-            self._device.give_back(held_ns * _DEVICE_NS)
+        if held_ns:
+            self.release(held_ns)
         if was_refused and self._requests is not None:
             self._requests.give_back(_REQUEST)
 
@@ -136,6 +136,11 @@ class Tenant:
                 retry_after_ns=wait_ns,
             )
         return predicted_ns
+
+    def release(self, held_ns: int) -> None:
+        """What was held is not needed after all."""
+        if self._device is not None:
+            self._device.give_back(held_ns * _DEVICE_NS)
 
     def charge(self, device_ns: int) -> None:
         """Its requests were measured to have taken so much of a device."""

@@ -33,6 +33,7 @@ from scheduler.wire import Buffer, RequestTensors, TensorMeta
 
 if TYPE_CHECKING:
     from gateway.answer_sharing import AnswerSharing  # which takes a plan's Inputs
+    from gateway.groups import Group
 
 # Shapes remembered per input: more come only from a client that plays, and are worked out anew.
 KNOWN_SHAPES = 256
@@ -82,14 +83,31 @@ class _Shape(NamedTuple):
     meta: TensorMeta | None
 
 
+def unknown_tensor(spec: ModelSpec) -> str | None:
+    """Why the model cannot be served, where that is for a tensor's datatype."""
+    for tensor in (*spec.inputs, *spec.outputs):
+        if tensor.datatype not in DATATYPES:
+            return f"tensor {tensor.name!r} is {tensor.datatype}, which this gateway does not know"
+    return None
+
+
 class ModelPlan:
     """What is worked out once per ModelSpec."""
 
-    def __init__(self, spec: ModelSpec, sharing: "AnswerSharing | None" = None) -> None:
-        """`sharing` is whom requests of this plan are given to instead of the dispatcher."""
+    def __init__(
+        self,
+        spec: ModelSpec,
+        sharing: "AnswerSharing | None" = None,
+        group: "Group | None" = None,
+    ) -> None:
+        """Requests go to the dispatcher, unless `sharing` has their answers, or a `group`'s member
+        is yet to be chosen.
+        """
         self.spec = spec
         self.sharing = sharing
         self.key = spec.key
+        self.group = group
+        self.is_plain = sharing is None and group is None
         self._max_rows = spec.max_batch_rows
         self._inputs = [_InputPlan(tensor, self._max_rows, spec.name) for tensor in spec.inputs]
         self._input_index = {tensor.name: index for index, tensor in enumerate(spec.inputs)}

@@ -13,6 +13,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 
 from gateway.errors import RequestError
+from gateway.groups import Groups
 from gateway.guard import may_see
 from gateway.infer_endpoint import no_such_version
 from gateway.lifecycle import Lifecycle
@@ -64,13 +65,16 @@ def add_v2_routes(
     app: FastAPI,
     scheduler: SchedulerView,
     catalog: Mapping[str, ModelSpec],
+    groups: Groups,
     *,
     lifecycle: Lifecycle,
     metrics: Metrics,
     clock: Clock,
     kept: Mapping[tuple[str, str], ModelSpec],
 ) -> None:
-    """Registers them. Inference itself never reaches FastAPI (gateway.app)."""
+    """Registers them. Inference itself never reaches FastAPI (gateway.app). `catalog` lists models,
+    and finds groups as well.
+    """
 
     @app.get("/v2")
     async def server_metadata() -> Response:
@@ -98,7 +102,12 @@ def add_v2_routes(
     @app.get("/v2/models/{name}/stats")
     @app.get("/v2/models/{name}/versions/{version}/stats")
     async def model_stats(name: str, version: str | None = None) -> Response:
-        return _json(Statistics([stats_of(find_model(catalog, lifecycle, name, version, kept))]))
+        spec = find_model(catalog, lifecycle, name, version, kept)
+        group = groups.get(spec.name)
+        if group is None:
+            return _json(Statistics([stats_of(spec)]))
+        members = [catalog.get(member.model) for member in group.members]
+        return _json(Statistics([stats_of(member) for member in members if member is not None]))
 
     @app.get("/v2/models/{name}/config")
     @app.get("/v2/models/{name}/versions/{version}/config")
@@ -117,7 +126,7 @@ def add_v2_routes(
         return _json(
             ModelMetadata(
                 spec.name,
-                versions_of(catalog[name], kept),
+                versions_of(catalog[name], kept) if spec.version else (),  # a group has none
                 spec.platform,
                 [_tensor(tensor) for tensor in spec.inputs],
                 [_tensor(tensor) for tensor in spec.outputs],

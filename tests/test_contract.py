@@ -11,6 +11,8 @@ from gateway import docs_page
 from gateway.datatypes import DATATYPES
 from gateway.docs_page import read_contract
 from gateway.errors import PROBLEMS, ErrorBody
+from gateway.group_routes import FeedbackBody, FeedbackReply, GroupEntry, MemberEntry
+from gateway.groups_file import GroupSpec, MemberSpec
 from gateway.guard import OPEN_PATHS, OPEN_PREFIXES
 from gateway.infer_body import (
     InferBody,
@@ -197,6 +199,10 @@ def test_every_route_but_the_probes_documents_keys() -> None:
         ("Unloaded", Unloaded),
         ("Reloaded", Reloaded),
         ("Duration", Duration),
+        ("Group", GroupEntry),
+        ("GroupMember", MemberEntry),
+        ("FeedbackRequest", FeedbackBody),
+        ("Feedback", FeedbackReply),
     ],
 )
 def test_schemas_have_the_members_of_our_structs(schema: str, struct: type[msgspec.Struct]) -> None:
@@ -270,7 +276,12 @@ def test_examples_of_questions_are_answered_like_the_example() -> None:
 
 def test_answers_of_the_other_routes_fit_their_schemas_and_so_do_the_examples() -> None:
     async def story() -> None:
-        bench = Bench(model_spec(), model_spec("bad", unavailable_reason="not ONNX"))
+        members = (MemberSpec("mlp", 0.9), MemberSpec("bad", 0.8))
+        bench = Bench(
+            model_spec(),
+            model_spec("bad", unavailable_reason="not ONNX"),
+            groups={"g": GroupSpec(members=members, selection="exp3")},
+        )
         bench.scheduler.devices["w#1-1"] = PuppetDevice({})
         for path, template in {
             "/livez": "/livez",
@@ -278,6 +289,10 @@ def test_answers_of_the_other_routes_fit_their_schemas_and_so_do_the_examples() 
             "/models": "/models",
             "/models/mlp": "/models/{name}",
             "/models/bad": "/models/{name}",
+            "/models/g": "/models/{name}",
+            "/groups": "/groups",
+            "/groups/g": "/groups/{name}",
+            "/v2/models/g": "/v2/models/{name}",
             "/v2": "/v2",
             "/v2/health/live": "/v2/health/live",
             "/v2/health/ready": "/v2/health/ready",

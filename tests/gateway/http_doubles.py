@@ -12,6 +12,8 @@ from gateway.app import App, create_app
 from gateway.config import GatewayConfig
 from gateway.device_time import DeviceTime
 from gateway.dispatcher import OnDone, OnQuote, Outputs
+from gateway.groups import Groups
+from gateway.groups_file import Groups as GroupSpecs
 from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
@@ -119,6 +121,8 @@ class PuppetDispatcher:
         self.quoted: list[tuple[str, int, int, str, str, int]] = []
         self.quoted_flags: list[tuple[bool, int, str]] = []
         self.quote_answer: Quote | Failed = Quote(num_met=1)
+        self.asked: list[str] = []  # models whose verdict was wanted
+        self.verdicts: dict[str, Quote | None] = {}  # of others: met
         self.executing: set[int] = set()
         self.fed: list[Event] = []
         self.on_feed: Callable[[Event], None] = lambda event: None
@@ -184,6 +188,22 @@ class PuppetDispatcher:
         if self.answer_at_once is not None:
             on_done(*self.answer_at_once)
         return request_id
+
+    def verdict(
+        self,
+        *,
+        model: str,
+        arrival_ns: int,
+        slo_ns: int,
+        rows: int,
+        batch_key: str,
+        shape_key: str,
+        elements: int,
+        do_not_queue: bool,
+        tenant: str = "",
+    ) -> Quote | None:
+        self.asked.append(model)
+        return self.verdicts.get(model, Quote(num_met=1))
 
     def quote(
         self,
@@ -258,6 +278,7 @@ class Bench:
         *specs: ModelSpec,
         config: GatewayConfig | None = None,
         tenants: Tenants | None = None,
+        groups: GroupSpecs | None = None,
     ) -> None:
         self.catalog = {spec.name: spec for spec in specs or (model_spec(),)}
         self.clock = Clock()
@@ -284,6 +305,7 @@ class Bench:
             call_later=self.timers,
             keyring=self.keyring,
             device_time=self.device_time,
+            groups=Groups(groups or {}, self.catalog),
         )
 
     def client(self) -> "Client":

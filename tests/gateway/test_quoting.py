@@ -62,6 +62,7 @@ def test_a_yes_says_when_where_and_how_little_would_do() -> None:
             "device": "local-0",
             "queue_ahead": 2,
             "refusal": None,
+            "variant": None,
         }
         assert bench.dispatcher.quoted == [("mlp", ms(50), 1, "", "", 4)]
         assert bench.dispatcher.submitted == []

@@ -50,11 +50,14 @@ _AT_ONCE = Served("", 0, False, 0, 0, 0, 0, 0, 0)
 
 
 class Waiting(Protocol):
-    """gateway.exchange.Exchange, as far as it is needed here."""
+    """gateway.exchange.Exchange, as far as it is needed here. `ask` is taken from it when it is
+    answered: they would know each other, and wait for the garbage collector with the body.
+    """
 
     arrival_ns: int
     slo_ns: int
     cache: str | None
+    ask: "Ask | None"
 
     def refuse(self, error: RequestError) -> None: ...
 
@@ -214,7 +217,7 @@ class AnswerSharing:
         try:
             execution.sink_id = ask.submit(partial(self._on_done, execution))
         except RequestError:
-            ask.execution = None
+            ask.execution = ask.request.ask = None
             self._remove(execution)
             raise
 
@@ -267,7 +270,7 @@ class AnswerSharing:
                 ask.request.refuse(error)
 
     def _tell(self, ask: Ask, outcome: Outcome, outputs: Outputs | None) -> None:
-        ask.execution = None
+        ask.execution = ask.request.ask = None
         if outputs is not None and ask.request.cache is not None:
             self.counts[ask.request.cache] += 1
             self.lookup_ns[ask.request.cache] += ask.lookup_ns

@@ -33,7 +33,8 @@ class PuppetRequest:
         self.told: list[tuple[Outcome, Outputs | None]] = []
         self.refused: list[RequestError] = []
         self.refusal: RequestError | None = None  # what its submission is met with
-        self.ask = Ask(self, self._submit, self._on_done, lookup_ns=7)
+        self.asked = Ask(self, self._submit, self._on_done, lookup_ns=7)
+        self.ask: Ask | None = self.asked
         self._stage = stage
 
     def refuse(self, error: RequestError) -> None:
@@ -65,7 +66,7 @@ class Stage:
 
     def ask(self, at_ms: float, slo_ms: float, key: bytes = KEY) -> PuppetRequest:
         request = PuppetRequest(self, ms(at_ms), ms(slo_ms))
-        self.sharing.ask(key, request.ask)
+        self.sharing.ask(key, request.asked)
         return request
 
     def answer(self, number: int, outcome: Outcome, outputs: Outputs | None = None) -> None:
@@ -119,7 +120,7 @@ def test_an_answer_kept_is_given_at_once() -> None:
     )
     assert len(stage.executions) == 1
     assert stage.sharing.lookup_ns == {HIT: 7, MISS: 7, SHARED: 0}
-    again.ask.leave()  # crosses the answer
+    again.asked.leave()  # crosses the answer
     assert len(again.told) == 1
 
 
@@ -209,13 +210,13 @@ def test_an_execution_goes_on_as_long_as_somebody_waits_for_it() -> None:
     stage = Stage()
     leader, follower = stage.ask(0, 50), stage.ask(1, 50)
     assert stage.sharing.num_waiting == 1
-    leader.ask.leave()
+    leader.asked.leave()
     assert leader.told == [(Cancelled(), None)]
     assert stage.cancelled == []
     third = stage.ask(2, 50)
     assert stage.sharing.num_waiting == 2
-    follower.ask.leave()
-    third.ask.leave()
+    follower.asked.leave()
+    third.asked.leave()
     assert stage.cancelled == [1]
     assert [r.told for r in (leader, follower, third)] == [[(Cancelled(), None)]] * 3
     stage.ask(3, 50)
@@ -225,7 +226,7 @@ def test_an_execution_goes_on_as_long_as_somebody_waits_for_it() -> None:
 def test_a_leader_that_left_is_not_told_of_the_answer_or_the_refusal() -> None:
     stage = Stage()
     leader, follower = stage.ask(0, 50), stage.ask(1, 50)
-    leader.ask.leave()
+    leader.asked.leave()
     stage.answer(1, NO_TIME)
     assert leader.told == [(Cancelled(), None)]
     stage.serve(2)
@@ -248,7 +249,7 @@ def test_a_request_that_may_not_even_ask_leaves_nothing_behind() -> None:
     request = PuppetRequest(stage, 0, ms(50))
     request.refusal = RequestError("quota_exceeded", "over")
     with pytest.raises(RequestError):
-        stage.sharing.ask(KEY, request.ask)
+        stage.sharing.ask(KEY, request.asked)
     stage.ask(0, 50)
     assert len(stage.executions) == 1
 
@@ -261,7 +262,7 @@ def test_one_broken_callback_costs_nobody_else_the_answer() -> None:
     def on_done(outcome: Outcome, outputs: Outputs | None) -> None:
         raise ValueError("a client's answer")
 
-    broken.ask.on_done = on_done
+    broken.asked.on_done = on_done
     stage.serve(1)
     assert len(third.told) == 1
 

@@ -1,10 +1,16 @@
 """Shared answers from the request's headers to the reply, over puppets and a hand-driven clock."""
 
+import gc
 import gzip
 import json
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from gateway.api_keys import new_key
+from gateway.exchange import Exchange, Reply
+from gateway.groups_file import GroupSpec, MemberSpec
 from gateway.metrics_page import page_parts
 from gateway.tenants_file import TenantSpec
 from scheduler.actions import Code, Infer, InferResult, Span
@@ -288,6 +294,50 @@ def charge(bench: Bench) -> None:
     none = Span(0, 0, 0)
     result = InferResult(7, Code.OK, "", 0, none, span, none)
     bench.device_time.on_event(ActionFinished("w#1-1", result), 0)
+
+
+@pytest.mark.parametrize("model", ["mlp", "g"])
+def test_answered_requests_leave_nothing_to_the_garbage_collector(model: str) -> None:
+    """It comes late, and a body would wait for it."""
+
+    async def story() -> None:
+        group = GroupSpec(members=(MemberSpec("mlp"), MemberSpec("other")))
+        bench = Bench(shared_spec(), model_spec("other"), groups={"g": group})
+
+        def ask(data: list[int]) -> Exchange:
+            body = mlp_body(model=model)
+            body["inputs"][0]["data"] = data
+            exchange = bench.app.infer.answer(
+                [], json.dumps(body).encode(), write, arrival_ns=bench.clock.now
+            )
+            assert exchange is not None
+            return exchange
+
+        def write(reply: Reply, on_written: Callable[[], None]) -> None:
+            on_written()
+
+        gc.collect()
+        gc.disable()
+        try:
+            known = {id(each) for each in gc.get_objects() if isinstance(each, Exchange)}
+            for _ in range(3):  # leader, follower; later: hits
+                ask([1, 2, 3, 4])
+            bench.dispatcher.submitted[0].on_done(served(), MLP_OUTPUTS)
+            ask([1, 2, 3, 4])
+            refused_one = ask([4, 3, 2, 1])
+            no = Rejected(Reason.SLO_INFEASIBLE_NOW, "no time")
+            for request in bench.dispatcher.submitted[1:]:
+                request.on_done(no, None)
+            gone = ask([5, 5, 5, 5])
+            gone.hang_up()
+            del refused_one, gone
+            bench.dispatcher.submitted.clear()
+            left = [each for each in gc.get_objects() if isinstance(each, Exchange)]
+            assert [each for each in left if id(each) not in known] == []
+        finally:
+            gc.enable()
+
+    run(story)
 
 
 def test_the_protocols_configuration_says_that_answers_are_kept() -> None:

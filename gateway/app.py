@@ -6,12 +6,13 @@ mount answers POST with 307.
 """
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 
 from gateway.answer_sharing import Sharings
+from gateway.answered import OnAnswered, told_to
 from gateway.config import GatewayConfig
 from gateway.device_time import DeviceTime
 from gateway.errors import CLOSE, CONNECTION, ErrorReplies
@@ -28,10 +29,12 @@ from gateway.live_frames import LiveSampler
 from gateway.live_routes import add_live_routes
 from gateway.live_watch import LiveWatch
 from gateway.metrics import Metrics
+from gateway.recent_requests import RecentRequests
 from gateway.reloading import Reloading
 from gateway.repository import Repository
 from gateway.request_body import Message, Receive
 from gateway.request_ids import REQUEST_ID, RequestIds
+from gateway.request_routes import add_request_routes
 from gateway.routes import build_routes
 from gateway.trace_context import TRACERESPONSE, trace_of
 from gateway.versions import Versions
@@ -96,6 +99,7 @@ def create_app(
     *,
     metrics: Metrics,
     clock: Clock = time.monotonic_ns,
+    wall: Callable[[], float] = time.time,
     lifecycle: Lifecycle | None = None,
     call_later: CallLater | None = None,
     on_named: OnNamed | None = None,
@@ -103,15 +107,18 @@ def create_app(
     device_time: DeviceTime | None = None,
     reloading: Reloading | None = None,
     groups: Groups | None = None,
+    on_answered: Sequence[OnAnswered] = (),
 ) -> App:
     """Composes the HTTP side.
 
     `catalog` maps names to specs, unavailable ones too; it may be changed while the app runs, each
     spec as a whole, and is where models are unloaded and loaded. `metrics` must also be among the
     dispatcher's observers. `call_later` is the event loop's unless a test drives its own.
-    `on_named` hears which of the dispatcher's ids a request's textual id belongs to. With a
-    `reloading` has the same catalogue, where there is a model repository. With a
-    `keyring` requests need a key of it; its `device_time` is then among the dispatcher's observers.
+    `wall` tells what people's clocks show, in seconds since 1970. `on_answered` hear of every
+    request's end. `on_named` hears which of the dispatcher's ids a request's textual id belongs to.
+    With a `keyring` requests need a key of it; its `device_time` is then among the dispatcher's
+    observers.
+    `reloading` has the same catalogue, where there is a model repository.
     """
     lifecycle = lifecycle or Lifecycle()
     errors = ErrorReplies(
@@ -121,6 +128,8 @@ def create_app(
     versions = Versions(catalog, {}) if reloading is None else reloading.versions
     metrics.watch(scheduler)
     request_ids = RequestIds()
+    recent = RecentRequests(config.recent_requests, clock=clock, wall=wall)
+    listeners = [*([recent.note] if config.recent_requests else []), *on_answered]
     sharings = Sharings(dispatcher.cancel)
     metrics.watch_sharings(sharings)
     groups = Groups({}, catalog) if groups is None else groups
@@ -143,6 +152,7 @@ def create_app(
         kept=versions.kept,
         groups=groups,
         feedback=feedback,
+        on_answered=told_to(listeners),
     )
     metrics.watch_http(infer)
     routes = build_routes(
@@ -166,6 +176,7 @@ def create_app(
         clock=clock,
         call_later=call_later,
     )
+    add_request_routes(routes, recent, scheduler, catalog, request_ids)
     guard = None
     if keyring is not None:
         guard = Guard(

@@ -68,6 +68,11 @@ OUTPUT_BODIES, MIN_FRAME_BYTES = 4, 64 * MEBIBYTE
 COMPILE_NICE = 19  # of a version that comes while others serve: it has time, requests have not
 
 
+# Entries of the scheduler's log for each request that /requests keeps: it came, its batch ended.
+# What breaks is told from the log too, so that it is never shorter than that.
+LOG_PER_REQUEST, MIN_LOG_LENGTH = 2, 512
+
+
 class Assembly:
     """Made on the running event loop; nothing happens before `open`. Raises ServeError."""
 
@@ -102,7 +107,11 @@ class Assembly:
         self._lifecycle = Lifecycle()
         self._weights = weights_of(tenants or {})
         scheduler = Scheduler(
-            SchedulerConfig(reply_margin_ns=REPLY_MARGIN_NS, tenant_weights=self._weights),
+            SchedulerConfig(
+                reply_margin_ns=REPLY_MARGIN_NS,
+                tenant_weights=self._weights,
+                story_length=max(MIN_LOG_LENGTH, LOG_PER_REQUEST * config.recent_requests),
+            ),
             policy=host_process.policy_of(config),
         )
         self._recorder = self._open_recorder(scheduler)

@@ -131,10 +131,13 @@ class _Gateway:
         name: str,
         *,
         is_counted: bool = True,
+        num_kept: int = 0,
         limits: TenantSpec | None = None,
         is_metered: bool = True,
     ) -> None:
-        """With `limits` there are tenants, whose device time is measured if `is_metered`."""
+        """`num_kept` requests are kept for /requests. With `limits` there are tenants, whose device
+        time is measured if `is_metered`.
+        """
         self.name = name
         self.runs_us: list[float] = []
         headers = {b"host": b"127.0.0.1:8000", b"user-agent": b"door", b"accept": b"*/*"}
@@ -168,7 +171,7 @@ class _Gateway:
         lifecycle = Lifecycle()
         lifecycle.serve()
         app = create_app(
-            GatewayConfig(),
+            GatewayConfig(recent_requests=num_kept),
             self._dispatcher,
             scheduler,
             {SPEC.name: SPEC},
@@ -224,12 +227,14 @@ def measure(*, num_rounds: int, num_requests: int) -> list[Step]:
         gpu_ms_per_s=PLENTY,
         max_concurrent=1000,
     )
+    num_kept = GatewayConfig().recent_requests
     gateways = [
         _Gateway("nothing counted", is_counted=False),
         _Gateway("metrics"),
-        _Gateway("authentication", limits=TenantSpec(), is_metered=False),
-        _Gateway("tenants' device time", limits=TenantSpec()),
-        _Gateway("quotas", limits=limits),
+        _Gateway("recent requests", num_kept=num_kept),
+        _Gateway("authentication", num_kept=num_kept, limits=TenantSpec(), is_metered=False),
+        _Gateway("tenants' device time", num_kept=num_kept, limits=TenantSpec()),
+        _Gateway("quotas", num_kept=num_kept, limits=limits),
     ]
     for gateway in gateways:
         gateway.run(num_requests)

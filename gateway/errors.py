@@ -65,7 +65,7 @@ PROBLEMS: dict[str, Problem] = {
     "slo_below_tenant_minimum": Problem(403, "The SLO is shorter than the tenant may ask for"),
     "quota_exceeded": Problem(429, "The tenant is over its quota", may_retry=True),
     "bad_request": Problem(400, "The request is malformed"),
-    "not_found": Problem(404, "No such model, version or route"),
+    "not_found": Problem(404, "No such model, version, request or route"),
     "method_not_allowed": Problem(405, "The route does not have this method"),
     "timeout": Problem(408, "The request came too slowly"),
     "too_large": Problem(413, "The body is over the limit"),

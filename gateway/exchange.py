@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.answer_sharing import HIT, Ask
+from gateway.answered import Answered, OnAnswered, OwnAnswer
 from gateway.dispatcher import Outputs
 from gateway.errors import (
     CLOSE,
@@ -55,6 +56,8 @@ _REJECTIONS = frozenset(
     {"overloaded", "starting", "draining", "model_unavailable", "quota_exceeded"}
 )
 
+_GONE_READING = OwnAnswer("cancelled", "reading", "its client went away before its body was there")
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -67,6 +70,7 @@ class Surroundings(Protocol):
     memory: BodyMemory
     writing: set[asyncio.Task[None]]
     lifecycle: Lifecycle
+    on_answered: OnAnswered | None
 
     def release(self, exchange: "Exchange") -> None: ...
     def cancel(self, exchange: "Exchange") -> None: ...
@@ -90,10 +94,12 @@ class Exchange:
         "is_answered",
         "is_ended",
         "is_gone",
+        "key",
         "media_type",
         "plan",
         "reply",
         "request_id",
+        "rows",
         "send",
         "sink_id",
         "slo_ns",
@@ -134,6 +140,8 @@ class Exchange:
         self.ask: Ask | None = None
         self.group: str | None = None  # that was asked for; `plan` is then of a member
         self.tallies: ModelTallies | None = None  # once the model is known
+        self.key = ""  # what the scheduler calls it, once it is known
+        self.rows = 0  # once they are known
         self.reply: Reply | None = None
         self.is_answered = False
         self.is_gone = False
@@ -146,7 +154,7 @@ class Exchange:
         self.plan: ModelPlan
         self.choices: tuple[OutputChoice, ...]
         self.client_id: str | None
-        self.slo_ns: int
+        self.slo_ns = 0  # until it is known
 
     def hold(self, num_bytes: int) -> None:
         """Counts bytes of the body in. Raises RequestError(overloaded) over the gateway's limit."""
@@ -158,6 +166,7 @@ class Exchange:
         if not self.is_answered:
             self.is_answered = True
             self._count("cancelled", "reading")
+            self._tell(_GONE_READING, self.surroundings.clock())
 
     def on_done(self, outcome: Outcome, outputs: Outputs | None) -> None:
         """The dispatcher's callback: exactly once."""
@@ -165,6 +174,7 @@ class Exchange:
             return
         if self.is_gone:
             self._count("cancelled", "executing" if self.was_executing else "queued")
+            self._tell(outcome, self.surroundings.clock())
             self.is_answered = True
             return
         try:
@@ -211,7 +221,11 @@ class Exchange:
         if self.is_answered:
             return
         self.was_refused = error.reason in _REJECTIONS
-        self._count("rejected" if self.was_refused else "invalid", error.reason)
+        kind = "rejected" if self.was_refused else "invalid"
+        self._count(kind, error.reason)
+        if self.surroundings.on_answered is not None:
+            own = OwnAnswer(kind, error.reason, error.detail)
+            self._tell(own, self.surroundings.clock())
         reply = self.surroundings.errors.of_error(
             error, request_id=self.request_id, media_type=self.media_type
         )
@@ -285,6 +299,7 @@ class Exchange:
             raise RuntimeError(f"{type(outcome).__name__} does not fit a waiting client")
         self.was_refused = type(outcome) is Rejected
         self._count(_OUTCOME_NAMES[type(outcome)], outcome.reason.value)
+        self._tell(outcome, self.surroundings.clock())
         return _messages(
             self.surroundings.errors.of_outcome(
                 outcome,
@@ -346,6 +361,7 @@ class Exchange:
                 self.tallies.observe_served(served, latency_ns=latency_ns, slo_ns=slo_ns)
         if self.tenant is not None:
             self.tenant.outcomes[SERVED] += 1
+        self._tell(served, self.arrival_ns + latency_ns)
         return (
             {"type": "http.response.start", "status": 200, "headers": headers},
             {"type": "http.response.body", "body": body},
@@ -353,9 +369,31 @@ class Exchange:
 
     def _refusal(self, outcome: str, reason: str, detail: str) -> Reply:
         self._count(outcome, reason)
+        self._tell(OwnAnswer(outcome, reason, detail), self.surroundings.clock())
         return _messages(
             self.surroundings.errors.build(
                 reason, detail, request_id=self.request_id, media_type=self.media_type
+            )
+        )
+
+    def _tell(self, outcome: Outcome | OwnAnswer, now: int) -> None:
+        on_answered = self.surroundings.on_answered
+        if on_answered is None:
+            return
+        tenant = self.tenant
+        on_answered(
+            Answered(
+                self.request_id,
+                self.sink_id or 0,
+                self.key,
+                "" if tenant is None else tenant.name,
+                self.arrival_ns,
+                self.slo_ns,
+                now,
+                outcome,
+                self.rows,
+                self.cache,
+                self.trace,
             )
         )
 

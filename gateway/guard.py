@@ -121,3 +121,9 @@ def tenant_name(request: Request) -> str:
     """Whose request it is; "" where there are no tenants."""
     tenant: Tenant | None = request.scope.get(_TENANT)
     return "" if tenant is None else tenant.name
+
+
+def tenant_of(request: Request) -> Tenant | None:
+    """Who asks; None where there are no tenants, and on routes that need no key."""
+    tenant: Tenant | None = request.scope.get(_TENANT)
+    return tenant

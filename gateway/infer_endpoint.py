@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway import slo
 from gateway.answer_sharing import Ask, Sharings
+from gateway.answered import OnAnswered
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.device_time import DeviceTime
 from gateway.dispatcher import OnDone
@@ -100,11 +101,13 @@ class InferEndpoint:
         kept: Mapping[tuple[str, str], ModelSpec] = NONE_KEPT,
         groups: Groups | None = None,
         feedback: Feedback | None = None,
+        on_answered: OnAnswered | None = None,
     ) -> None:
         """`kept` has versions beside those of the catalogue, by name and version. Without a
         keyring nobody needs a key; with one, `device_time` predicts for its quotas. `feedback`
-        hears which members of `groups` have answered.
+        hears which members of `groups` have answered, `on_answered` of every request's end.
         """
+        self.on_answered = on_answered
         self.clock = clock
         self.errors = errors
         self.metrics = metrics
@@ -471,7 +474,8 @@ class InferEndpoint:
         )
         if refusal is not None:
             exchange.tallies = self.metrics.of_model(name)
-            exchange.slo_ns = slo_ns
+            exchange.key = plan.key
+            exchange.slo_ns, exchange.rows = slo_ns, shape_class.rows
             if self._on_named is not None:
                 self._on_named(0, exchange.request_id)
             exchange.on_done(refusal, None)
@@ -498,11 +502,13 @@ class InferEndpoint:
                 tenant.check_model(name)
             plan = self.plan_of(name)
             exchange.tallies = self.metrics.of_model(name)
+            exchange.key = plan.key
         else:
             if tenant is not None:
                 tenant.check_model(name)
             plan = self.plan_of(name, target.version)
             exchange.tallies = self.metrics.of_model(name)
+            exchange.key = plan.key
             if header_length == _RAW:
                 request, binary = raw_request(plan.spec, body)
             else:
@@ -519,6 +525,7 @@ class InferEndpoint:
         )
         inputs = plan.read_inputs(request.inputs, binary)
         exchange.plan = plan
+        exchange.rows = inputs.rows
         exchange.client_id = request.id
         is_impatient = do_not_queue(request, special)
         if dry_run(request, special):

@@ -11,6 +11,7 @@ import re
 REQUEST_ID = b"x-request-id"
 
 _SAFE = re.compile(rb"[!-~]{1,128}")  # can stand in a header and in a log line
+_NUMBER = re.compile(r"[1-9a-f][0-9a-f]{0,15}")
 
 
 class RequestIds:
@@ -25,3 +26,10 @@ class RequestIds:
         if given is not None and _SAFE.fullmatch(given):
             return given.decode("ascii")
         return f"{self._prefix}-{next(self._numbers):x}"
+
+    def was_given(self, request_id: str) -> bool:
+        """Whether it is one of those made here: of a client's own nobody can say."""
+        prefix, _, number = request_id.partition("-")
+        if prefix != self._prefix or not _NUMBER.fullmatch(number):
+            return False
+        return int(number, 16) < next(self._numbers)  # which uses one up, and harms nobody

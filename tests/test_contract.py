@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from gateway import docs_page
+from gateway.answered import KINDS
 from gateway.datatypes import DATATYPES
 from gateway.docs_page import read_contract
 from gateway.errors import PROBLEMS, ErrorBody
@@ -38,6 +39,8 @@ from gateway.live_messages import (
 from gateway.quoting import MAX_COUNT, QuoteBody, QuotedRefusal, QuoteReply
 from gateway.reloading import Reloaded
 from gateway.repository import Entry, Loaded, Unloaded
+from gateway.request_routes import RequestList
+from gateway.request_stories import Batch, Phase, RequestEntry, RequestStory
 from gateway.routes import ModelEntry, TensorEntry
 from gateway.slo import MAX_SLO_MS
 from gateway.v2_config import ModelConfiguration, TensorConfig
@@ -109,7 +112,7 @@ def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
 
 def test_app_and_contract_have_the_same_routes() -> None:
     routes = {
-        (route.path, method.lower())  # type: ignore[attr-defined]
+        (route.path.replace(":path}", "}"), method.lower())  # type: ignore[attr-defined]
         for route in Bench().app.routes.routes
         for method in route.methods  # type: ignore[attr-defined]
         if method != "HEAD" and route.path not in UNDOCUMENTED  # type: ignore[attr-defined]
@@ -203,6 +206,9 @@ def test_every_route_but_the_probes_documents_keys() -> None:
         ("GroupMember", MemberEntry),
         ("FeedbackRequest", FeedbackBody),
         ("Feedback", FeedbackReply),
+        ("RequestEntry", RequestEntry),
+        ("RequestList", RequestList),
+        ("RequestStory", RequestStory),
     ],
 )
 def test_schemas_have_the_members_of_our_structs(schema: str, struct: type[msgspec.Struct]) -> None:
@@ -217,6 +223,10 @@ def test_inner_schemas_have_the_members_of_our_structs() -> None:
     assert set(SCHEMAS["Quote"]["properties"]["refusal"]["properties"]) == names_of(QuotedRefusal)
     assert SCHEMAS["QuoteRequest"]["properties"]["count"]["maximum"] == MAX_COUNT
     assert set(reply["timing_ms"]["required"]) == names_of(PhaseFigures)
+    story = SCHEMAS["RequestStory"]["properties"]
+    assert set(story["timing_ms"]["properties"]) == names_of(PhaseFigures)
+    assert set(story["batch"]["properties"]) == names_of(Batch)
+    assert set(story["timeline"]["items"]["properties"]) == names_of(Phase)
     assert set(request["parameters"]["properties"]) == names_of(RequestParameters)
     stats = SCHEMAS["ModelStats"]["properties"]["inference_stats"]
     assert set(stats["properties"]) == set(stats["required"]) == names_of(InferenceStats)
@@ -235,6 +245,7 @@ def test_rows_of_the_live_page_have_a_place_for_each_member_of_our_structs() -> 
 def test_values_that_have_names_are_those_of_the_code() -> None:
     assert SCHEMAS["Datatype"]["enum"] == list(DATATYPES)
     assert SCHEMAS["InferRequest"]["properties"]["slo_ms"]["maximum"] == MAX_SLO_MS
+    assert SCHEMAS["RequestOutcome"]["enum"] == list(KINDS)
     states = SCHEMAS["Model"]["properties"]["devices"]["items"]["properties"]["state"]["enum"]
     assert states == [state.value for state in WeightsState]
 
@@ -321,6 +332,26 @@ def test_examples_of_live_events_fit_their_schemas() -> None:
     assert [event.name for event in events] == ["snapshot", "frame", "end"]
     check(events[0].data, SCHEMAS["LiveSnapshot"], "snapshot")
     check(events[1].data, SCHEMAS["LiveFrame"], "frame")
+
+
+def test_stories_of_requests_fit_their_schema_and_so_do_the_examples() -> None:
+    schemas = {name: SCHEMAS[name] for name in ("RequestList", "RequestStory")}
+
+    async def story() -> None:
+        bench = Bench()
+        await bench.served(mlp_body(), ((1, 2), fp32(0.5, 0.25)))
+        await bench.post(mlp_body(model="nope"), headers={"x-request-id": "mine"})
+        listed = (await bench.get("/requests?worst=5")).json
+        check(listed, schemas["RequestList"], "list")
+        for request_id in ("mine", listed["requests"][0]["request_id"]):
+            told = await bench.get(f"/requests/{request_id}")
+            check(told.json, schemas["RequestStory"], "story")
+
+    asyncio.run(story())
+    for path, name in (("/requests", "RequestList"), ("/requests/{request_id}", "RequestStory")):
+        content = CONTRACT["paths"][path]["get"]["responses"]["200"]["content"]
+        for example in content["application/json"]["examples"].values():
+            check(resolved(example)["value"], schemas[name], f"example of {path}")
 
 
 def test_errors_fit_their_schema() -> None:

@@ -19,7 +19,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.tenants_file import Tenants
 from scheduler.device import WeightsState
-from scheduler.events import Cancelled, Event, Failed, Quote, Rejected, Served
+from scheduler.events import Cancelled, Command, Event, Failed, Quote, Rejected, Served
 from scheduler.spec import (
     MILLISECOND_NS,
     DeviceSpec,
@@ -240,6 +240,7 @@ class PuppetDevice:
         self._states = states
         self.weights: dict[str, Any] = {}
         self.outstanding: dict[int, Any] = {}
+        self.offered = {name: model_spec(name) for name in states}
         self.schedule_ahead_ns = 250_000
         self.gap_rate = 0.1
         self.num_held, self.num_held_late, self.num_outliers = 50, 5, 2
@@ -262,12 +263,16 @@ class PuppetScheduler:
         self.num_queued = 0
         self.num_serving = 2
         self.load = 1.5
+        self.log: list[tuple[int, Event, list[Command]]] = []
 
     def offered_load(self, now: int) -> float:
         return self.load
 
     def queue_depth(self, model: str) -> int:
         return 3 if model == "mlp" else 0
+
+    def recent_log(self) -> list[tuple[int, Event, list[Command]]]:
+        return self.log
 
 
 class Bench:
@@ -301,6 +306,7 @@ class Bench:
             self.catalog,
             metrics=self.metrics,
             clock=self.clock,
+            wall=lambda: 1_800_000_000 + (self.clock.now - START_NS) / 1e9,
             lifecycle=self.lifecycle,
             call_later=self.timers,
             keyring=self.keyring,

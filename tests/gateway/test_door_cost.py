@@ -6,9 +6,10 @@ def test_each_step_is_served_and_told() -> None:
     assert [step.name for step in steps] == [
         "nothing counted",
         "metrics",
+        "recent requests",
         "authentication",
         "tenants' device time",
         "quotas",
     ]
     assert all(step.quartile_us > 0 for step in steps)
-    assert [step.added_us is None for step in steps] == [True, False, False, False, False]
+    assert [step.added_us is None for step in steps] == [True, False, False, False, False, False]

@@ -260,6 +260,7 @@ def _measured(
             weights_bytes=weights_bytes,
             variants=source.variants,
             arena=arena,
+            lent=range(gpu.pages.total_pages - 1),  # as many as it takes, and one to move into
         )
         resident = max(0, free_before - device.context.free_bytes())
         session.load(range(session.num_pages))

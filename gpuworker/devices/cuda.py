@@ -53,6 +53,8 @@ class CudaPages:
         self._reservations: list[tuple[int, int]] = []
         # All and only ranges that have pages, by address, with their bytes.
         self._mapped: dict[int, int] = {}
+        # Those whose memory is none of the pages, with it.
+        self._aside: dict[int, list[int]] = {}
         try:
             for _ in range(total_pages):
                 self._handles.append(self._memory.create(page_bytes))
@@ -100,8 +102,35 @@ class CudaPages:
         self._check(addresses, pages)
         self._lay(addresses, pages)
 
+    def map_aside(self, addresses: AddressRange) -> None:
+        """As `map`, with memory that is none of the pages; `unload` gives it back. Raises
+        DeviceError.
+        """
+        num_pages = addresses.num_bytes // self.page_bytes
+        handles: list[int] = []
+        try:
+            for _ in range(num_pages):
+                handles.append(self._memory.create(self.page_bytes))
+            self._lay_handles(addresses, handles)
+        except CudaError as error:
+            for handle in handles:
+                self._memory.release(handle)
+            raise DeviceError(
+                f"{addresses.num_bytes // MEBIBYTE} MiB beside the weights cache, to make an engine"
+                f" in: {error}"
+            ) from error
+        self._aside[addresses.address] = handles
+
+    def give_back(self, addresses: AddressRange) -> None:
+        """The addresses are free again. Nothing may point into them any more."""
+        reservation = (addresses.address, addresses.num_bytes)
+        self._reservations.remove(reservation)
+        self._memory.give_back(*reservation)
+
     def unload(self, addresses: AddressRange) -> None:
         self._take_away(addresses.address, self._mapped.pop(addresses.address))
+        for handle in self._aside.pop(addresses.address, ()):
+            self._memory.release(handle)
 
     def read(self, addresses: AddressRange, num_bytes: int) -> Bytes:
         if num_bytes > addresses.num_bytes:
@@ -130,12 +159,15 @@ class CudaPages:
             raise DeviceError(f"the range at {addresses.address:#x} has pages already")
 
     def _lay(self, addresses: AddressRange, pages: Sequence[int]) -> None:
-        """All pages, or if the driver refuses one, none."""
+        self._lay_handles(addresses, [self._handles[page] for page in pages])
+
+    def _lay_handles(self, addresses: AddressRange, handles: Sequence[int]) -> None:
+        """All of them, or if the driver refuses one, none."""
         num_mapped = 0
         try:
-            for number, page in enumerate(pages):
+            for number, handle in enumerate(handles):
                 address = addresses.address + number * self.page_bytes
-                self._memory.map(address, self.page_bytes, self._handles[page])
+                self._memory.map(address, self.page_bytes, handle)
                 num_mapped += 1
             self._memory.allow(addresses.address, addresses.num_bytes)
         except CudaError:

@@ -114,6 +114,12 @@ class CudaContext:
             ) from error
         self._pinned.append((address, memory))
 
+    def unpin(self, memory: Bytes) -> None:
+        """It is ordinary memory again. Nothing of the device may use it any more."""
+        address: int = memory.ctypes.data
+        self._pinned = [each for each in self._pinned if each[0] != address]
+        call(driver.cuMemHostUnregister, address)
+
     def _unpin(self) -> None:
         while self._pinned:
             address, _memory = self._pinned.pop()

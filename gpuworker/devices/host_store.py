@@ -27,8 +27,8 @@ _LENGTH_BYTES = 8
 class Pinning(Protocol):
     """What the store needs of a device's context."""
 
-    def pinned(self, num_bytes: int) -> Bytes: ...
     def pin(self, memory: Bytes) -> None: ...
+    def unpin(self, memory: Bytes) -> None: ...
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -57,10 +57,23 @@ class HostStore:
             kept = self._shared.keep(name, content)
             if kept is not None:
                 return kept
-        own = self._pinning.pinned(content.nbytes)[: content.nbytes]
+        # Memory of the system, pinned: it can be given back, and by any thread.
+        memory = np.frombuffer(mmap.mmap(-1, _whole(content.nbytes)), np.uint8)
+        self._pinning.pin(memory)
+        own = memory[: content.nbytes]
         own[:] = content
-        self._own[name] = own
+        self._own[name] = memory
         return own
+
+    def drop(self, name: str) -> int:
+        """Give back what is kept under the name; nobody copies from it any more. Returns how many
+        bytes: none of what workers share, which another may need.
+        """
+        memory = self._own.pop(name, None)
+        if memory is None:
+            return 0
+        self._pinning.unpin(memory)
+        return memory.nbytes
 
 
 class _Shared:

@@ -7,14 +7,15 @@ meanwhile.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pycuda.driver as cuda
 
-from gpuworker import backend as seam
+from gpuworker import backend
 from gpuworker.artifact_cache import Artifact, ArtifactCache, StoredArtifact
 from gpuworker.backend import DeviceLost, EngineError, InvalidInput, Telemetry
 from gpuworker.config import MEBIBYTE, ConfigError
@@ -47,6 +48,9 @@ NUM_SLOTS = 4
 # Of the device's memory, left alone where the cache's size is not given: what the driver and
 # TensorRT take as they go (a fragment per module, timing buffers) and nobody can count before.
 SPARE_BYTES = 512 * MEBIBYTE
+
+_NO_PLAN = "its plan is missing or damaged"
+_ROOM = ("scratch", "inputs", "outputs")  # memory that all engines execute in, one at a time
 
 
 def engine_key(api: TensorRt, kind: GpuKind) -> str:
@@ -94,15 +98,19 @@ class TensorRtBackend:
         self.telemetry = telemetry
         self._context = context
         self._api = api
-        artifacts = ArtifactCache(cache_dir, engine_key=engine_key(api, context.kind))
+        self._artifacts = ArtifactCache(cache_dir, engine_key=engine_key(api, context.kind))
+        # Held by who executes in the arena: a batch, or an engine that is made ready.
+        self._turn = threading.Lock()
         stored = {
-            spec.name: artifacts.find(spec.name, spec.version, spec.content_hash)
+            spec.name: self._artifacts.find(spec.name, spec.version, spec.content_hash)
             for spec in specs
             if spec.unavailable_reason is None
         }
         there = {name: found.artifact for name, found in stored.items() if found is not None}
         self._held: list[cuda.DeviceAllocation] = []
-        arena, too_large = self._room_to_execute(there)
+        self._arena_of_all, too_large = self._room_to_execute(there)
+        fitting = list(there.values())
+        self._room = {what: _most(fitting, what) for what in _ROOM}
         specs = [
             _unavailable(spec, too_large[spec.name]) if spec.name in too_large else spec
             for spec in specs
@@ -132,15 +140,17 @@ class TensorRtBackend:
         )
         self._sessions: dict[str, TensorRtSession] = {}
         self._layouts: dict[str, BatchLayout] = {}
-        self.models: Mapping[str, ModelSpec] = {
-            spec.name: self._add(spec, stored.get(spec.name), arena) for spec in specs
-        }
+        self.models: dict[str, ModelSpec] = {}
+        for spec in specs:
+            self.models[spec.name] = self._add(spec, stored.get(spec.name))
 
     def bind_thread(self) -> None:
         self._context.bind_thread()
 
     def load(self, model: str, pages: Sequence[int]) -> int:
         try:
+            if model not in self._sessions and model in self._layouts:
+                self._restore(model, pages)
             return self._session(model).load(pages)
         except (DeviceError, cuda.Error) as error:
             raise self._or_lost(error) from error
@@ -149,19 +159,34 @@ class TensorRtBackend:
         self._session(model).evict()
 
     def release(self, model: str) -> int:
-        """Its pages are all that is given back: to make an engine anew, it must execute in the
-        arena, where another's batch may be at that moment.
-        """
-        return 0
+        """Its engine and graphs go, and its copy on the host, but for one that workers share."""
+        session = self._sessions.pop(model, None)
+        return 0 if session is None else session.release()
 
-    def prepare(self, spec: ModelSpec) -> seam.Prepared:
-        raise EngineError(f"{spec.name}: a GPU's worker takes models at its start only")
+    def prepare(self, spec: ModelSpec) -> backend.Prepared:
+        stored = self._artifacts.find(spec.public_name, spec.version, spec.content_hash)
+        if stored is None:
+            raise backend.NotCompiled(_NO_PLAN)
+        own = msgspec.structs.replace(stored.artifact.spec, name=spec.name)
+        if own.num_pages(self.device.page_bytes) > self.device.total_pages:
+            return backend.Prepared(own, None)
+        self._check_room(stored.artifact)
+        try:
+            session = self._made(own, stored, None)
+        except Exception as error:
+            raise self._or_lost(error) from error
+        return backend.Prepared(own, (session, BatchLayout(own, stored.artifact.samples)))
 
-    def add(self, prepared: seam.Prepared) -> None:
-        raise EngineError(f"{prepared.spec.name}: a GPU's worker takes models at its start only")
+    def add(self, prepared: backend.Prepared) -> None:
+        spec = prepared.spec
+        if prepared.session is not None:
+            self._sessions[spec.name], self._layouts[spec.name] = prepared.session
+        self.models[spec.name] = spec
 
     def remove(self, model: str) -> None:
-        """Nothing goes."""
+        self.release(model)
+        self._layouts.pop(model, None)
+        self.models.pop(model, None)
 
     def stage(
         self,
@@ -197,16 +222,17 @@ class TensorRtBackend:
         stream = self._gpu.stream
         num_inputs, num_outputs = bytes_of(prepared.inputs), bytes_of(prepared.outputs)
         try:
-            stream.wait_for_event(slot.arrived)
-            slot.begin.record(stream)
-            if num_inputs:
-                cuda.memcpy_dtod_async(self._arena_inputs, slot.inputs, num_inputs, stream)
-            session.execute(prepared)
-            if num_outputs:
-                cuda.memcpy_dtod_async(slot.outputs, self._arena_outputs, num_outputs, stream)
-            slot.end.record(stream)
-            slot.executed.record(stream)
-            slot.end.synchronize()
+            with self._turn:
+                stream.wait_for_event(slot.arrived)
+                slot.begin.record(stream)
+                if num_inputs:
+                    cuda.memcpy_dtod_async(self._arena_inputs, slot.inputs, num_inputs, stream)
+                session.execute(prepared)
+                if num_outputs:
+                    cuda.memcpy_dtod_async(slot.outputs, self._arena_outputs, num_outputs, stream)
+                slot.end.record(stream)
+                slot.executed.record(stream)
+                slot.end.synchronize()
             return int(slot.end.time_since(slot.begin) * 1e6)
         except (EngineRefused, CudaError, cuda.Error) as error:
             raise self._or_lost(error, staged.model) from error
@@ -296,25 +322,53 @@ class TensorRtBackend:
             )
         return cache_bytes
 
-    def _add(self, spec: ModelSpec, stored: StoredArtifact | None, arena: Arena) -> ModelSpec:
+    def _made(
+        self, spec: ModelSpec, stored: StoredArtifact, lent: Sequence[int] | None
+    ) -> TensorRtSession:
+        return TensorRtSession(
+            self._gpu,
+            stored.plan_path.read_bytes(),
+            name=spec.name,
+            inputs=[tensor.name for tensor in spec.inputs],
+            outputs=[tensor.name for tensor in spec.outputs],
+            weights_bytes=spec.weights_bytes,
+            variants=stored.artifact.variants,
+            arena=self._arena_of_all,
+            lent=lent,
+            turn=self._turn,
+        )
+
+    def _restore(self, model: str, pages: Sequence[int]) -> None:
+        """As at the start, but for whose pages lend their memory."""
+        spec = self.models[model]
+        stored = self._artifacts.find(spec.public_name, spec.version, spec.content_hash)
+        if stored is None:
+            raise EngineError(f"{model}: {_NO_PLAN}")
+        self._sessions[model] = self._made(spec, stored, pages)
+
+    def _check_room(self, artifact: Artifact) -> None:
+        """Raises EngineError where it cannot execute in the arena, which is as it was made."""
+        needs = artifact.needs
+        assert needs is not None
+        for what in _ROOM:
+            wanted, there = getattr(needs, what), self._room[what]
+            if wanted > there:
+                raise EngineError(
+                    f"it executes in {wanted} bytes of {what} memory, and this worker has"
+                    f" {there}: it can be served once the worker starts again"
+                )
+
+    def _add(self, spec: ModelSpec, stored: StoredArtifact | None) -> ModelSpec:
         """Make the model's session, if it can be served; returns the spec to report."""
         if spec.unavailable_reason is not None:
             return spec
         if spec.num_pages(self.device.page_bytes) > self.device.total_pages:
             return spec
         if stored is None:
-            return _unavailable(spec, "its plan is missing or damaged")
+            return _unavailable(spec, _NO_PLAN)
+        num_pages = spec.num_pages(self.device.page_bytes)
         try:
-            self._sessions[spec.name] = TensorRtSession(
-                self._gpu,
-                stored.plan_path.read_bytes(),
-                name=spec.name,
-                inputs=[tensor.name for tensor in spec.inputs],
-                outputs=[tensor.name for tensor in spec.outputs],
-                weights_bytes=spec.weights_bytes,
-                variants=stored.artifact.variants,
-                arena=arena,
-            )
+            self._sessions[spec.name] = self._made(spec, stored, range(num_pages))
         except Exception as error:  # one model's failure, of whatever kind, is not the worker's
             lost = fault()
             if lost is not None:
@@ -323,7 +377,7 @@ class TensorRtBackend:
                 ) from error
             _log.exception("model %s: no session", spec.name)
             return _unavailable(spec, f"its engine cannot be made ready: {error}")
-        self._layouts[spec.name] = BatchLayout(spec)
+        self._layouts[spec.name] = BatchLayout(spec, stored.artifact.samples)
         return spec
 
     def _session(self, model: str) -> TensorRtSession:

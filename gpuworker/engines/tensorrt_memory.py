@@ -66,6 +66,11 @@ class EngineMemory:
         with self._lock:
             return sum(self._plain.values())
 
+    def forget(self, addresses: AddressRange) -> None:
+        """The engine whose weights lay there is gone."""
+        with self._lock:
+            self._ranges.remove(addresses)
+
     @contextlib.contextmanager
     def weights_in(self, addresses: AddressRange) -> Iterator[WeightsLayout]:
         """What is allocated within goes into this range, whose pages are mapped meanwhile."""

@@ -6,6 +6,7 @@ All of them are made once, while pages lend their memory to the range; from then
 asked for anything: its weights are not there.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from gpuworker.engines.tensorrt_memory import EngineMemory
 _log = logging.getLogger("gpuworker")
 
 ALIGNMENT = 256
+_NO_TURNS = contextlib.nullcontext()
 
 
 class EngineRefused(Exception):
@@ -82,8 +84,10 @@ class TensorRtSession:
     """Raises EngineRefused, DeviceError, MemoryError.
 
     `inputs` and `outputs` are names, in the order in which everybody else speaks of them.
-    `weights_bytes` is what the engine took of its range when it was compiled. The first pages lend
-    their memory while the session is made; afterwards nothing is mapped.
+    `weights_bytes` is what the engine took of its range when it was compiled. The `lent` pages lend
+    their memory while the session is made, so that nobody else may have them then; None borrows
+    some that is no page's. Afterwards nothing is mapped. `turn` is held while it executes in the
+    arena, which is another's then.
     """
 
     def __init__(
@@ -97,12 +101,19 @@ class TensorRtSession:
         weights_bytes: int,
         variants: Sequence[PlanVariant],
         arena: Arena,
+        lent: Sequence[int] | None = None,
+        turn: contextlib.AbstractContextManager[object] = _NO_TURNS,
     ) -> None:
         self._gpu = gpu
         self._arena = arena
+        self._name = name
+        self._turn = turn
         self._addresses: AddressRange = gpu.pages.reserve(weights_bytes)
         self.is_resident = False
-        gpu.pages.map(self._addresses, range(self.num_pages))
+        if lent is None:
+            gpu.pages.map_aside(self._addresses)
+        else:
+            gpu.pages.map(self._addresses, lent)
         try:
             self._engine, self.weights_bytes = deserialised(gpu, plan, self._addresses)
             before = gpu.pages.read(self._addresses, self.weights_bytes)
@@ -144,6 +155,14 @@ class TensorRtSession:
         elif not prepared.context.execute_async_v3(stream):
             raise EngineRefused(f"TensorRT did not execute: {self._gpu.api.logger.last_error}")
 
+    def release(self) -> int:
+        """Close it, and give back its copy on the host and its addresses; bytes of the copy."""
+        self.close()
+        self._blob = np.empty(0, np.uint8)
+        self._gpu.pages.give_back(self._addresses)
+        self._gpu.memory.forget(self._addresses)
+        return self._gpu.store.drop(self._name)
+
     def close(self) -> None:
         for prepared in self._variants.values():
             if prepared.graph is not None:
@@ -168,6 +187,12 @@ class TensorRtSession:
             for tensor in tensors:
                 if not context.set_tensor_address(tensor.name, begin + tensor.offset):
                     raise EngineRefused(f"{tensor.name}: {gpu.api.logger.last_error}")
+        with self._turn:
+            graph = self._warmed_up(context, variant.batch_size)
+        return Prepared(context, inputs, outputs, graph)
+
+    def _warmed_up(self, context: Any, batch_size: int) -> CudaGraph | None:
+        gpu = self._gpu
         stream = gpu.stream.handle
         for _ in range(2):  # the first execution of a context prepares what later ones find ready
             if not context.execute_async_v3(stream):
@@ -179,10 +204,10 @@ class TensorRtSession:
         if recorded.graph is None:
             _log.warning(
                 "a batch of %d is executed without a CUDA graph: %s",
-                variant.batch_size,
+                batch_size,
                 recorded.reason,
             )
-        return Prepared(context, inputs, outputs, recorded.graph)
+        return recorded.graph
 
 
 def deserialised(gpu: Gpu, plan: bytes, addresses: AddressRange) -> tuple[Any, int]:

@@ -30,9 +30,11 @@ class Compiled:
         self.api = TensorRt(tensorrt.module(version))
         self.artifacts: list[Artifact] = []
 
-    def add(self, name: str, model: onnx.ModelProto, config: str = "") -> Artifact:
+    def add(
+        self, name: str, model: onnx.ModelProto, config: str = "", *, version: str = "1"
+    ) -> Artifact:
         """Raises CompileError."""
-        write_model(self.directory / "repository", name, model, config)
+        write_model(self.directory / "repository", name, model, config, version)
         found = next(m for m in scan_repository(self.directory / "repository") if m.name == name)
         return self.compile(found)
 

@@ -17,8 +17,8 @@ from gpuworker.devices.pages import Bytes
 class Unpinned:
     """Memory that no device copies from by itself."""
 
-    def pinned(self, num_bytes: int) -> Bytes:
-        return np.empty(num_bytes, np.uint8)
+    def unpin(self, memory: Bytes) -> None:
+        pass
 
     def pin(self, memory: Bytes) -> None:
         pass

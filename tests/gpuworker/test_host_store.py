@@ -158,19 +158,30 @@ def test_a_process_that_dies_while_it_writes_holds_nobody_up(start: Start) -> No
     assert second.ask("sum", "a") == third.ask("sum", "a") != crc32(1)
 
 
-def test_a_store_of_its_own_keeps_a_copy_in_pinned_memory() -> None:
-    pinned: list[int] = []
+def test_a_store_of_its_own_keeps_a_copy_in_pinned_memory_and_gives_it_back() -> None:
+    pinned: list[tuple[int, int]] = []
 
     class Pinning(Unpinned):
-        def pinned(self, num_bytes: int) -> Bytes:
-            pinned.append(num_bytes)
-            return super().pinned(num_bytes + 100)  # a device may round up
+        def pin(self, memory: Bytes) -> None:
+            pinned.append((memory.ctypes.data, memory.nbytes))
+
+        def unpin(self, memory: Bytes) -> None:
+            pinned.remove((memory.ctypes.data, memory.nbytes))
 
     given = content(1, BYTES)
-    kept = HostStore(Pinning()).keep("a", given)
+    store = HostStore(Pinning())
+    kept = store.keep("a", given)
     given[:] = 0
     assert np.array_equal(kept, content(1, BYTES))
-    assert pinned == [BYTES]
+    assert pinned == [(kept.ctypes.data, 12288)]
+    assert (store.drop("a"), store.drop("a")) == (12288, 0)
+    assert pinned == []
+
+
+def test_what_workers_share_is_not_given_back_by_one_of_them(descriptor: int) -> None:
+    store = HostStore(Unpinned(), descriptor)
+    store.keep("a", content(1, BYTES))
+    assert store.drop("a") == 0
 
 
 def test_each_models_place_is_pinned_once_and_in_whole_pages_of_the_host(descriptor: int) -> None:

@@ -6,6 +6,7 @@ every execution; what stands in for the driver copies only when it is waited for
 
 import logging
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,13 @@ import pytest
 from onnx import numpy_helper
 
 from gpuworker.artifact_cache import Artifact, ArtifactCache
-from gpuworker.backend import DeviceLost, EngineError, InvalidInput
+from gpuworker.backend import DeviceLost, EngineError, InvalidInput, NotCompiled
 from gpuworker.compile_model import CompileError
 from gpuworker.config import ConfigError
 from gpuworker.devices.nvml import open_telemetry
 from gpuworker.engines.tensorrt_api import TensorRt
+from scheduler.actions import Infer
+from scheduler.spec import ModelSpec
 from tests.gpuworker import onnx_models
 from tests.gpuworker.compiled import infer, order, packed
 from tests.gpuworker.compiled_plans import PAGE, Compiled, expected
@@ -323,12 +326,11 @@ def test_a_model_larger_than_the_cache_has_no_session(compiled: Compiled) -> Non
 def test_pinned_memory_that_runs_out_costs_one_model(compiled: Compiled, standin: StandIn) -> None:
     compiled.add("a", onnx_models.mlp(seed=1))
     compiled.add("b", onnx_models.mlp(seed=2))
-    # Slots are pinned first, two buffers each; then the weights of `a` and of `b`.
-    standin.fail("cuMemHostAlloc", driver.OUT_OF_MEMORY, skip=8)
+    standin.fail("cuMemHostRegister_v2", driver.OUT_OF_MEMORY)
     backend = compiled.serve()
     reason = backend.models["a"].unavailable_reason
     assert reason is not None
-    assert "of pinned memory" in reason
+    assert "of the host's memory cannot be pinned" in reason
     assert backend.models["b"].unavailable_reason is None
     backend.close()
 
@@ -403,3 +405,118 @@ def test_what_tensorrt_says_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         ("ERROR", "no"),
     ]
     assert api.logger.last_error == "no"
+
+
+# Models that come and go
+
+
+def wanted(compiled: Compiled, name: str = "m/2") -> ModelSpec:
+    """What the gateway asks for: the model `m` that was compiled last."""
+    return msgspec.structs.replace(compiled.artifacts[-1].spec, name=name)
+
+
+def held_by(compiled: Compiled, standin: StandIn) -> dict[str, int]:
+    """What has been taken and not given back: bytes of the device, and other things by number."""
+    pairs = {
+        "cuMemCreate": "cuMemRelease",
+        "cuMemAddressReserve": "cuMemAddressFree",
+        "cuMemHostRegister_v2": "cuMemHostUnregister",
+        "cuGraphInstantiateWithFlags": "cuGraphExecDestroy",
+    }
+    held = {taken: standin.calls(taken) - standin.calls(given) for taken, given in pairs.items()}
+    return {**held, "bytes": -compiled.context.free_bytes()}
+
+
+def test_releasing_gives_back_engine_and_host_copy_and_a_load_makes_them_anew(
+    compiled: Compiled, standin: StandIn
+) -> None:
+    compiled.add("m", onnx_models.mlp())
+    backend = compiled.serve()
+    x = rows_of(4)
+    backend.load("m", [0])
+    ((before,),) = infer(backend, "m", [[x]])
+    backend.evict("m")
+    held = held_by(compiled, standin)
+    assert backend.release("m") == 20480  # 18.6 KB of weights, in whole pages of the host
+    released = held_by(compiled, standin)
+    assert released["bytes"] <= held["bytes"]
+    assert {kind: held[kind] - released[kind] for kind in held if kind != "bytes"} == {
+        "cuMemCreate": 0,
+        "cuMemAddressReserve": 1,
+        "cuMemHostRegister_v2": 1,
+        "cuGraphInstantiateWithFlags": 5,
+    }
+    assert backend.release("m") == 0
+    with pytest.raises(EngineError, match="cannot be served by this worker"):
+        infer(backend, "m", [[x]])
+    backend.load("m", [3])
+    ((after,),) = infer(backend, "m", [[x]])
+    assert after.tobytes() == before.tobytes()
+    backend.close()
+
+
+def test_a_model_is_made_ready_beside_what_executes_and_goes_without_a_trace(
+    backend: "TensorRtBackend", compiled: Compiled, standin: StandIn
+) -> None:
+    compiled.add("m", onnx_models.mlp(seed=5), version="2")
+    x = rows_of(2)
+    for page in range(4):  # every page holds bytes that are somebody's
+        backend.load("m", [page])
+        backend.evict("m")
+    backend.load("m", [0])
+    ((old,),) = infer(backend, "m", [[x]])
+    held = held_by(compiled, standin)
+
+    thread_says: list[Any] = []
+
+    def make_ready() -> None:
+        backend.bind_thread()
+        thread_says.append(backend.prepare(wanted(compiled)))
+
+    thread = threading.Thread(target=make_ready)
+    thread.start()
+    while thread.is_alive():
+        ((answer,),) = infer(backend, "m", [[x]])
+        assert answer.tobytes() == old.tobytes()
+    thread.join()
+    backend.add(thread_says.pop())
+    backend.load("m/2", [1])
+    ((new,),) = infer(backend, "m/2", [[x]])
+    np.testing.assert_allclose(new, expected(onnx_models.mlp(seed=5), x), rtol=1e-4, atol=1e-5)
+    trial = backend.stage(Infer(1, "m/2", 4, (), (), 0, 0, 0, 0), (), ())
+    backend.execute(trial)
+    assert backend.unstage(trial) == ((), [])
+    backend.evict("m/2")
+    backend.release("m/2")
+    backend.remove("m/2")
+    assert set(backend.models) == {"m"}
+    assert held_by(compiled, standin) == held
+
+
+def test_what_does_not_fit_beside_the_others_says_what_it_takes(
+    backend: "TensorRtBackend", compiled: Compiled
+) -> None:
+    compiled.add("m", onnx_models.mlp(), "batch_sizes: [1, 32]\n", version="2")
+    with pytest.raises(EngineError, match=r"8192 bytes of inputs memory, and this worker has 4096"):
+        backend.prepare(wanted(compiled))
+    with pytest.raises(NotCompiled):
+        backend.prepare(msgspec.structs.replace(wanted(compiled), content_hash="another"))
+
+
+def test_a_card_without_room_beside_the_cache_says_so(
+    backend: "TensorRtBackend", compiled: Compiled, standin: StandIn
+) -> None:
+    compiled.add("m", onnx_models.mlp(seed=5), version="2")
+    standin.fail("cuMemCreate", driver.OUT_OF_MEMORY)
+    with pytest.raises(EngineError, match="2 MiB beside the weights cache, to make an engine in"):
+        backend.prepare(wanted(compiled))
+
+
+def test_one_larger_than_the_cache_is_offered_and_never_loaded(compiled: Compiled) -> None:
+    compiled.add("m", onnx_models.mlp())
+    backend = compiled.serve(total_pages=1)
+    compiled.add("m", onnx_models.mlp(hidden=9000), version="2")
+    backend.add(backend.prepare(wanted(compiled)))
+    assert "m/2" in backend.models
+    backend.remove("m/2")
+    backend.close()

@@ -242,6 +242,32 @@ def list_models(url: flags.Url = flags.DEFAULT_URL, ca_cert: flags.CaCert = None
 
 
 @app.command()
+def top(
+    once: flags.Once = False,
+    url: flags.Url = flags.DEFAULT_URL,
+    ca_cert: flags.CaCert = None,
+) -> None:
+    """Show a running gateway in the terminal, as its page at /ui does: lanes, models, refusals.
+
+    q quits, s changes the order of the models, p holds the picture. Into a pipe it
+    prints one picture and ends. With tenants, the key's needs `admin: true`.
+
+    \b
+    Examples:
+      remontoir top
+      remontoir top --url https://gateway.example:8000 --once
+    """
+    from gateway.client import Client, ClientError
+    from gateway.top import run
+
+    try:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE), ca_cert=ca_cert) as gateway:
+            run(gateway, url, console, once=once)
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+
+
+@app.command()
 def infer(
     model: flags.ModelName,
     file: flags.InputFile = None,

@@ -8,7 +8,7 @@ worker.
 import json
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -113,17 +113,33 @@ class Client:
         told: JsonObject = self._call("POST", "/quote", json=question).json()
         return told
 
+    def events(self, path: str) -> Iterator[tuple[str, JsonObject]]:
+        """Server-sent events, as (name, data), until the server closes the stream."""
+        timeout = httpx.Timeout(MARGIN_S, connect=CONNECT_TIMEOUT_S)
+        call = f"GET {self._url}{path}"
+        try:
+            with self._http.stream("GET", self._url + path, timeout=timeout) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise ClientError(_refusal(response, call))
+                name = ""
+                for line in response.iter_lines():
+                    field, _, value = line.partition(": ")
+                    if field == "event":
+                        name = value
+                    elif field == "data":
+                        yield name, json.loads(value)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise self._unreachable(error) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ClientError(f"{call}: {error or type(error).__name__}") from error
+
     def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         arguments.setdefault("timeout", httpx.Timeout(MARGIN_S, connect=CONNECT_TIMEOUT_S))
         try:
             response = self._http.request(method, self._url + path, **arguments)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            if (why := _tls_problem(error)) is not None:
-                raise ClientError(f"{self._url}: {why}") from error
-            raise ClientError(
-                f"no server answers at {self._url} ({error})."
-                " Start one with `remontoir serve --models DIR`, or name it with --url."
-            ) from error
+            raise self._unreachable(error) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClientError(
                 f"{method} {self._url}{path}: {error or type(error).__name__}"
@@ -131,6 +147,15 @@ class Client:
         if response.status_code != 200:
             raise ClientError(_refusal(response, f"{method} {self._url}{path}"))
         return response
+
+    def _unreachable(self, error: Exception) -> ClientError:
+        why = _tls_problem(error)
+        if why is not None:
+            return ClientError(f"{self._url}: {why}")
+        return ClientError(
+            f"no server answers at {self._url} ({error})."
+            " Start one with `remontoir serve --models DIR`, or name it with --url."
+        )
 
 
 def _trust(ca_cert: Path | None) -> ssl.SSLContext:

@@ -296,6 +296,9 @@ CaCert = Annotated[
         show_default="the system's",
     ),
 ]
+Once = Annotated[
+    bool, typer.Option("--once", help="Print one picture, after three frames, and end.")
+]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")]
 InputFile = Annotated[
     Path | None,

@@ -21,6 +21,7 @@ from gateway.live_messages import (
 )
 from gateway.live_watch import LiveWatch
 from gateway.metrics import Metrics, name_of
+from gateway.slo_results import CLIENTS_OWN
 from gateway.tallies import ModelTallies
 from gateway.views import Clock, DeviceView, SchedulerView
 from gateway.worst_requests import WorstRequest
@@ -123,6 +124,7 @@ class LiveSampler:
             version=self._metrics.version,
             interval_ms=self._interval_ms,
             phase=phase,
+            clients_own=sorted(CLIENTS_OWN),
             models=told_models,
             devices=told_devices,
             lost=[name for name in self._metrics.workers if name not in here],

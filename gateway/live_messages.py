@@ -128,6 +128,7 @@ class LiveSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     interval_ms: float
     phase: str  # of the gateway's life
+    clients_own: list[str]  # reasons after which no promise counts as broken
     models: list[LiveModel]
     devices: list[LiveDevice]
     lost: list[str]

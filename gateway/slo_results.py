@@ -12,7 +12,7 @@ from scheduler.events import Reason
 RESULTS = ("met", "late", "rejected", "failed")
 _BY_OUTCOME = {"served": "met", "expired": "late", "rejected": "rejected", "failed": "failed"}
 # All and only reasons of a no that the client could have avoided.
-_CLIENTS_OWN = frozenset(
+CLIENTS_OWN = frozenset(
     {
         Reason.SLO_INFEASIBLE_EVER.value,
         Reason.WOULD_QUEUE.value,
@@ -24,7 +24,7 @@ _CLIENTS_OWN = frozenset(
 
 def result_of(outcome: str, reason: str) -> str | None:
     """None: no promise was broken, nor kept."""
-    return None if reason in _CLIENTS_OWN else _BY_OUTCOME.get(outcome)
+    return None if reason in CLIENTS_OWN else _BY_OUTCOME.get(outcome)
 
 
 def results_of(outcomes: Mapping[tuple[str, str], int]) -> dict[str, int]:

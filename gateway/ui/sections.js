@@ -15,12 +15,12 @@ function put(id, text, mood = "") {
 }
 
 export function showTiles(store, lately, devices) {
-  const { served, missed, refused, queued, seconds } = lately;
+  const { served, missed, refused, late, queued, seconds } = lately;
   const share = served + missed ? served / (served + missed) : null;
   put("tile-attainment", percent(share), share === null ? "" : share >= 0.99 ? "good" : share < 0.9 ? "bad" : "");
   put("tile-goodput", `${rounded(served / seconds)}/s`);
   put("tile-refused", `${rounded(refused / seconds)}/s`);
-  put("tile-late", `${rounded((missed - refused) / seconds)}/s`, missed > refused ? "bad" : "");
+  put("tile-late", `${rounded(late / seconds)}/s`, late ? "bad" : "");
   put("tile-queued", rounded(queued, 0));
   const busy = devices.map((device) => device.busy(EXEC, store.at - 5e6, store.at));
   put("tile-busy", devices.length ? percent(busy.reduce((a, b) => a + b, 0) / devices.length) : "–");

@@ -18,10 +18,11 @@ class Model {
     this.queued = this.cancelled = this.invalid = this.cold = this.loads = this.evictions = 0;
   }
 
-  count(row, at) {
+  // `isOwn` says of a reason whether the client could have avoided it: no promise was broken then.
+  count(row, at, isOwn) {
     const [, served, cancelled, invalid, queued, latency, cold, loads, evictions, reasons] = row;
     let missed = 0;
-    for (const reason in reasons) missed += reasons[reason];
+    for (const reason in reasons) if (!isOwn(reason)) missed += reasons[reason];
     this.history.push({ at, served, missed, latency, reasons });
     Object.assign(this, { cancelled, invalid, queued, cold, loads, evictions });
     this.forget(at - WINDOW_US);
@@ -129,6 +130,8 @@ export class Store {
     this.version = data.version;
     this.phase = data.phase;
     this.interval = data.interval_ms * 1e3;
+    const own = new Set(data.clients_own);
+    this.isOwn = (reason) => own.has(reason.split(":")[1]);
   }
 
   // Another process answers under the same address.
@@ -140,7 +143,7 @@ export class Store {
   merge(data) {
     this.at = data.at_us;
     this.skew = Math.min(this.skew + 50, performance.now() * 1e3 - data.at_us); // clocks drift apart
-    for (const row of data.counts) this.models[row[0]].count(row, data.at_us);
+    for (const row of data.counts) this.models[row[0]].count(row, data.at_us, this.isOwn);
     for (const row of data.figures) this.devices[row[0]].figures = row;
     this.unnamed = data.unnamed;
   }
@@ -155,9 +158,19 @@ export class Store {
     device.version++;
   }
 
-  // What became of the model's requests lately: differences over `window` µs.
-  lately(model, window = WINDOW_US) {
-    const from = Math.max(this.at - window, this.openedAt ?? 0);
+  // What became of the model's requests lately: differences over WINDOW_US.
+  // Asked for many times per event, so it is kept until the next.
+  lately(model) {
+    if (model.latelyAt !== this.at || model.latelyOf !== model.last) {
+      model.lately = this.differences(model);
+      model.latelyAt = this.at;
+      model.latelyOf = model.last;
+    }
+    return model.lately;
+  }
+
+  differences(model) {
+    const from = Math.max(this.at - WINDOW_US, this.openedAt ?? 0);
     const seconds = Math.max((this.at - from) / 1e6, this.interval / 1e6);
     const last = model.last;
     let first = model.history[0] ?? NOTHING;
@@ -174,7 +187,7 @@ export class Store {
 
   // The same, of several models in sum, with the reasons.
   summary(models) {
-    const sum = { served: 0, missed: 0, refused: 0, queued: 0, seconds: 1, reasons: new Map() };
+    const sum = { served: 0, missed: 0, refused: 0, late: 0, queued: 0, seconds: 1, reasons: new Map() };
     for (const model of models) {
       const { served, missed, first, last, seconds } = this.lately(model);
       sum.served += served;
@@ -186,6 +199,7 @@ export class Store {
         const known = sum.reasons.get(reason) ?? { lately: 0, total: 0 };
         sum.reasons.set(reason, { lately: known.lately + lately, total: known.total + last.reasons[reason] });
         if (reason.startsWith("rejected:")) sum.refused += lately;
+        else sum.late += lately;
       }
     }
     return sum;

@@ -127,6 +127,8 @@ def create_app(
     )
     versions = Versions(catalog, {}) if reloading is None else reloading.versions
     metrics.watch(scheduler)
+    if config.triton_metrics:
+        metrics.show_as_triton(catalog)
     request_ids = RequestIds()
     recent = RecentRequests(config.recent_requests, clock=clock, wall=wall)
     listeners = [*([recent.note] if config.recent_requests else []), *on_answered]

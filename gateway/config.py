@@ -62,6 +62,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     keep_versions: Count = 1  # the way back from one bad version; each costs its copy on the host
     drain_s: Seconds = 5.0  # a load balancer's usual probe interval, so it sees readyz fail
 
+    triton_metrics: bool = False  # nv_* besides remontoir_*: twice the series, for who needs them
     scaling_horizon_s: Seconds = (
         60.0  # a worker on a machine that is there: image, start, first load
     )

@@ -118,6 +118,14 @@ Insecure = Annotated[
 OpenMetrics = Annotated[
     bool, typer.Option("--open-metrics", help="With --tenants: /metrics needs no key.")
 ]
+TritonMetrics = Annotated[
+    bool,
+    typer.Option(
+        "--triton-metrics",
+        help="/metrics has Triton's names too (nv_inference_*), for its dashboards, HPA rules and "
+        "perf_analyzer --collect-metrics.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

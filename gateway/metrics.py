@@ -32,6 +32,7 @@ from scheduler.events import (
     WorkerJoined,
     WorkerLost,
 )
+from scheduler.spec import ModelSpec
 
 # Workers are named by their operator; more names than this in one life are a mistake.
 MAX_WORKER_NAMES = 1024
@@ -61,6 +62,8 @@ class Metrics:
         self.scaling: Scaling | None = None
         self.groups: Mapping[str, Group] = {}
         self.feedback: Feedback | None = None
+        # The models to show under Triton's names too; None: under ours alone.
+        self.triton_catalog: Mapping[str, ModelSpec] | None = None
         self.sharings: Mapping[str, AnswerSharing] = {}
         # All and only models that were asked for by a name of the catalogue, or acted upon.
         self.models: dict[str, ModelTallies] = {}
@@ -104,6 +107,10 @@ class Metrics:
 
     def watch_scaling(self, scaling: Scaling) -> None:
         self.scaling = scaling
+
+    def show_as_triton(self, catalog: Mapping[str, ModelSpec]) -> None:
+        """The page has Triton's names besides ours, of these models."""
+        self.triton_catalog = catalog
 
     def watch_sharings(self, sharings: Sharings) -> None:
         self.sharings = sharings.by_model

@@ -10,7 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from gateway import metrics_fleet, metrics_groups, process_figures
+from gateway import metrics_fleet, metrics_groups, process_figures, triton_metrics
 from gateway.answer_sharing import AnswerSharing
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics
@@ -115,6 +115,14 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
     if metrics.scaling is not None:
         yield _scaling(metrics.scaling)
     yield process_figures.page()
+    if metrics.triton_catalog is not None:
+        yield from triton_metrics.page_parts(
+            metrics.models,
+            metrics.triton_catalog,
+            metrics.sharings,
+            metrics.scheduler,
+            metrics.link,
+        )
 
 
 def _build_info(version: str) -> str:

@@ -30,6 +30,8 @@ PHASES = {
     "exec": "executing",
     "output": "copying the outputs back",
 }
+# Where an answer came from that was not executed for this request.
+_SHARED = {"hit": ", from the cache", "shared": ", from an identical request's execution"}
 SHOWN_VALUES = 12  # of a tensor, counting both ends
 
 
@@ -135,6 +137,8 @@ def print_answer(console: Console, answer: Answer, *, headline: str | None = Non
         (f"{slo['slack_ms']:.1f} ms", "bold green"),
         f", predicted {slo['predicted_ms']:.1f} ms",
         ", cold start" if slo["cold_start"] else "",
+        f", by {answer.body['variant']}" if "variant" in answer.body else "",
+        _SHARED.get(answer.body.get("cache", ""), ""),
     )
     console.print("", phases, latency)
 

@@ -119,7 +119,7 @@ def test_serve_has_the_promised_flags_with_their_defaults(remontoir: Remontoir) 
         "--drain-s": "5",
     }.items():
         assert re.search(rf"{flag} .*?\[default: \({re.escape(default)}\)\]", text), flag
-    for flag in ("--models", "--worker-bind", "--emulate"):
+    for flag in ("--models", "--groups", "--worker-bind", "--emulate"):
         assert flag in text
 
 

@@ -4,6 +4,7 @@ Owns the files under the output directory's `models/`, and the calibration of mo
 a given time on this very core. What is there already is used again, if it still fits.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def mixed(root: Path, *, say: Callable[[str], None]) -> tuple[Path, dict[str, fl
         )
     }
     return root / "mixed", times
+
+
+def reload(root: Path) -> Path:
+    """Repository of `fast`, `slow`, and `changing` in its first version alone; not calibrated."""
+    repository = root / "reload"
+    shutil.rmtree(repository / "changing", ignore_errors=True)
+    for name, layers, channels in (("fast", 12, 32), ("slow", 36, 64), ("changing", 12, 32)):
+        path = model_path(repository, name)
+        if not path.exists():
+            _write(path, graphs.conv_chain(layers=layers, channels=channels, size=28))
+    return repository
 
 
 def model_path(repository: Path, name: str) -> Path:

@@ -61,6 +61,10 @@ class Server:
                     ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
+    def post_to(self, path: str, timeout_s: float) -> tuple[int, bytes]:
+        """Status and body of a POST without one. Raises OSError where nobody answers."""
+        return self._request("POST", path, timeout_s)
+
     def _request(self, method: str, path: str, timeout_s: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:

@@ -194,6 +194,7 @@ def create_app(
         catalog,
         metrics,
         watch,
+        recent,
         clock=clock,
         interval_ms=config.ui_interval_ms,
         default_slo_ms=config.default_slo_ms,

@@ -110,7 +110,7 @@ class LiveFeed:
         if self._sampling is None:
             self._watch.reset()
             self._observed.add_observer(self._watch)
-            self._sampler.renew()
+            self._sampler.begin()
             self._sampling = asyncio.get_running_loop().create_task(self._sample())
         return page
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
+from gateway.answered import Answered, public_name
 from gateway.live_messages import (
     LiveBar,
     LiveCounts,
@@ -21,17 +22,22 @@ from gateway.live_messages import (
 )
 from gateway.live_watch import LiveWatch
 from gateway.metrics import Metrics, name_of
+from gateway.recent_requests import RecentRequests
+from gateway.request_stories import in_turns
 from gateway.slo_results import CLIENTS_OWN
 from gateway.tallies import ModelTallies
 from gateway.views import Clock, DeviceView, SchedulerView
-from gateway.worst_requests import WorstRequest
 from scheduler.device import WeightsState
-from scheduler.spec import MILLISECOND_NS, ModelSpec
+from scheduler.events import Served
+from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelSpec
 
 STATES = tuple(WeightsState)  # their places are what pages say
 UNKNOWN = -1  # in place of a model's index
 # Models per part: under half a millisecond.
 MODELS_PER_PART = 64
+# Requests with the least slack: a screenful of each frame, and two at first.
+MAX_WORST, MAX_WORST_SNAPSHOT = 20, 50
+WORST_SNAPSHOT_NS = 60 * SECOND_NS
 
 _MISSED = frozenset({"rejected", "expired", "failed"})
 _T = TypeVar("_T")
@@ -56,6 +62,7 @@ class LiveSampler:
         catalog: Mapping[str, ModelSpec],
         metrics: Metrics,
         watch: LiveWatch,
+        recent: RecentRequests,
         *,
         clock: Clock,
         interval_ms: float,
@@ -65,16 +72,23 @@ class LiveSampler:
         self._catalog = catalog
         self._metrics = metrics
         self._watch = watch
+        self._recent = recent
         self._clock = clock
         self._interval_ms = interval_ms
         self._default_slo_ms = default_slo_ms
         self._zero_ns = clock()
+        self._looked_ns = self._zero_ns  # requests answered until then have been told
         self.epoch = 0  # counts the sets of indexes
         self._seq = 0
         self._known: dict[str, ModelSpec] = {}
         self._places = Places({}, {}, [])
         self._last: dict[int, LiveCounts] = {}  # by model, as told last
         self._is_stale = True  # the indexes do not fit what there is
+
+    def begin(self) -> None:
+        """Somebody listens again."""
+        self._looked_ns = self._clock()
+        self.renew()
 
     def renew(self) -> bool:
         """Whether models or devices are others than before, so that indexes are new: what was told
@@ -93,7 +107,7 @@ class LiveSampler:
         keys: dict[str, list[str]] = {name: [] for name in self._known}
         held = (key for device in fleet.values() for key in device.weights)
         for key in dict.fromkeys([*self._scheduler.models, *held]):
-            keys.setdefault(public_name_of(key), []).append(key)
+            keys.setdefault(public_name(key), []).append(key)
         self._places = Places(
             {name: index for index, name in enumerate(keys)},
             {worker_id: index for index, worker_id in enumerate(fleet)},
@@ -116,6 +130,7 @@ class LiveSampler:
             told_models += [self._model(name) for name in part]
             await asyncio.sleep(0)
         counts = [row async for row in self._counts(places)]
+        minute_ago_ns = self._clock() - WORST_SNAPSHOT_NS
         here = {name_of(worker_id) for worker_id in places.devices}
         return LiveSnapshot(
             epoch=epoch,
@@ -130,6 +145,7 @@ class LiveSampler:
             lost=[name for name in self._metrics.workers if name not in here],
             counts=counts,
             figures=self._figures(places),
+            worst=await self._worst(MAX_WORST_SNAPSHOT, minute_ago_ns),
             unnamed=self._unnamed(),
         )
 
@@ -140,6 +156,8 @@ class LiveSampler:
             if self._last.get(row.model) != row:
                 self._last[row.model] = row
                 counts.append(row)
+        looked_ns, self._looked_ns = self._looked_ns, self._clock()
+        worst = await self._worst(MAX_WORST, looked_ns)
         self._seq += 1
         return LiveFrame(
             epoch=self.epoch,
@@ -149,7 +167,7 @@ class LiveSampler:
             figures=self._figures(places),
             bars=self._bars(places),
             holds=self._changed_holds(places),
-            worst=[self._request(worst) for worst in self._watch.take_worst()],
+            worst=worst,
             unnamed=self._unnamed(),
         )
 
@@ -170,7 +188,7 @@ class LiveSampler:
             LiveBar(
                 places.devices[worker_id],
                 lane,
-                places.models.get(public_name_of(bar.model), UNKNOWN),
+                places.models.get(public_name(bar.model), UNKNOWN),
                 self._us(bar.begin_ns),
                 self._us(bar.end_ns),
                 bar.busy_ns // 1000,
@@ -185,7 +203,7 @@ class LiveSampler:
 
     def _changed_holds(self, places: Places) -> list[int]:
         holds: list[int] = []
-        touched = {(who, public_name_of(key)): key for who, key in self._watch.take_touched()}
+        touched = {(who, public_name(key)): key for who, key in self._watch.take_touched()}
         for (worker_id, name), key in touched.items():
             device = self._scheduler.devices.get(worker_id)
             index = places.models.get(name)
@@ -258,7 +276,7 @@ class LiveSampler:
 
     def _device(self, worker_id: str, device: DeviceView, places: Places) -> LiveDevice:
         holds: list[int] = []
-        for name in dict.fromkeys(map(public_name_of, device.weights)):
+        for name in dict.fromkeys(map(public_name, device.weights)):
             index = places.models.get(name)
             if index is not None:
                 state, pages = _held(device, places.keys[index])
@@ -273,19 +291,27 @@ class LiveSampler:
             holds=holds,
         )
 
-    def _request(self, worst: WorstRequest) -> LiveRequest:
+    async def _worst(self, num: int, after_ns: int) -> list[LiveRequest]:
+        found = await in_turns(self._recent.worst(num, _is_of_model, after_ns=after_ns))
+        return [self._request(answered) for answered in found]
+
+    def _request(self, answered: Answered) -> LiveRequest:
+        served = answered.outcome if isinstance(answered.outcome, Served) else None
+        slack_ns = answered.slack_ns
         return LiveRequest(
-            model=public_name_of(worst.model),
-            outcome=worst.outcome,
-            reason=worst.reason,
-            detail=worst.detail,
-            worker=name_of(worst.worker_id),
-            batch_rows=worst.batch_rows,
-            cold_start=worst.is_cold_start,
-            slo_ms=_ms(worst.slo_ns),
-            latency_ms=_ms(worst.latency_ns),
-            slack_ms=_ms(worst.slack_ns),
-            at_us=self._us(worst.answered_ns),
+            request_id=answered.request_id,
+            model=answered.model,
+            tenant=answered.tenant or None,
+            outcome=answered.kind,
+            reason=answered.reason,
+            detail=answered.detail,
+            worker=name_of(served.worker_id) if served is not None else None,
+            batch_rows=served.batch_rows if served is not None else None,
+            cold_start=served is not None and served.is_cold_start,
+            slo_ms=_ms(answered.slo_ns),
+            latency_ms=_ms(answered.latency_ns),
+            slack_ms=None if slack_ns is None else _ms(slack_ns),
+            at_us=self._us(answered.answered_ns),
         )
 
     def _unnamed(self) -> dict[str, int]:
@@ -295,9 +321,8 @@ class LiveSampler:
         return (at_ns - self._zero_ns) // 1000
 
 
-def public_name_of(key: str) -> str:
-    """As ModelSpec.public_name."""
-    return key.partition("/")[0]
+def _is_of_model(answered: Answered) -> bool:
+    return bool(answered.key)
 
 
 def _held(device: DeviceView, keys: Sequence[str]) -> tuple[int, int]:

@@ -86,18 +86,22 @@ class LiveBar(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LiveRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the requests with the least slack. `reason` is empty where it was served."""
+    """One of the requests with the least slack: a line of `GET /requests`, and how it was executed.
+    `slack_ms` is None where a refusal names no prediction.
+    """
 
+    request_id: str
     model: str
+    tenant: str | None
     outcome: str
-    reason: str
-    detail: str
-    worker: str
-    batch_rows: int
+    reason: str | None
+    detail: str | None
+    worker: str | None
+    batch_rows: int | None
     cold_start: bool
     slo_ms: float
     latency_ms: float
-    slack_ms: float
+    slack_ms: float | None
     at_us: int
 
 
@@ -118,8 +122,8 @@ class LiveFrame(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LiveSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything, but for what lanes did and which requests were the worst. Workers in `lost` were
-    here once and are not now.
+    """Everything, but for what lanes did. Workers in `lost` were here once and are not now; `worst`
+    are of the last minute, as far as requests are kept.
     """
 
     epoch: int
@@ -134,4 +138,5 @@ class LiveSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     lost: list[str]
     counts: list[LiveCounts]
     figures: list[LiveFigures]
+    worst: list[LiveRequest]
     unnamed: dict[str, int]

@@ -8,15 +8,11 @@ what a reader is too slow for: that is the feed's (gateway/live_feed.py).
 from collections.abc import Sequence
 
 from gateway.views import SchedulerView
-from gateway.worst_requests import WorstRequest, WorstRequests
 from scheduler.actions import Code, Infer, InferResult, LoadResult, LoadWeights, Span
 from scheduler.events import (
     ActionFinished,
     Command,
     Event,
-    Reply,
-    RequestArrived,
-    RequestsArrived,
     Send,
     WorkerJoined,
     WorkerLost,
@@ -61,12 +57,10 @@ class LiveWatch:
 
     def __init__(self, scheduler: SchedulerView) -> None:
         self._scheduler = scheduler
-        self._worst = WorstRequests()
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, also which requests are open."""
-        self._worst.reset()
+        """Forget everything."""
         self.bars: dict[tuple[str, int], list[Bar]] = {}  # (worker id, lane) → in order of results
         # (worker id, model) whose weights may have changed their state.
         self.touched: set[tuple[str, str]] = set()
@@ -83,28 +77,15 @@ class LiveWatch:
         touched, self.touched = self.touched, set()
         return touched
 
-    def take_worst(self) -> list[WorstRequest]:
-        return self._worst.take()
-
     def on_event(self, event: Event, now: int) -> None:
-        match event:
-            case RequestArrived():
-                self._worst.on_arrived(event)
-            case RequestsArrived():
-                for arrived in event.requests:
-                    self._worst.on_arrived(arrived)
-            case ActionFinished():
-                self._on_finished(event)
-            case WorkerJoined() | WorkerLost():
-                self.has_new_fleet = True
-            case _:
-                pass
+        if type(event) is ActionFinished:
+            self._on_finished(event)
+        elif type(event) is WorkerJoined or type(event) is WorkerLost:
+            self.has_new_fleet = True
 
     def on_commands(self, event: Event, commands: Sequence[Command], now: int) -> None:
         for command in commands:
-            if type(command) is Reply:
-                self._worst.on_answered(command, now)
-            elif type(command) is Send and type(command.action) is not Infer:
+            if type(command) is Send and type(command.action) is not Infer:
                 self.touched.add((command.worker_id, command.action.model))
 
     def _share_out(self) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 
 from gateway.answered import Answered
 from gateway.views import Clock
@@ -81,10 +82,15 @@ class RecentRequests:
                 yield found
         yield found
 
-    def worst(self, num: int, wanted: Wanted) -> Iterator[Sequence[Answered]]:
-        """As `latest`, by slack, the least first; what failed goes before what was met."""
+    def worst(
+        self, num: int, wanted: Wanted, *, after_ns: int = -1
+    ) -> Iterator[Sequence[Answered]]:
+        """As `latest`, by slack, the least first; what failed goes before what was met. Of those
+        only that were answered after `after_ns`.
+        """
         found: list[tuple[int, int, Answered]] = []
-        kept = list(self._kept)
+        newest = takewhile(lambda answered: answered.answered_ns > after_ns, reversed(self._kept))
+        kept = list(newest)[::-1]
         for begin in range(0, len(kept), PER_TURN):
             ranked = [
                 (badness, -number, answered)  # of equals the latest first

@@ -1,5 +1,6 @@
 // A request's story, a model's particulars, and the question for an API key.
 
+import { problemOf } from "./feed.js";
 import { percent, rounded, stateText } from "./sections.js";
 
 const KEPT = "remontoir-api-key";
@@ -43,22 +44,67 @@ function open(title, facts, ...more) {
   if (!byId("story").open) byId("story").showModal();
 }
 
-export function showStory(request) {
+// What is known at once, and then the gateway's own words.
+export async function showStory(request, key) {
   const isServed = request.outcome === "served";
-  open(`A request for ${request.model}`, [
+  const words = document.createElement("div");
+  words.setAttribute("aria-live", "polite");
+  words.textContent = "Asking for its story";
+  open(`Request ${request.request_id}`, [
+    ["Model", request.model],
+    ...(request.tenant ? [["Tenant", request.tenant]] : []),
     ["Outcome", isServed ? "served in time" : `${request.outcome}: ${request.reason.replaceAll("_", " ")}`],
     ...(request.detail ? [["Why", request.detail]] : []),
     ["SLO", `${rounded(request.slo_ms, 2)} ms`],
     ["Answered after", `${rounded(request.latency_ms, 2)} ms`],
-    ["Slack", slackText(request)],
-    ...(isServed ? [["Worker", request.worker], ["Batch", `${request.batch_rows} row${request.batch_rows > 1 ? "s" : ""}`]] : []),
+    ...(request.slack_ms === null ? [] : [["Slack", slackText(request)]]),
+    ...(request.worker ? [["Worker", request.worker], ["Batch", `${request.batch_rows} row${request.batch_rows > 1 ? "s" : ""}`]] : []),
     ...(request.cold_start ? [["Cold start", "it waited for weights"]] : []),
-  ]);
+  ], words);
+  try {
+    const headers = key ? { authorization: `Bearer ${key}` } : {};
+    const answer = await fetch(`/requests/${encodeURIComponent(request.request_id)}`, { headers });
+    if (!answer.ok) throw new Error((await problemOf(answer)).detail);
+    const { story, timeline } = await answer.json();
+    words.replaceChildren(...story.map((sentence) => paragraph(sentence)), timelineOf(timeline, request));
+  } catch (error) {
+    words.textContent = error.message;
+  }
 }
 
-function slackText({ slack_ms: slack, outcome }) {
-  if (slack >= 0) return `${rounded(slack, 2)} ms were left`;
-  return outcome === "rejected" ? `it would have been ${rounded(-slack, 2)} ms late` : `${rounded(-slack, 2)} ms late`;
+function paragraph(text) {
+  const element = document.createElement("p");
+  element.textContent = text;
+  return element;
+}
+
+// The phases as a table whose last column draws them.
+function timelineOf(timeline, request) {
+  const end = Math.max(request.latency_ms, ...timeline.map((phase) => phase.end_ms), 0.001);
+  const table = document.createElement("table");
+  const head = table.createTHead().insertRow();
+  for (const text of ["Phase", "from, ms", "to, ms", ""]) {
+    const cell = document.createElement("th");
+    cell.scope = "col";
+    cell.textContent = text;
+    if (text.includes("ms")) cell.className = "number";
+    head.append(cell);
+  }
+  const body = table.createTBody();
+  for (const { phase, begin_ms: from, end_ms: to } of timeline) {
+    const line = body.insertRow();
+    for (const text of [phase.replaceAll("_", " "), rounded(from, 2), rounded(to, 2)]) {
+      const cell = line.insertCell();
+      cell.textContent = text;
+      if (text !== phase.replaceAll("_", " ")) cell.className = "number";
+    }
+    const bar = document.createElement("i");
+    bar.className = "phase";
+    bar.style.marginLeft = `${(100 * from) / end}%`;
+    bar.style.width = `${Math.max(0.5, (100 * (to - from)) / end)}%`;
+    line.insertCell().append(bar);
+  }
+  return table;
 }
 
 export function showModel(model, store) {

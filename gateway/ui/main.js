@@ -60,7 +60,7 @@ function show() {
   const lately = store.summary(shownModels);
   showTiles(store, lately, shownDevices);
   showRefusals(byId("refusals"), store, lately, filters.hasChoice);
-  showWorst(byId("worst"), store, filters, (request) => showStory(request));
+  showWorst(byId("worst"), store, filters, (request) => showStory(request, feed.key));
   models.setRows(shownModels);
   workers.setRows(workerRows(store, filters, shownDevices));
   byId("models-count").textContent = `${shownModels.length} of ${store.models.length}`;

@@ -1,7 +1,7 @@
 // Tiles, refusals, worst requests, and what the two big tables have in their columns.
 
 import { colourOf } from "./canvas.js";
-import { EXEC, LOAD, WINDOW_US, stateOf } from "./store.js";
+import { EXEC, LOAD, WINDOW_US, byBadness, stateOf } from "./store.js";
 
 const MAX_WORST = 50;
 
@@ -55,15 +55,15 @@ export function showWorst(table, store, filters, onStory) {
     .filter((request) => request.at_us > store.at - WINDOW_US)
     .filter((request) => !filters.hasChoice || (known.has(request.model) && filters.chosen.has(request.model)))
     .filter((request) => !request.worker || filters.lostWorker(request.worker))
-    .sort((a, b) => a.slack_ms - b.slack_ms || b.at_us - a.at_us)
+    .sort(byBadness)
     .slice(0, MAX_WORST);
   fillRows(table.tBodies[0], rows, 8, "no request yet", (line, row) => {
     const why = row.outcome === "served"
-      ? `on ${row.worker}, batch of ${row.batch_rows}${row.cold_start ? ", waited for weights" : ""}`
+      ? `${row.worker ? `on ${row.worker}, batch of ${row.batch_rows}` : "the answer was shared"}${row.cold_start ? ", waited for weights" : ""}`
       : `${row.reason.replaceAll("_", " ")}: ${row.detail}`;
     setCell(line.cells[0], row.model);
     setCell(line.cells[1], row.outcome, row.outcome === "served" ? "" : "bad");
-    setCell(line.cells[2], rounded(row.slack_ms), row.slack_ms < 0 ? "number bad" : "number");
+    setCell(line.cells[2], rounded(row.slack_ms), (row.slack_ms ?? 0) < 0 ? "number bad" : "number");
     setCell(line.cells[3], rounded(row.slo_ms), "number");
     setCell(line.cells[4], rounded(row.latency_ms), "number");
     setCell(line.cells[5], why);
@@ -78,7 +78,7 @@ export function showWorst(table, store, filters, onStory) {
       line.button.addEventListener("click", () => onStory(line.request));
       line.cells[7].append(line.button);
     }
-    line.button.setAttribute("aria-label", `Story of a request for ${row.model}, ${row.outcome}`);
+    line.button.setAttribute("aria-label", `Story of request ${row.request_id} for ${row.model}, ${row.outcome}`);
   });
 }
 

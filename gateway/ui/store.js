@@ -116,11 +116,10 @@ export class Store {
       bars.push({ begin, end, busy, rows, actions, ok, model: this.models[model] ?? null });
       if (bars.length > MAX_BARS) bars.splice(0, bars.length - MAX_BARS / 2);
     }
-    this.worst.push(...data.worst);
     this.merge(data);
     this.worst = this.worst.filter((request) => request.at_us > this.at - WINDOW_US);
     if (this.worst.length > MAX_WORST) {
-      this.worst = this.worst.sort((a, b) => a.slack_ms - b.slack_ms).slice(0, MAX_WORST / 2);
+      this.worst = this.worst.sort(byBadness).slice(0, MAX_WORST / 2);
     }
     this.chartPoint();
   }
@@ -146,6 +145,8 @@ export class Store {
     for (const row of data.counts) this.models[row[0]].count(row, data.at_us, this.isOwn);
     for (const row of data.figures) this.devices[row[0]].figures = row;
     this.unnamed = data.unnamed;
+    const known = new Set(this.worst.map((request) => request.request_id + request.at_us));
+    this.worst.push(...data.worst.filter((request) => !known.has(request.request_id + request.at_us)));
   }
 
   hold(device, index, state, pages) {
@@ -233,4 +234,10 @@ export function stateOf(model) {
   if (model.held[2]) return "resident";
   if (model.held[1]) return "loading";
   return "absent";
+}
+
+// The worst first: what was not served goes before what was.
+export function byBadness(a, b) {
+  const badness = ({ slack_ms: slack, outcome }) => (outcome === "served" ? slack : Math.min(0, slack ?? 0));
+  return badness(a) - badness(b) || b.at_us - a.at_us;
 }

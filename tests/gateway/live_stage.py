@@ -10,6 +10,7 @@ from gateway.live_feed import LiveFeed
 from gateway.live_frames import LiveSampler
 from gateway.live_watch import LiveWatch
 from gateway.metrics import Metrics
+from gateway.recent_requests import RecentRequests
 from scheduler.actions import Action, Code, Infer, InferResult, LoadResult, LoadWeights, Span
 from scheduler.events import ModelAdded, WorkerJoined, WorkerLost
 from scheduler.scheduler import Scheduler
@@ -80,11 +81,13 @@ class LiveStage:
             observers=[self.metrics],
         )
         self.watch = LiveWatch(self.scheduler)
+        self.recent = RecentRequests(100, clock=self.clock, wall=lambda: 0.0)
         self.sampler = LiveSampler(
             self.scheduler,
             self.catalog,
             self.metrics,
             self.watch,
+            self.recent,
             clock=self.clock,
             interval_ms=500,
             default_slo_ms=1000,

@@ -5,18 +5,14 @@ from typing import Any
 
 import msgspec
 
+from gateway.answered import Answered, OwnAnswer
 from gateway.live_watch import EXEC, LOAD, MAX_BARS, MAX_BARS_OF_LANE
-from gateway.worst_requests import MAX_OPEN, MAX_WORST, WorstRequests
 from scheduler.actions import Code, Infer, LoadWeights
 from scheduler.events import (
-    Cancelled,
-    Expired,
     ModelAdded,
     ModelOffered,
     Reason,
     Rejected,
-    Reply,
-    RequestArrived,
     Served,
 )
 from tests.gateway.doubles import model_spec
@@ -162,24 +158,62 @@ def test_the_pages_of_a_model_that_left_the_catalogue_are_shown_until_they_are_g
     asyncio.run(story())
 
 
+def answered(
+    stage: LiveStage, request_id: str, outcome: Any, *, slo_ms: float = 10, took_ms: float = 3
+) -> None:
+    """As the HTTP side tells it."""
+    now = stage.clock()
+    stage.recent.note(
+        Answered(request_id, 1, "resnet/2", "", now - ms(took_ms), ms(slo_ms), now, outcome)
+    )
+
+
+def in_time() -> Served:
+    return Served("w1#1", 4, True, 0, 0, 0, 0, 0, 0)
+
+
 def test_the_worst_requests_come_with_their_reasons() -> None:
     stage = LiveStage()
-    stage.join("w1", resident=("resnet",))
+    no = Rejected(Reason.SLO_INFEASIBLE_NOW, "18 ms", predicted_ns=ms(18))
 
-    def asking() -> None:
-        stage.ask("a", slo_ms=100)
-        stage.finish(took_ms=3)
-        stage.ask("b", slo_ms=0.5)
+    def answers() -> None:
+        stage.clock.advance(ms(50))
+        answered(stage, "a", in_time(), took_ms=3)
+        answered(stage, "b", no, took_ms=0.5)
+        answered(stage, "c", Rejected(Reason.NO_WORKER, "nobody"))
+        answered(stage, "d", OwnAnswer("invalid", "bad_request", "no JSON"))
 
-    refused, answered = told(stage, asking)["worst"]
-    assert (refused["outcome"], refused["reason"]) == ("rejected", "slo_infeasible_ever")
-    assert refused["slo_ms"] == 0.5
-    assert refused["slack_ms"] < 0
-    assert refused["detail"] != ""
-    assert (answered["outcome"], answered["worker"]) == ("served", "w1")
-    assert answered["slack_ms"] == 97.0
-    assert answered["latency_ms"] == 3.0
-    assert answered["batch_rows"] == 1
+    first, second, third = told(stage, answers)["worst"]
+    assert (first["request_id"], first["slack_ms"], first["latency_ms"]) == ("b", -8.0, 0.5)
+    assert (first["outcome"], first["reason"]) == ("rejected", "slo_infeasible_now")
+    assert (first["detail"], first["worker"]) == ("18 ms", None)
+    assert (second["request_id"], second["slack_ms"]) == ("c", None)
+    assert (third["request_id"], third["model"], third["slack_ms"]) == ("a", "resnet", 7.0)
+    assert (third["worker"], third["batch_rows"], third["cold_start"]) == ("w1", 4, True)
+
+
+def test_a_request_is_told_once_and_a_snapshot_has_those_of_the_last_minute() -> None:
+    stage = LiveStage()
+
+    async def story() -> None:
+        stage.clock.advance(ms(50))
+        answered(stage, "long ago", in_time())
+        stage.clock.advance(ms(60_000))
+        answered(stage, "before", in_time())
+        stage.clock.advance(ms(1))
+        reader = Reader(stage)
+        await reader.start()
+        snapshot = (await reader.read()).data
+        assert [request["request_id"] for request in snapshot["worst"]] == ["before"]
+        stage.clock.advance(ms(1))
+        answered(stage, "now", in_time())
+        await stage.tick()
+        assert [r["request_id"] for r in (await reader.read()).data["worst"]] == ["now"]
+        await stage.tick()
+        assert (await reader.read()).data["worst"] == []
+        await reader.leave()
+
+    asyncio.run(story())
 
 
 def test_a_worker_that_is_unknown_to_the_core_draws_nothing() -> None:
@@ -202,52 +236,6 @@ def test_a_worker_that_is_unknown_to_the_core_draws_nothing() -> None:
 
     asyncio.run(story())
     assert stage.watch.take_bars() == {}
-
-
-# ---------------------------------------------------------------- the worst of a spell
-
-
-def arrived(request_id: int, *, slo_ms: float = 10) -> RequestArrived:
-    return RequestArrived(request_id, "resnet", 0, ms(slo_ms))
-
-
-def in_time() -> Served:
-    return Served("w1#1", 1, False, 0, 0, 0, 0, 0, 0)
-
-
-def test_the_least_slack_comes_first_and_no_more_than_the_limit_is_kept() -> None:
-    worst = WorstRequests()
-    for number in range(100):
-        worst.on_arrived(arrived(number, slo_ms=100))
-        worst.on_answered(Reply(number, in_time()), ms((number * 37) % 100))
-    kept = worst.take()
-    assert [request.slack_ns for request in kept] == [ms(n + 1) for n in range(MAX_WORST)]
-    assert worst.take() == []
-
-
-def test_slack_of_what_was_not_served() -> None:
-    worst = WorstRequests()
-    outcomes = {
-        1: Rejected(Reason.SLO_INFEASIBLE_NOW, "18 ms", predicted_ns=ms(18)),
-        2: Rejected(Reason.NO_WORKER, "nobody"),
-        3: Expired(Reason.DEADLINE_EXCEEDED_EXECUTING, "still executing"),
-        4: Cancelled(),
-    }
-    for number, outcome in outcomes.items():
-        worst.on_arrived(arrived(number))
-        worst.on_answered(Reply(number, outcome), ms(12))
-    assert [(r.request_id, r.slack_ns) for r in worst.take()] == [
-        (1, ms(-8)),
-        (3, ms(-2)),
-        (2, 0),
-    ]
-
-
-def test_requests_that_are_never_answered_are_not_kept_for_ever() -> None:
-    worst = WorstRequests()
-    for number in range(MAX_OPEN + 10):
-        worst.on_arrived(arrived(number))
-    assert len(worst._open) == MAX_OPEN
 
 
 def test_many_devices_share_the_bars_of_a_frame() -> None:

@@ -15,7 +15,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from gateway import flags, keys_cli
+from gateway import flags, keys_cli, reload_cli
 from gateway.command_error import CommandError
 from gateway.config import KEY_VARIABLE, MEBIBYTE
 from gateway.programs import program
@@ -38,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(keys_cli.app)
+reload_cli.add_commands(app)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -75,6 +76,13 @@ class Client:
         """GET /models/{name}."""
         model: JsonObject = self._call("GET", f"/models/{name}").json()
         return model
+
+    def change_version(self, what: str, model: str) -> JsonObject:
+        """POST /models/{name}/reload or /rollback. Compiling takes minutes, and longer on a GPU."""
+        path = f"/models/{quote(model, safe='')}/{what}"
+        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+        told: JsonObject = self._call("POST", path, timeout=timeout).json()
+        return told
 
     def infer(
         self,

@@ -70,6 +70,9 @@ class Metrics:
         # The same, and by the names of all their versions in the scheduler.
         self._tallies: dict[str, ModelTallies] = {}
         self.totals = Totals()
+        # What became of versions that were to take over, by (model, outcome): reloaded,
+        # rolled_back, failed.
+        self.reloads: Counter[tuple[str, str]] = Counter()
         # Answers to requests that named no model of the catalogue, by (outcome, reason).
         self.unnamed: Counter[tuple[str, str]] = Counter()
         self.workers: dict[str, int] = {}  # name → incarnations now up

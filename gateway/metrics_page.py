@@ -206,6 +206,15 @@ def _actions(models: Models, metrics: Metrics) -> Iterator[str]:
     loads += [(f'model="{name}",result="failed"', t.load_failures) for name, t in models]
     yield family("loads_total", "counter", "LOADs finished.", loads)
     yield family(
+        "reloads_total",
+        "counter",
+        "Versions that were to take over, by what came of it: reloaded, rolled_back, failed.",
+        (
+            (f'model="{escaped(name)}",outcome="{outcome}"', count)
+            for (name, outcome), count in metrics.reloads.items()
+        ),
+    )
+    yield family(
         "evictions_total",
         "counter",
         "EVICTs finished.",

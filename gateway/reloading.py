@@ -241,6 +241,7 @@ class Reloading:
         for surplus in self.versions.drop_beyond(name, self._keep):
             self._run(self._retire(surplus))
         previous = old.version if old is not None and replaced else None
+        self._metrics.reloads[name, outcome] += 1
         logger.warning("model %s: version %s serves (before: %s)", name, spec.version, previous)
         return self._told(name, outcome, previous, begin_s)
 
@@ -320,6 +321,7 @@ class Reloading:
         detail = f"model {name}: {what} cannot be served: {reason}{goes_on}"
         if self.versions.problems.get(name) != problem:
             self.versions.problems[name] = problem
+            self._metrics.reloads[name, "failed"] += 1
             logger.warning("%s", detail)
         return RequestError("model_unavailable", detail)
 

@@ -32,6 +32,8 @@ COMMANDS = [
     "models",
     "infer",
     "quote",
+    "reload",
+    "rollback",
     "fetch",
     "policies",
     "simulate",
@@ -286,6 +288,18 @@ def test_infer_shows_outputs_latency_slack_and_phases(
         r"answered in [\d.]+ ms of 5000 ms, slack [\d.]+ ms, predicted [\d.]+ ms(, cold start)?",
         lines[-1],
     )
+
+
+def test_reload_and_rollback_say_what_serves_or_why_nothing_changes(
+    remontoir: Remontoir, gateway: RunningGateway
+) -> None:
+    code, out, _ = remontoir("reload", "double", "--url", gateway.url)
+    assert code == 0
+    words = r"double: version 1 serves, and is what the repository has, after \d+\.\d s\n"
+    assert re.fullmatch(words, out)
+    code, _, err = remontoir("rollback", "double", "--url", gateway.url)
+    assert code == 1
+    assert "model double has no version to go back to" in err
 
 
 def test_quote_says_yes_or_no_with_the_figures_and_sends_nothing(

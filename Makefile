@@ -21,7 +21,7 @@ LOCK311 := $(COMPILE) --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-http e2e-ui vendor-ui clean distclean
+.PHONY: help install serve test check format bench experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui vendor-ui clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ vendor-ui: ## renew the chart library of the live page (needs npm, network)
 	cp "$$tmp"/package/dist/uPlot.iife.min.js "$$tmp"/package/dist/uPlot.min.css gateway/ui/; \
 	cp "$$tmp"/package/LICENSE gateway/ui/uPlot.LICENSE; \
 	echo "$(UPLOT) is in gateway/ui"
+
+e2e-otel: $(DEV) ## traces through a real OpenTelemetry collector (a minute, network)
+	@$(BIN)/python tests/e2e/otel.py
 
 lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARGS=--upgrade for newer)
 	$(LOCK311) $(ARGS) --extra build pyproject.toml -o requirements.txt

@@ -36,7 +36,7 @@ from gateway.request_body import Message, Receive
 from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.request_routes import add_request_routes
 from gateway.routes import build_routes
-from gateway.trace_context import TRACERESPONSE, trace_of
+from gateway.trace_context import TRACERESPONSE, BeginTrace, trace_of
 from gateway.versions import Versions
 from gateway.views import CallLater, Clock, ObservedSink, OnNamed, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec
@@ -108,6 +108,7 @@ def create_app(
     reloading: Reloading | None = None,
     groups: Groups | None = None,
     on_answered: Sequence[OnAnswered] = (),
+    begin_trace: BeginTrace | None = None,
 ) -> App:
     """Composes the HTTP side.
 
@@ -115,7 +116,8 @@ def create_app(
     spec as a whole, and is where models are unloaded and loaded. `metrics` must also be among the
     dispatcher's observers. `call_later` is the event loop's unless a test drives its own.
     `wall` tells what people's clocks show, in seconds since 1970. `on_answered` hear of every
-    request's end. `on_named` hears which of the dispatcher's ids a request's textual id belongs to.
+    request's end, `begin_trace` decides which are traced where the caller has not. `on_named` hears
+    which of the dispatcher's ids a request's textual id belongs to.
     With a `keyring` requests need a key of it; its `device_time` is then among the dispatcher's
     observers.
     `reloading` has the same catalogue, where there is a model repository.
@@ -155,6 +157,7 @@ def create_app(
         groups=groups,
         feedback=feedback,
         on_answered=told_to(listeners),
+        begin_trace=begin_trace,
     )
     metrics.watch_http(infer)
     routes = build_routes(

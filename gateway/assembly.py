@@ -35,6 +35,7 @@ from gateway.scaling import Scaling
 from gateway.scaling_sampler import ScalingSampler
 from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile, run_devices
 from gateway.tenants_file import Tenants, weights_of
+from gateway.traces import OtlpSink, Traces, TracesError
 from gateway.versions import Versions
 from gateway.worker_link import BindError, WorkerLink
 from scheduler import __version__
@@ -66,8 +67,6 @@ REPLY_MARGIN_NS = 1_500_000
 # models in its Hello.
 OUTPUT_BODIES, MIN_FRAME_BYTES = 4, 64 * MEBIBYTE
 COMPILE_NICE = 19  # of a version that comes while others serve: it has time, requests have not
-
-
 # Entries of the scheduler's log for each request that /requests keeps: it came, its batch ended.
 # What breaks is told from the log too, so that it is never shorter than that.
 LOG_PER_REQUEST, MIN_LOG_LENGTH = 2, 512
@@ -153,6 +152,9 @@ class Assembly:
             metrics.watch_tenants(self._keyring)
             device_time = DeviceTime(self._keyring, self.catalog)
             observers.append(device_time)
+        self._traces = _traces_of(config)
+        if self._traces is not None:
+            observers.append(self._traces)
         self._dispatcher = Dispatcher(
             scheduler if self._recorder is None else RecordedCore(scheduler, self._recorder),
             self._link,
@@ -179,11 +181,15 @@ class Assembly:
             device_time=device_time,
             reloading=self._reloading,
             groups=self._groups,
+            on_answered=[] if self._traces is None else [self._traces.note],
+            begin_trace=None if self._traces is None else self._traces.begin,
         )
         self._server = http_server(app, config, certificate=self._certificate, cors=cors)
 
     def open(self, listener: socket.socket) -> None:
         """From now on HTTP is answered and workers are heard."""
+        if self._traces is not None:
+            self._traces.start()
         self._link.start(
             on_event=self._on_event, on_report=self._dispatcher.report, on_fatal=self._on_fatal
         )
@@ -282,6 +288,8 @@ class Assembly:
             self._link.close("the gateway stops")
             if self._recorder is not None:
                 self._recorder.close("the gateway stops")
+            if self._traces is not None:
+                self._traces.close()
             if self.broken.done():
                 self.broken.exception()  # asked for, as it may not have been
 
@@ -416,3 +424,14 @@ class Assembly:
     def _break(self, error: ServeError) -> None:
         if not self.broken.done():
             self.broken.set_exception(error)
+
+
+def _traces_of(config: GatewayConfig) -> Traces | None:
+    """Raises ServeError where there can be none."""
+    if config.otlp_endpoint is None:
+        return None
+    try:
+        sink = OtlpSink(config.otlp_endpoint, clock=time.monotonic_ns)
+    except TracesError as error:
+        raise ServeError(str(error), exit_code=2) from error
+    return Traces(sink, ratio=config.trace_ratio)

@@ -78,6 +78,8 @@ def serve(
     emulate: flags.Emulate = None,
     cache_dir: flags.CacheDir = None,
     record: flags.Record = None,
+    otlp_endpoint: flags.OtlpEndpoint = None,
+    trace_ratio: flags.TraceRatio = None,
     config: flags.ConfigFile = None,
     log_level: flags.LogLevel = "warning",
 ) -> None:
@@ -129,6 +131,8 @@ def serve(
         "emulate": emulate,
         "cache_dir": None if cache_dir is None else str(cache_dir),
         "record": None if record is None else str(record),
+        "otlp_endpoint": otlp_endpoint,
+        "trace_ratio": trace_ratio,
     }
     try:
         settings = load_config(environ=os.environ, file=config, overrides=overrides)

@@ -83,6 +83,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_buffered_mb: Positive = 1024  # bodies held at once: 16 of the largest
     # What /requests knows: seconds of a busy day, an hour of a quiet one, 15 MiB.
     recent_requests: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 10_000
+    otlp_endpoint: str | None = None  # a collector of traces; needs the extra `otel`
+    # Of requests whose caller has not decided it; 1 in 100 costs a busy core 1 %.
+    trace_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
     shed_status: Literal[429, 503] = 429  # contended, not broken: 5xx trips outlier ejection
     ui_pages: Count = 256  # live pages open at once, a team's; 0 turns /ui off
     ui_interval_ms: Refresh = 500.0  # of the live page: twice a second is as much as one can read

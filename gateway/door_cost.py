@@ -27,6 +27,9 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.tallies import ModelTallies, Totals
 from gateway.tenants_file import Tenants, TenantSpec
+from gateway.trace_context import TraceContext
+from gateway.trace_spans import SpanFacts
+from gateway.traces import Traces
 from scheduler.actions import Action, Code, Infer, InferResult, Span
 from scheduler.events import ModelAdded, Served, WorkerJoined
 from scheduler.scheduler import Scheduler
@@ -106,6 +109,11 @@ class _NoTimer:
         return _Never()
 
 
+class _NoCollector:
+    def send(self, traces: Sequence[tuple[TraceContext, list[SpanFacts]]]) -> bool:
+        return True
+
+
 class _Link:
     """Keeps what is sent, for the caller to answer."""
 
@@ -132,10 +140,12 @@ class _Gateway:
         *,
         is_counted: bool = True,
         num_kept: int = 0,
+        trace_ratio: float | None = None,
         limits: TenantSpec | None = None,
         is_metered: bool = True,
     ) -> None:
-        """`num_kept` requests are kept for /requests. With `limits` there are tenants, whose device
+        """`num_kept` requests are kept for /requests. With a `trace_ratio` so many are traced, and
+        sent to nobody. With `limits` there are tenants, whose device
         time is measured if `is_metered`.
         """
         self.name = name
@@ -158,6 +168,10 @@ class _Gateway:
         if keyring is not None and is_metered:
             device_time = DeviceTime(keyring, {SPEC.name: SPEC})
             observers.append(device_time)
+        traces = None if trace_ratio is None else Traces(_NoCollector(), ratio=trace_ratio)
+        if traces is not None:
+            observers.append(traces)
+        self._traces = traces
         self._headers = list(headers.items())
         self._link = _Link()
         self._dispatcher = Dispatcher(
@@ -180,6 +194,8 @@ class _Gateway:
             lifecycle=lifecycle,
             keyring=keyring,
             device_time=device_time,
+            on_answered=[] if traces is None else [traces.note],
+            begin_trace=None if traces is None else traces.begin,
         )
         self._answer = app.infer.answer
         device = DeviceSpec(
@@ -190,6 +206,8 @@ class _Gateway:
 
     def run(self, num_requests: int) -> float:
         """Microseconds per request. Raises RuntimeError for one that is not served."""
+        if self._traces is not None:
+            self._traces.export()  # of the last run, as the thread does it
         begin_ns = time.thread_time_ns()  # of this thread alone, whoever else is at work
         for _ in range(num_requests):
             self._one()
@@ -235,6 +253,8 @@ def measure(*, num_rounds: int, num_requests: int) -> list[Step]:
         _Gateway("authentication", num_kept=num_kept, limits=TenantSpec(), is_metered=False),
         _Gateway("tenants' device time", num_kept=num_kept, limits=TenantSpec()),
         _Gateway("quotas", num_kept=num_kept, limits=limits),
+        _Gateway("traces of 1 %", num_kept=num_kept, limits=limits, trace_ratio=0.01),
+        _Gateway("traces of all", num_kept=num_kept, limits=limits, trace_ratio=1.0),
     ]
     for gateway in gateways:
         gateway.run(num_requests)

@@ -264,6 +264,24 @@ Record = Annotated[
         "FILE.previous.",
     ),
 ]
+OtlpEndpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--otlp-endpoint",
+        metavar="http://HOST:PORT",
+        help="Send traces of requests to an OpenTelemetry collector there (OTLP over HTTP, port "
+        "4318): pip install 'remontoir[otel]'.",
+    ),
+]
+TraceRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--trace-ratio",
+        help="With --otlp-endpoint: the share of requests that are traced, of those whose caller "
+        "has not decided it (traceparent).",
+        show_default=f"{DEFAULTS.trace_ratio:g}",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

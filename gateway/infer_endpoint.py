@@ -45,7 +45,7 @@ from gateway.request_ids import REQUEST_ID, RequestIds
 from gateway.single_headers import CONTENT_ENCODING, check_single
 from gateway.tenant import Tenant
 from gateway.tensors import Inputs, ModelPlan, ShapeClass, unknown_tensor
-from gateway.trace_context import TRACEPARENT, trace_of
+from gateway.trace_context import TRACEPARENT, BeginTrace, trace_of
 from gateway.variants import Variants
 from gateway.versions import NONE_KEPT, versions_of
 from gateway.views import CallLater, Clock, OnNamed, RequestSink
@@ -102,12 +102,15 @@ class InferEndpoint:
         groups: Groups | None = None,
         feedback: Feedback | None = None,
         on_answered: OnAnswered | None = None,
+        begin_trace: BeginTrace | None = None,
     ) -> None:
         """`kept` has versions beside those of the catalogue, by name and version. Without a
         keyring nobody needs a key; with one, `device_time` predicts for its quotas. `feedback`
         hears which members of `groups` have answered, `on_answered` of every request's end.
+        `begin_trace` decides about requests whose caller has not.
         """
         self.on_answered = on_answered
+        self._begin_trace = begin_trace
         self.clock = clock
         self.errors = errors
         self.metrics = metrics
@@ -165,6 +168,8 @@ class InferEndpoint:
         exchange = Exchange(self, send, request_id, arrival_ns, media_type)
         if special:
             _note_wishes(exchange, special, scope["headers"])
+        if self._begin_trace is not None and exchange.trace is None:
+            exchange.trace = self._begin_trace()
         self.num_open += 1
         is_read = False
         try:
@@ -237,6 +242,8 @@ class InferEndpoint:
         exchange = Exchange(self, no_send, request_id, arrival_ns, media_type, write)
         if special:
             _note_wishes(exchange, special, headers)
+        if self._begin_trace is not None and exchange.trace is None:
+            exchange.trace = self._begin_trace()
         self.num_open += 1
         try:
             self._check_door("POST", _NO_HEADERS)  # what the body was announced as matters no more
@@ -287,6 +294,9 @@ class InferEndpoint:
         request_id = self._request_ids.of(known.get(REQUEST_ID))
         media_type = PROBLEM_JSON if target.model is None else JSON
         exchange = Exchange(self, no_send, request_id, arrival_ns, media_type, write)
+        _note_wishes(exchange, known, headers)
+        if self._begin_trace is not None and exchange.trace is None:
+            exchange.trace = self._begin_trace()
         self.num_open += 1
         if self._keyring is not None:
             try:

@@ -1,8 +1,8 @@
 """W3C Trace Context: which trace a request belongs to, and our own span in it.
 
 It owns the headers `traceparent` and `tracestate` in and `traceresponse` out. Nothing that does not
-fit the specification is passed on (https://www.w3.org/TR/trace-context-2). It must never start a
-trace: a request without a valid `traceparent` has none, and costs nothing.
+fit the specification is passed on (https://www.w3.org/TR/trace-context-2). A request without a
+valid `traceparent` has no trace, and costs nothing, unless gateway/traces.py begins one.
 
 Out goes `traceresponse` with the id of our span, as OpenTelemetry's propagators for responses
 write it: `traceparent` is a header of requests, and the caller's own span is no news to it.
@@ -10,7 +10,7 @@ write it: `traceparent` is a header of requests, and the caller's own span is no
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 TRACEPARENT = b"traceparent"
@@ -20,13 +20,16 @@ TRACERESPONSE = b"traceresponse"
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _FORBIDDEN_VERSION = b"ff"
 _KNOWN_VERSION = b"00"  # later ones begin as it does, and may go on
+SAMPLED = 0x01
 _KNOWN_FLAGS = 0x03  # sampled, and that the trace id is random; the others must not be passed on
 _MEMBER = re.compile(r"[a-z0-9][a-z0-9_\-*/@]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
 _MAX_MEMBERS = 32
 
 
 class TraceContext(NamedTuple):
-    """`parent_id` is the caller's span, `span_id` ours; hexadecimal. `state` is vendors' own."""
+    """`parent_id` is the caller's span, "" where there is none, `span_id` ours; hexadecimal.
+    `state` is vendors' own.
+    """
 
     trace_id: str
     parent_id: str
@@ -37,11 +40,15 @@ class TraceContext(NamedTuple):
     @property
     def is_sampled(self) -> bool:
         """Whether the caller records it."""
-        return bool(self.flags & 1)
+        return bool(self.flags & SAMPLED)
 
     def response(self) -> bytes:
         """Value of `traceresponse`."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}".encode()
+
+
+# For a request without a `traceparent`: a trace of its own, or none.
+BeginTrace = Callable[[], TraceContext | None]
 
 
 def trace_of(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
@@ -66,13 +73,13 @@ def trace_of(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
     return TraceContext(
         trace_id.decode(),
         parent_id.decode(),
-        _new_span_id(),
+        new_span_id(),
         int(flags, 16) & _KNOWN_FLAGS,
         _state_of(states),
     )
 
 
-def _new_span_id() -> str:
+def new_span_id() -> str:
     span_id = "0" * 16
     while not span_id.strip("0"):  # all zeros is no id
         span_id = os.urandom(8).hex()

@@ -3,11 +3,12 @@
 import asyncio
 import json
 import struct
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from gateway.answered import OnAnswered
 from gateway.app import App, create_app
 from gateway.config import GatewayConfig
 from gateway.device_time import DeviceTime
@@ -18,6 +19,7 @@ from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.tenants_file import Tenants
+from gateway.trace_context import BeginTrace
 from scheduler.device import WeightsState
 from scheduler.events import Cancelled, Command, Event, Failed, Quote, Rejected, Served
 from scheduler.spec import (
@@ -283,6 +285,8 @@ class Bench:
         *specs: ModelSpec,
         config: GatewayConfig | None = None,
         tenants: Tenants | None = None,
+        on_answered: Sequence[OnAnswered] = (),
+        begin_trace: BeginTrace | None = None,
         groups: GroupSpecs | None = None,
     ) -> None:
         self.catalog = {spec.name: spec for spec in specs or (model_spec(),)}
@@ -312,6 +316,8 @@ class Bench:
             keyring=self.keyring,
             device_time=self.device_time,
             groups=Groups(groups or {}, self.catalog),
+            on_answered=on_answered,
+            begin_trace=begin_trace,
         )
 
     def client(self) -> "Client":

@@ -7,8 +7,9 @@ import pytest
 from gateway.answered import Answered, OwnAnswer, told_to
 from gateway.api_keys import new_key
 from gateway.config import GatewayConfig
+from gateway.phases import Passage, passage_of, phases
 from gateway.recent_requests import PER_TURN, RecentRequests
-from gateway.request_stories import Passage, in_turns, passage_of, phases
+from gateway.request_stories import in_turns
 from gateway.tenants_file import TenantSpec
 from scheduler.actions import Code, Infer, InferResult, Span
 from scheduler.device import WeightsState

@@ -88,7 +88,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "door": ("microseconds that metrics, authentication and quotas add to a request", _door),
     "hops": ("microseconds per MB of a large request, hop by hop", _hops),
     "paging": ("twelve models through a cache for three; LOAD against memmove", _paging),
-    "reload": ("a new version of one model at 0.7 of a core: what others lose", _reload),
+    "reload": ("a new version of one model at 0.7 of capacity: what others lose", _reload),
     "scheduler": ("cost of one event at up to 4,000 models x 32 devices, simulated", _scheduler),
 }
 

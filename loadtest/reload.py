@@ -1,8 +1,8 @@
 """A new version of one model arrives in the middle: what do the clients of the others notice?
 
-Owns the experiment behind that promise: pairs of runs with the same arrivals, at 0.7 of a core that
-serves and compiles alike, one with a reload and one without, in alternating order. What counts is
-the share of the other models' requests that are answered in time.
+Owns the experiment behind that promise: pairs of runs with the same arrivals, one with a reload and
+one without, in alternating order, at 0.7 of what the server was just found to answer in time when
+asked for far more. What counts is the share of the other models' requests answered in time.
 """
 
 import shutil
@@ -28,21 +28,23 @@ from loadtest.workloads import Poisson, open_loop
 
 
 class Stream(NamedTuple):
-    """Requests of one model, and the share of the core that they ask for."""
+    """Requests of one model, and the share of the capacity that they ask for."""
 
     model: str
     slo_ms: float
-    core_share: float
+    share: float
 
 
-# 0.7 of the core in all. The last is the one that changes.
+# 0.7 of the server's capacity in all. The last is the one that changes.
 STREAMS = (Stream("fast", 50.0, 0.25), Stream("slow", 450.0, 0.35), Stream("changing", 50.0, 0.10))
 OTHERS = (0, 1)
 NUM_PAIRS = 3
+OVERLOAD = 1.5  # of the core, to find out what it can do
 NUM_ROWS = 8
 RELOAD_TIMEOUT_S = 600.0
 
 MAX_LOSS = 0.01  # of the attainment of the others: one point
+MAX_SPREAD = 0.03  # between runs that should be alike; above it, one point cannot be seen
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -53,12 +55,14 @@ class Run(msgspec.Struct, kw_only=True):
     others: float
     changing: float
     scores: list[Score]
+    scores_by_stream: list[Score]
     reload_s: float | None = None
     was_within: bool = True
 
 
 class Result(msgspec.Struct, kw_only=True):
     exec_ms: dict[str, float]
+    capacity: float
     without: list[Run]
     with_reload: list[Run]
 
@@ -73,7 +77,7 @@ class Result(msgspec.Struct, kw_only=True):
 def run(bench: Bench) -> Result:
     """Raises ServerError."""
     report = bench.report
-    report.start("Hot reload: a version of one model comes, at 0.7 of the core that serves")
+    report.start("Hot reload: a version of one model comes, at 0.7 of the server's capacity")
     repository = repositories.reload(bench.models_dir)
     times_ms = {
         kind.model: measure(
@@ -89,6 +93,8 @@ def run(bench: Bench) -> Result:
     with servers.remontoir(repository, cache_dir=bench.cache_dir, log_dir=bench.log_dir) as server:
         report.say(f"$ {server.command}")
         experiment.play(server, bench.seconds(3.0, 1.0), seed=0)
+        capacity = experiment.find_capacity(server)
+        report.say(f"capacity: {percent(capacity)} of the core, in time, when asked for {OVERLOAD}")
         for pair in range(1 if bench.is_quick else NUM_PAIRS):
             seed = bench.seed + pair
             for is_changed in (False, True) if pair % 2 == 0 else (True, False):
@@ -96,7 +102,7 @@ def run(bench: Bench) -> Result:
                 version = pair + 2 if is_changed else None
                 played = experiment.play(server, seconds, seed=seed, version=version)
                 (with_reload if is_changed else without).append(played)
-    result = Result(exec_ms=times_ms, without=without, with_reload=with_reload)
+    result = Result(exec_ms=times_ms, capacity=capacity, without=without, with_reload=with_reload)
     _report(bench, result)
     return result
 
@@ -110,6 +116,22 @@ class _Experiment:
         samples = {name: sample_rows(path, NUM_ROWS) for name, path in paths.items()}
         self._rows = {name: rows for name, (rows, _) in samples.items()}
         self._expected = [samples[kind.model][1] for kind in STREAMS]
+        self._load = 1.0  # of the whole core, what the streams' shares are of
+
+    def find_capacity(self, server: Server) -> float:
+        """What is answered in time of far too much, in the core's time; runs are of it from now on.
+
+        It is the machine's as it is, with whoever else is at work on it.
+        """
+        self._load = OVERLOAD / sum(kind.share for kind in STREAMS)
+        seconds = self._bench.seconds(10.0, 3.0)
+        scores = self.play(server, seconds, seed=0).scores_by_stream
+        useful_ms = sum(
+            scored.on_time * self._times_ms[kind.model]
+            for kind, scored in zip(STREAMS, scores, strict=True)
+        )
+        self._load = useful_ms / 1000 / max(scored.span_s for scored in scores)
+        return self._load
 
     def play(self, server: Server, seconds: float, *, seed: int, version: int | None = None) -> Run:
         """With a `version`, it is reloaded after a quarter of the time."""
@@ -125,7 +147,7 @@ class _Experiment:
                 name=kind.model,
                 models=kind.model,
                 slo_ms=kind.slo_ms,
-                rate_per_s=kind.core_share * 1000 / self._times_ms[kind.model],
+                rate_per_s=self._load * kind.share * 1000 / self._times_ms[kind.model],
             )
             for kind in STREAMS
         ]
@@ -140,7 +162,13 @@ class _Experiment:
             [shot for shot in shots if shot.stream not in OTHERS], shots, seconds
         )
         played = Run(
-            others=others.on_time_share, changing=changing.on_time_share, scores=[others, changing]
+            others=others.on_time_share,
+            changing=changing.on_time_share,
+            scores=[others, changing],
+            scores_by_stream=[
+                self._score([shot for shot in shots if shot.stream == stream], shots, seconds)
+                for stream in range(len(STREAMS))
+            ],
         )
         if change is not None:
             played.reload_s = change.wait()
@@ -227,10 +255,18 @@ def _report(bench: Bench, result: Result) -> None:
         "that compiles, at nice 19, has no core but the one that serves.",
     )
     loss = statistics.mean(result.losses)
+    plain = [played.others for played in result.without]
+    spread = max(plain) - min(plain)
+    if spread > MAX_SPREAD:
+        report.say(
+            f"unsteady: runs without a reload differ by {spread * 100:.1f} points among themselves,"
+            " by others' work on this machine: the loss says nothing",
+            style="yellow",
+        )
     report.verdict(
         f"other models lose {loss * 100:+.2f} points of attainment to a reload, mean of "
         f"{len(result.losses)} pairs (bar: {MAX_LOSS * 100:.0f})",
-        is_met=loss <= MAX_LOSS,
+        is_met=loss <= MAX_LOSS and spread <= MAX_SPREAD,
     )
     report.say(
         "One execution in the bare loop: "

@@ -215,6 +215,7 @@ def print_list(args: argparse.Namespace, console: Console) -> None:
     """
     with opened(args.file, "looking through it") as recording:
         models = models_in(recording)
+        models |= {name.partition("/")[0] for name in models}  # of a version, its model
         if args.model is not None and args.model not in models:
             known = listed(sorted(models)) or "none"
             raise RecordingError(f"no model {args.model!r} in it; there are {known}")
@@ -228,7 +229,7 @@ def print_list(args: argparse.Namespace, console: Console) -> None:
         for line in answered(recording):
             request = line.request
             arrived = Words(line.origin_ns).at(request.arrival_ns)
-            if args.model not in (None, request.model):
+            if args.model not in (None, request.model, request.model.partition("/")[0]):
                 continue
             if (args.refused or args.late) and not (
                 (args.refused and line.is_refused) or (args.late and line.is_late)

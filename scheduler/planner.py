@@ -9,7 +9,7 @@ from typing import Final
 
 from scheduler import staging
 from scheduler.actions import Action, EvictWeights, Infer, LoadWeights, ReleaseModel
-from scheduler.device import DeviceMirror, Outstanding, Trial, WeightsState
+from scheduler.device import DeviceMirror, Outstanding, WeightsState
 from scheduler.events import Expired, Reason, Send
 from scheduler.ledger import Ledger
 from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
@@ -130,32 +130,14 @@ class Planner:
         if device.num_infers or device.num_moves:
             return
         trial = staging.next_trial(device, now)
-        if trial is not None:
-            self._send_trial(device, trial, now)
-        elif device.trials:
-            self._ledger.wake_by(device, device.next_trial_ns)
-
-    def _send_trial(self, device: DeviceMirror, trial: Trial, now: int) -> None:
-        estimate = device.estimates(trial.model).exec(trial.shape_key, trial.elements)
-        expected_ns = estimate.plan[trial.batch_size]
-        record = device.weights[trial.model]
-        record.num_infers += 1
-        device.num_infers += 1
+        if trial is None:
+            if device.trials:
+                self._ledger.wake_by(device, device.next_trial_ns)
+            return
+        action = staging.begin_trial(device, trial, self._new_action_id(), now)
         del self._state.idle[device.worker_id]
-        start_ns = device.start_at(now)
-        action = Infer(
-            self._new_action_id(),
-            trial.model,
-            trial.batch_size,
-            (),
-            (),
-            now,
-            start_ns + staging.TRIAL_WINDOW_NS,
-            expected_ns,
-            trial.sample,
-        )
-        device.exec_lane.add(action.action_id, start_ns=start_ns, duration_ns=expected_ns)
-        self._remember(device, action, expected_ns, [], record.generation)
+        generation = device.weights[trial.model].generation
+        self._remember(device, action, action.expected_duration_ns, [], generation)
         self._ledger.out.append(Send(device.worker_id, action))
 
     def _look_at_deferring(self, model: ModelState, now: int) -> None:

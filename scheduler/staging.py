@@ -90,6 +90,27 @@ def next_trial(device: DeviceMirror, now: int) -> Trial | None:
     return None
 
 
+def begin_trial(device: DeviceMirror, trial: Trial, action_id: int, now: int) -> Infer:
+    """The order, with what it holds of the device reserved."""
+    estimate = device.estimates(trial.model).exec(trial.shape_key, trial.elements)
+    expected_ns = estimate.plan[trial.batch_size]
+    start_ns = device.start_at(now)
+    device.weights[trial.model].num_infers += 1
+    device.num_infers += 1
+    device.exec_lane.add(action_id, start_ns=start_ns, duration_ns=expected_ns)
+    return Infer(
+        action_id,
+        trial.model,
+        trial.batch_size,
+        (),
+        (),
+        now,
+        start_ns + TRIAL_WINDOW_NS,
+        expected_ns,
+        trial.sample,
+    )
+
+
 def on_trial_finished(
     state: SchedulerState, device: DeviceMirror, action: Infer, result: InferResult, now: int
 ) -> None:

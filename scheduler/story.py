@@ -163,7 +163,10 @@ class Story:
             self._say(f"{event.worker_id} had it loaded {how}, {self._after_arrival(now)}.")
         elif isinstance(action, Infer) and isinstance(result, InferResult) and self._own is None:
             took = ms(result.output.end_ns - result.input.begin_ns)
-            rows, model = counted(sum(action.rows), "row"), self._names.model(action.model)
+            rows, model = (
+                counted(sum(action.rows) or action.batch_size, "row"),
+                self._names.model(action.model),
+            )
             self._ran.append(f"{rows} of {model} ({took}, {event.worker_id})")
 
     def _on_lost(self, event: WorkerLost, now: int) -> None:

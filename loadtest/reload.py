@@ -255,8 +255,8 @@ def _report(bench: Bench, result: Result) -> None:
         "that compiles, at nice 19, has no core but the one that serves.",
     )
     loss = statistics.mean(result.losses)
-    plain = [played.others for played in result.without]
-    spread = max(plain) - min(plain)
+    alike = [played.others for played in result.without]
+    spread = max(alike) - min(alike)
     if spread > MAX_SPREAD:
         report.say(
             f"unsteady: runs without a reload differ by {spread * 100:.1f} points among themselves,"

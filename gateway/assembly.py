@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from gateway import docs_page, host_process
+from gateway.answered import OnAnswered
 from gateway.app import create_app
 from gateway.config import MEBIBYTE, GatewayConfig
 from gateway.curve_keys import GatewayKeys
@@ -31,6 +32,7 @@ from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
 from gateway.reloading import Reloading
 from gateway.repository_watch import states_of
+from gateway.request_log import RequestLog
 from gateway.scaling import Scaling
 from gateway.scaling_sampler import ScalingSampler
 from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile, run_devices
@@ -169,6 +171,9 @@ class Assembly:
         )
         self._watching: asyncio.Task[None] | None = None
         self._reloading = self._make_reloading(scheduler, metrics)
+        listeners: list[OnAnswered] = [RequestLog().note]
+        if self._traces is not None:
+            listeners.append(self._traces.note)
         app = create_app(
             config,
             self._dispatcher,
@@ -181,7 +186,7 @@ class Assembly:
             device_time=device_time,
             reloading=self._reloading,
             groups=self._groups,
-            on_answered=[] if self._traces is None else [self._traces.note],
+            on_answered=listeners,
             begin_trace=None if self._traces is None else self._traces.begin,
         )
         self._server = http_server(app, config, certificate=self._certificate, cors=cors)
@@ -318,6 +323,7 @@ class Assembly:
         file = self._directory / "devices.json"
         command = [*program("gpuworker"), "devices", "--device", self._config.device]
         command += ["--out", str(file), "--log-level", self._log_level]
+        command += ["--log-format", self._config.log_format]
         try:
             devices = await run_devices(command, file)
         except CompileError as error:
@@ -385,6 +391,7 @@ class Assembly:
 
     def _common_flags(self) -> list[str]:
         flags = ["--page-mb", str(self._config.page_mb), "--log-level", self._log_level]
+        flags += ["--log-format", self._config.log_format]
         flags += ["--cache-dir", str(host_process.cache_dir(self._config))]
         if self._config.models_dir is not None:
             flags += ["--models", self._config.models_dir]

@@ -82,6 +82,7 @@ def serve(
     trace_ratio: flags.TraceRatio = None,
     config: flags.ConfigFile = None,
     log_level: flags.LogLevel = "warning",
+    log_format: flags.LogForm = None,
 ) -> None:
     """Serve every model of a directory over HTTP, until Ctrl-C.
 
@@ -131,6 +132,7 @@ def serve(
         "emulate": emulate,
         "cache_dir": None if cache_dir is None else str(cache_dir),
         "record": None if record is None else str(record),
+        "log_format": log_format,
         "otlp_endpoint": otlp_endpoint,
         "trace_ratio": trace_ratio,
     }
@@ -155,6 +157,8 @@ def worker(
     cache_dir: flags.CacheDir = None,
     emulate: flags.EmulateOne = None,
     curve_keys: flags.CurveKeys = None,
+    log_level: flags.LogLevel = "info",
+    log_format: flags.LogForm = None,
 ) -> None:
     """Join a gateway, on this machine or another, as one more worker (or one for each GPU), until
     stopped.
@@ -180,6 +184,8 @@ def worker(
         cache_dir=cache_dir,
         emulate=emulate,
         curve_keys=curve_keys,
+        log_level=log_level,
+        log_format=log_format,
     )
     os.execv(sys.executable, command)  # signals and exit code are then the worker's own
 

@@ -24,6 +24,7 @@ Positive = Annotated[int, msgspec.Meta(gt=0)]
 Milliseconds = Annotated[float, msgspec.Meta(gt=0, le=86_400_000)]
 Ahead = Annotated[float, msgspec.Meta(ge=0, le=1000)]
 Refresh = Annotated[float, msgspec.Meta(ge=100, le=60_000)]
+LogFormat = Literal["pretty", "json"]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
@@ -83,6 +84,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_buffered_mb: Positive = 1024  # bodies held at once: 16 of the largest
     # What /requests knows: seconds of a busy day, an hour of a quiet one, 15 MiB.
     recent_requests: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 10_000
+    log_format: LogFormat = "pretty"  # a person reads it first
     otlp_endpoint: str | None = None  # a collector of traces; needs the extra `otel`
     # Of requests whose caller has not decided it; 1 in 100 costs a busy core 1 %.
     trace_ratio: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01

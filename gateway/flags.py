@@ -290,6 +290,15 @@ ConfigFile = Annotated[
         help="Settings as YAML; REMONTOIR_* in the environment and flags go before it.",
     ),
 ]
+LogForm = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format",
+        metavar="pretty|json",
+        help="Of the log: for a person, or one JSON object a line; its workers' too.",
+        show_default=DEFAULTS.log_format,
+    ),
+]
 LogLevel = Annotated[
     str,
     typer.Option("--log-level", help="debug, info, warning or error; the log goes to stderr."),

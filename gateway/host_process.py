@@ -20,8 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from gateway import curve_keys
-from gateway.config import GatewayConfig
+from gateway import curve_keys, logs
+from gateway.config import GatewayConfig, LogFormat
 from gateway.cors import Cors, OriginError, origins_of
 from gateway.curve_keys import GatewayKeys
 from gateway.groups_file import Groups, GroupsError, read_groups
@@ -37,7 +37,6 @@ BACKLOG = 2048  # connections that wait for accept: a burst, not a queue
 OTHER_FILES = 512  # open ones that are no client's connection: workers', models', those turned away
 # A client that takes nothing of an answer for so long, or vanished, is cut off by the kernel.
 WRITE_TIMEOUT_MS = 60_000
-LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_DEVICES = 1024  # emulated ones: each is a process
 # sun_path holds 108 bytes, of which "/workers" and a zero are ours.
 MAX_SOCKET_DIRECTORY_BYTES = 96
@@ -56,13 +55,12 @@ class Emulation(msgspec.Struct, frozen=True):
     num_devices: int
 
 
-def start_logging(level: str) -> None:
-    """The log goes to stderr. Raises ServeError for a level that there is not."""
-    if level not in LOG_LEVELS:
-        raise ServeError(f"--log-level {level}: not one of {', '.join(LOG_LEVELS)}", exit_code=2)
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
-    )
+def start_logging(level: str, form: LogFormat) -> None:
+    """The log goes to stderr. Raises ServeError for a level or a form that there is not."""
+    try:
+        logs.start_logging(level, form)
+    except logs.LogError as error:
+        raise ServeError(str(error), exit_code=2) from error
 
 
 def emulation_of(config: GatewayConfig) -> Emulation | None:

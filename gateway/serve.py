@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 def run(config: GatewayConfig, *, log_level: str, console: Console) -> None:
     """Serves until SIGTERM or Ctrl-C. Raises ServeError."""
     begin_ns = time.monotonic_ns()
-    host_process.start_logging(log_level)
+    host_process.start_logging(log_level, config.log_format)
     host_process.emulation_of(config)
     host_process.check_models_dir(config)
     host_process.policy_of(config)

@@ -36,6 +36,7 @@ from gpuworker.devices.emulated import (
     UnknownEmulation,
     emulated_specs,
 )
+from gpuworker.logs import FORMATS, LogError, start_logging
 from gpuworker.model_store import model_directories
 
 EXIT_DONE, EXIT_BROKEN, EXIT_USAGE = 0, 1, 2
@@ -47,13 +48,11 @@ SWITCH_INTERVAL_S = 0.0005
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 broken, 2 unusable settings, 3 refused by the gateway."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(
-        level=args.log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
-    )
     try:
+        start_logging(args.log_level, args.log_format, worker=getattr(args, "name", None))
         exit_code: int = args.command(args)
         return exit_code
-    except (ConfigError, UnknownEmulation) as error:
+    except (ConfigError, LogError, UnknownEmulation) as error:
         return _refuse(error)
 
 
@@ -151,7 +150,7 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
     )
     common = ["--connect", args.connect, "--models", str(args.models)]
     common += ["--cache-dir", str(args.cache_dir), "--page-mb", str(args.page_mb)]
-    common += ["--log-level", args.log_level]
+    common += ["--log-level", args.log_level, "--log-format", args.log_format]
     if args.curve_keys is not None:
         curve_keys.read(args.curve_keys)  # before anything takes time
         common += [curve_keys.FLAG, str(args.curve_keys)]
@@ -351,6 +350,12 @@ def _add_log_level(parser: argparse.ArgumentParser) -> None:
         choices=("debug", "info", "warning", "error"),
         default="info",
         help="what goes to stderr (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default="pretty",
+        help="for a person, or one JSON object a line (default: %(default)s)",
     )
 
 

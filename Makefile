@@ -21,7 +21,7 @@ LOCK311 := $(COMPILE) --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui vendor-ui clean distclean
+.PHONY: help install serve test check format bench experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui e2e-prometheus vendor-ui clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ e2e-tensorrt-rtx: $(DEV) ## plans built by a real TensorRT builder, on the CPU (
 
 e2e-v2: $(DEV) ## KServe's client, mlserver infer and perf_analyzer against a real server (minutes, network)
 	@$(BIN)/python tests/e2e/v2_clients.py
+
+e2e-prometheus: $(DEV) ## alert rules and dashboards on a real Prometheus, gateway under load (two minutes, network)
+	@$(BIN)/python tests/e2e/prometheus.py
 
 e2e-http: $(DEV) ## openapi.yaml by spectral, schemathesis and a generated client (minutes, network)
 	@$(BIN)/python tests/e2e/http_contract.py

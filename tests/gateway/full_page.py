@@ -87,6 +87,7 @@ def full_page(*, triton_metrics: bool = False) -> str:
     tallies.observe_refused("rejected", "cold_model", latency_ns=ms(1))
     tallies.observe_refused("cancelled", "queued", latency_ns=ms(1))
     tallies.quotes[""] += 1
+    metrics.reloads["mlp", "failed"] += 1
     for event in (WorkerJoined("w#1-1", PuppetDevice({}).spec, (), ()), ModelAdded(spec)):
         metrics.on_event(event, 0)
     actions = (

@@ -313,6 +313,38 @@ def infer(
         raise CommandError(str(error)) from error
 
 
+@app.command("requests")
+def show_requests(
+    request_id: flags.RecentId = None,
+    worst: flags.Worst = None,
+    model: flags.AskedModel = None,
+    outcome: flags.WithOutcome = None,
+    url: flags.Url = flags.DEFAULT_URL,
+    ca_cert: flags.CaCert = None,
+) -> None:
+    """Show what became of recent requests of a running gateway, or tell one's story: what was
+    before it, why it waited or was refused, and what it took.
+
+    \b
+    Examples:
+      remontoir requests --worst 10 --model magika
+      remontoir requests 5b1f0c2a-7
+    """
+    from gateway import show_requests as shown
+    from gateway.client import Client, ClientError
+
+    if request_id is not None and (worst, model, outcome) != (None, None, None):
+        raise CommandError("give REQUEST_ID, or what to list.", exit_code=2)
+    try:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE), ca_cert=ca_cert) as gateway:
+            if request_id is None:
+                shown.show_list(gateway, console, worst=worst, model=model, outcome=outcome)
+            else:
+                shown.show_story(gateway, console, request_id)
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+
+
 @app.command()
 def quote(
     model: flags.ModelName,

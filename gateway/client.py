@@ -121,6 +121,16 @@ class Client:
         told: JsonObject = self._call("POST", "/quote", json=question).json()
         return told
 
+    def requests(self, asked: Mapping[str, str | int]) -> JsonObject:
+        """GET /requests: recent ones, by its parameters."""
+        told: JsonObject = self._call("GET", "/requests", params=asked).json()
+        return told
+
+    def request(self, request_id: str) -> JsonObject:
+        """GET /requests/{id}: what became of one."""
+        told: JsonObject = self._call("GET", f"/requests/{quote(request_id, safe='')}").json()
+        return told
+
     def events(self, path: str) -> Iterator[tuple[str, JsonObject]]:
         """Server-sent events, as (name, data), until the server closes the stream."""
         timeout = httpx.Timeout(MARGIN_S, connect=CONNECT_TIMEOUT_S)

@@ -357,6 +357,32 @@ SloMs = Annotated[
         "--slo-ms", help="The answer is wanted within this long.", show_default="the model's"
     ),
 ]
+RecentId = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="REQUEST_ID", help="The x-request-id of its answer: tell this one's story."
+    ),
+]
+Worst = Annotated[
+    int | None,
+    typer.Option(
+        "--worst",
+        metavar="N",
+        min=1,
+        max=1000,
+        help="The N with the least slack.",
+        show_default="the latest 20",
+    ),
+]
+WithOutcome = Annotated[
+    str | None,
+    typer.Option(
+        "--outcome", metavar="OUTCOME", help="Only served, rejected, expired, failed and so on."
+    ),
+]
+AskedModel = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="Only of this model.")
+]
 QuoteCount = Annotated[
     int, typer.Option("--count", min=1, help="So many requests, as if they came together.")
 ]

@@ -32,6 +32,7 @@ COMMANDS = [
     "models",
     "infer",
     "quote",
+    "requests",
     "reload",
     "rollback",
     "fetch",

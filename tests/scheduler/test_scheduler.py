@@ -1,5 +1,7 @@
 """The contract of the core: one `now` per call, one reply per request, the same every time."""
 
+import math
+
 import pytest
 
 from scheduler.actions import Code, EvictResult, Infer, InferResult, LoadResult, LoadWeights
@@ -237,6 +239,19 @@ def test_what_can_be_read(make_scheduler: MakeStory) -> None:
     assert core.open_request_ids() == [1, 2, 3]
     assert core.estimate_ns("m", 2) == ms(16)
     assert core.now == story.now_ns
+
+
+def test_the_offered_load_is_what_arrives_also_what_is_refused(make_scheduler: MakeStory) -> None:
+    story = make_scheduler(model_spec(), config=SchedulerConfig())
+    core = story.scheduler
+    story.join(resident=["m"])
+    assert (core.num_serving, core.offered_load(core.now)) == (1, 0)
+    answers = [story.arrive(number, slo_ms=30, at_ms=2 * number) for number in range(1, 1001)]
+    assert any(replies_in(commands) for commands in answers)  # nothing ever finishes: refusals
+    load = core.offered_load(core.now)
+    assert load > 1.5
+    assert core.offered_load(core.now + ms(2_000)) == pytest.approx(load * math.exp(-2), rel=0.1)
+    assert core.offered_load(core.now) == load
 
 
 def test_the_story_of_a_request_is_its_events_and_commands(make_scheduler: MakeStory) -> None:

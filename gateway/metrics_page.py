@@ -19,12 +19,13 @@ from gateway.metrics_text import (
     Models,
     escaped,
     family,
+    family_parts,
     header,
     histogram,
     histograms,
 )
 from gateway.scaling import Scaling
-from gateway.slo_results import RESULTS, results_of
+from gateway.slo_results import results_of
 from gateway.tallies import ModelTallies, Tally
 from gateway.views import HttpView
 
@@ -82,7 +83,7 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
     models = [(escaped(name), tallies) for name, tallies in metrics.models.items()]
     yield _build_info(metrics.version)
     yield from _requests(models, metrics.unnamed)
-    yield _slo_results(models, metrics.unnamed)
+    yield from _slo_results(models, metrics.unnamed)
     for name, text, tally_of in _HISTOGRAMS:
         yield from histograms(name, text, models, tally_of)
     yield header(
@@ -136,7 +137,7 @@ def _requests(models: Models, unnamed: Counter[tuple[str, str]]) -> Iterator[str
         for model, outcomes in [("", unnamed), *((name, t.outcomes) for name, t in models)]
         for (outcome, reason), count in outcomes.items()
     ]
-    yield family(
+    yield from family_parts(
         "requests_total",
         "counter",
         "Requests answered, by model (empty: none of the catalogue), outcome and reason.",
@@ -145,7 +146,7 @@ def _requests(models: Models, unnamed: Counter[tuple[str, str]]) -> Iterator[str
             for model, outcome, reason, count in answered
         ),
     )
-    yield family(
+    yield from family_parts(
         "rejections_total",
         "counter",
         "Requests refused before execution.",
@@ -155,7 +156,7 @@ def _requests(models: Models, unnamed: Counter[tuple[str, str]]) -> Iterator[str
             if outcome == "rejected"
         ),
     )
-    yield family(
+    yield from family_parts(
         "cancelled_total",
         "counter",
         "Requests whose client hung up, by where they were then: reading, queued, executing.",
@@ -165,17 +166,17 @@ def _requests(models: Models, unnamed: Counter[tuple[str, str]]) -> Iterator[str
             if outcome == "cancelled"
         ),
     )
-    yield family(
+    yield from family_parts(
         "quotes_total",
         "counter",
         "Quotes and dry runs answered, by the reason of a no; empty for a yes.",
         (
             (f'model="{name}",reason="{reason}"', count)
             for name, tallies in models
-            for reason, count in tallies.quotes.items()
+            for reason, count in list(tallies.quotes.items())
         ),
     )
-    yield family(
+    yield from family_parts(
         "cold_starts_total",
         "counter",
         "Served requests that waited for weights.",
@@ -183,17 +184,16 @@ def _requests(models: Models, unnamed: Counter[tuple[str, str]]) -> Iterator[str
     )
 
 
-def _slo_results(models: Models, unnamed: Counter[tuple[str, str]]) -> str:
+def _slo_results(models: Models, unnamed: Counter[tuple[str, str]]) -> Iterator[str]:
     """Every result of every model that was asked for, also those that are 0: a ratio of rates
     needs both its sides.
     """
-    rows = [
-        (f'model="{model}",result="{result}"', results[result])
+    rows = (
+        (f'model="{model}",result="{result}"', count)
         for model, outcomes in [("", unnamed), *((name, t.outcomes) for name, t in models)]
-        for results in [results_of(outcomes)]
-        for result in RESULTS
-    ]
-    return family(
+        for result, count in results_of(outcomes).items()
+    )
+    yield from family_parts(
         "slo_requests_total",
         "counter",
         "Requests with a promise, by what became of it: met, late, rejected, failed.",
@@ -202,9 +202,12 @@ def _slo_results(models: Models, unnamed: Counter[tuple[str, str]]) -> str:
 
 
 def _actions(models: Models, metrics: Metrics) -> Iterator[str]:
-    loads = [(f'model="{name}",result="ok"', tallies.loads) for name, tallies in models]
-    loads += [(f'model="{name}",result="failed"', t.load_failures) for name, t in models]
-    yield family("loads_total", "counter", "LOADs finished.", loads)
+    loads = (
+        (f'model="{name}",result="{result}"', count)
+        for name, tallies in models
+        for result, count in (("ok", tallies.loads), ("failed", tallies.load_failures))
+    )
+    yield from family_parts("loads_total", "counter", "LOADs finished.", loads)
     yield family(
         "reloads_total",
         "counter",
@@ -214,19 +217,19 @@ def _actions(models: Models, metrics: Metrics) -> Iterator[str]:
             for (name, outcome), count in metrics.reloads.items()
         ),
     )
-    yield family(
+    yield from family_parts(
         "evictions_total",
         "counter",
         "EVICTs finished.",
         ((f'model="{name}"', tallies.evictions) for name, tallies in models),
     )
-    yield family(
+    yield from family_parts(
         "weights_loaded_bytes_total",
         "counter",
         "Bytes of weights that LOADs have copied.",
         ((f'model="{name}"', tallies.loaded_bytes) for name, tallies in models),
     )
-    yield family(
+    yield from family_parts(
         "weights_evicted_bytes_total",
         "counter",
         "Bytes of weights that EVICTs have given up: what must be copied again.",

@@ -12,6 +12,7 @@ PREFIX = "remontoir_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Models per part: under half a millisecond.
 MODELS_PER_PART = 32
+ROWS_PER_PART = 512
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 Models = list[tuple[str, ModelTallies]]  # label value, tallies
@@ -24,6 +25,18 @@ def family(name: str, kind: str, text: str, rows: Rows, *, prefix: str = PREFIX)
         for labels, value in rows
     ]
     return header(name, kind, text, prefix=prefix) + "".join(lines)
+
+
+def family_parts(
+    name: str, kind: str, text: str, rows: Rows, *, prefix: str = PREFIX
+) -> Iterator[str]:
+    """The same for rows that are as many as there are models. Between two parts others run, so
+    rows that are made one by one must not come out of a dictionary that may change.
+    """
+    yield header(name, kind, text, prefix=prefix)
+    rest = iter(rows)
+    while part := list(itertools.islice(rest, ROWS_PER_PART)):
+        yield "".join([f"{prefix}{name}{{{labels}}} {value}\n" for labels, value in part])
 
 
 def header(name: str, kind: str, text: str, *, prefix: str = PREFIX) -> str:

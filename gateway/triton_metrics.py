@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gateway.answer_sharing import AnswerSharing
 from gateway.gpu_figures import GpuFigures
-from gateway.metrics_text import MODELS_PER_PART, escaped, family
+from gateway.metrics_text import MODELS_PER_PART, Rows, escaped, family, family_parts
 from gateway.tallies import ModelTallies
 from gateway.v2_stats import ModelStats, statistics_of
 from gateway.views import LinkView, SchedulerView
@@ -64,7 +64,7 @@ def page_parts(
     if any(sharing.cache.max_bytes for sharing in sharings.values()):
         yield from _caches(told, sharings)
     if scheduler is not None:
-        yield _pending(scheduler, catalog)
+        yield from _pending(scheduler, catalog)
     if link is not None:
         yield from _gpus(link.gpus)
 
@@ -82,12 +82,12 @@ def _failures(tallies: ModelTallies | None) -> Counter[str]:
 
 
 def _inferences(told: Told) -> Iterator[str]:
-    yield _counter(
+    yield from _counter(
         "inference_request_success",
         "Number of successful inference requests.",
         [(labels, stats.inference_stats.success.count) for labels, stats, _ in told],
     )
-    yield _counter(
+    yield from _counter(
         "inference_request_failure",
         "Number of failed inference requests, by reason.",
         [
@@ -96,12 +96,12 @@ def _inferences(told: Told) -> Iterator[str]:
             for reason, count in failures.items()
         ],
     )
-    yield _counter(
+    yield from _counter(
         "inference_count",
         "Number of inferences, a request of n rows is n of them.",
         [(labels, stats.inference_count) for labels, stats, _ in told],
     )
-    yield _counter(
+    yield from _counter(
         "inference_exec_count",
         "Number of batches executed.",
         [(labels, stats.execution_count) for labels, stats, _ in told],
@@ -113,7 +113,7 @@ def _inferences(told: Told) -> Iterator[str]:
         ("compute_infer", "Executions", "compute_infer"),
         ("compute_output", "Output phases", "compute_output"),
     ):
-        yield _counter(
+        yield from _counter(
             f"inference_{name}_duration_us",
             f"{text}, cumulative over requests, in microseconds.",
             [
@@ -134,30 +134,30 @@ def _caches(told: Told, sharings: Mapping[str, AnswerSharing]) -> Iterator[str]:
         ("miss", "requests not found in the cache", "cache_miss"),
     ):
         plural = "hits" if name == "hit" else "misses"
-        yield _counter(
+        yield from _counter(
             f"cache_num_{plural}_per_model",
             f"Number of {text}.",
             [(labels, getattr(stats, member).count) for labels, stats in cached],
         )
-        yield _counter(
+        yield from _counter(
             f"cache_{name}_duration_per_model",
             f"What looking took of {text}, in microseconds.",
             [(labels, getattr(stats, member).ns // 1000) for labels, stats in cached],
         )
 
 
-def _pending(scheduler: SchedulerView, catalog: Mapping[str, ModelSpec]) -> str:
+def _pending(scheduler: SchedulerView, catalog: Mapping[str, ModelSpec]) -> Iterator[str]:
     waiting: Counter[str] = Counter()
     for key in scheduler.models:
         waiting[key.partition("/")[0]] += scheduler.queue_depth(key)
-    return family(
+    yield from family_parts(
         "inference_pending_request_count",
         "gauge",
         "Requests waiting for execution.",
-        [
+        (
             (f'model="{escaped(name)}",version="{escaped(spec.version)}"', waiting[name])
             for name, spec in list(catalog.items())
-        ],
+        ),
         prefix=PREFIX,
     )
 
@@ -176,5 +176,5 @@ def _gpus(gpus: Mapping[str, GpuFigures]) -> Iterator[str]:
             yield family(name, "gauge", text, known, prefix=PREFIX)
 
 
-def _counter(name: str, text: str, rows: list[tuple[str, int]]) -> str:
-    return family(name, "counter", text, rows, prefix=PREFIX)
+def _counter(name: str, text: str, rows: Rows) -> Iterator[str]:
+    return family_parts(name, "counter", text, rows, prefix=PREFIX)

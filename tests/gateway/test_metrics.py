@@ -9,7 +9,7 @@ from gateway.gpu_figures import FleetFigures, GpuFigures
 from gateway.loop_lag import LoopLag
 from gateway.metrics import MAX_WORKER_NAMES, Metrics
 from gateway.metrics_page import page_parts
-from gateway.metrics_text import MODELS_PER_PART
+from gateway.metrics_text import MODELS_PER_PART, ROWS_PER_PART
 from gateway.tallies import ROWS, Tally
 from gateway.worker_link import Connection
 from scheduler.actions import (
@@ -521,6 +521,15 @@ def test_a_page_of_many_models_comes_in_small_parts_and_whole() -> None:
     per_part = [part.count(line) for part in parts if line in part]
     assert per_part == [MODELS_PER_PART, MODELS_PER_PART, MODELS_PER_PART, 1]
     assert observed.value("requests_total", model=names[-1], outcome="served", reason="") == 1
+
+
+def test_rows_of_many_models_come_in_parts_too() -> None:
+    observed = Observed()
+    for number in range(ROWS_PER_PART + 1):
+        observed.metrics.of_model(f"m{number}").loads += 1
+    parts = [p for p in page_parts(observed.metrics) if "remontoir_loads_total{" in p]
+    assert [part.count("\n") for part in parts] == [ROWS_PER_PART, ROWS_PER_PART, 2]
+    assert observed.value("loads_total", model=f"m{ROWS_PER_PART}", result="ok") == 1
 
 
 def test_models_without_traffic_take_no_room() -> None:

@@ -43,9 +43,11 @@ def print_started(
     took_s: float,
     needs_key: bool = False,
     ca_cert: str | None = None,
+    has_page: bool = True,
 ) -> None:
     """`needs_key`: the lines take an API key from the environment. `ca_cert`: and trust this file,
     which is our own certificate: all that a self-signed one, or one with its chain, needs.
+    `has_page`: /ui is there.
     """
     served = [spec for spec in specs if spec.unavailable_reason is None]
     num_pages = sum(spec.num_pages(page_bytes) for spec in served)
@@ -78,6 +80,8 @@ def print_started(
         command += "" if ca_cert is None else f" --ca-cert {quote(ca_cert)}"
         console.print("or, to name the type of any file:")
         console.print(command, style="cyan", markup=False, soft_wrap=True)
+    if has_page:
+        console.print(f"See what it does: {url}/ui, in a browser", soft_wrap=True)
     console.print("Ctrl-C stops.\n")
 
 

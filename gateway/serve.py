@@ -145,6 +145,7 @@ def _announce(
         page_bytes=config.page_mb * MEBIBYTE,
         bodies_dir=host_process.cache_dir(config) / "examples",
         took_s=took_s,
+        has_page=config.ui_pages > 0,
         ca_cert=config.tls_cert,
         needs_key=config.tenants_file is not None or config.tenants is not None,
     )

@@ -4,6 +4,7 @@ It owns every figure that is computed on this side: rates over the last WINDOW_S
 lanes. It must never draw, and never ask the gateway anything.
 """
 
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -104,7 +105,7 @@ class TopFigures:
 
     def devices(self, num_slices: int, slices_s: float = 10.0) -> Iterator[DeviceLine]:
         """Shares are of the last ten seconds, slices of `slices_s`."""
-        for device in self._devices:
+        for device in sorted(self._devices, key=_natural):
             figures = device.figures or [0, 0, 0]
             exec_bars, load_bars = device.bars
             from_us = self.at_us - 10_000_000
@@ -197,6 +198,12 @@ class TopFigures:
         if RESIDENT in states:
             return f"resident on {states.count(RESIDENT)}"
         return "loading" if 1 in states else "absent"
+
+
+def _natural(device: _Device) -> list[tuple[int, str]]:
+    """gpu-10 comes after gpu-9."""
+    parts = re.split(r"(\d+)", device.told["worker"])
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _share(bars: deque[tuple[int, int, int]], from_us: int, to_us: int) -> float:

@@ -32,6 +32,7 @@ export class Chart {
         line("late or failed", colours.bad, [2, 3]),
       ],
       cursor: { y: false },
+      legend: { live: false },
     }, this.data(), this.root);
   }
 

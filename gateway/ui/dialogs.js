@@ -72,6 +72,11 @@ export async function showStory(request, key) {
   }
 }
 
+function slackText({ slack_ms: slack, outcome }) {
+  if (slack >= 0) return `${rounded(slack, 2)} ms were left`;
+  return outcome === "rejected" ? `it would have been ${rounded(-slack, 2)} ms late` : `${rounded(-slack, 2)} ms late`;
+}
+
 function paragraph(text) {
   const element = document.createElement("p");
   element.textContent = text;

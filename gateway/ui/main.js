@@ -52,11 +52,14 @@ function useKey(key) {
   feed.connect();
 }
 
+// gpu-10 comes after gpu-9, and the order is not that of joining, which is chance.
+function byName(a, b) { return a.worker.localeCompare(b.worker, "en", { numeric: true }); }
+
 // Once per event, and after a change of a filter.
 function show() {
   if (isPaused) return;
   const shownModels = store.models.filter((model) => filters.model(model, store));
-  const shownDevices = store.devices.filter((device) => filters.worker(device));
+  const shownDevices = store.devices.filter((device) => filters.worker(device)).sort(byName);
   const lately = store.summary(shownModels);
   showTiles(store, lately, shownDevices);
   showRefusals(byId("refusals"), store, lately, filters.hasChoice);

@@ -122,6 +122,14 @@ def test_what_is_older_than_the_window_counts_no_more() -> None:
     assert (resnet.goodput, resnet.latency_ms) == (0.0, None)
 
 
+def test_devices_are_in_the_order_of_their_names() -> None:
+    figures = TopFigures()
+    [device] = snapshot()["devices"]
+    named = [{**device, "worker": name} for name in ("gpu-10", "gpu-9", "cpu")]
+    figures.on_event("snapshot", snapshot(devices=named))
+    assert [line.worker for line in figures.devices(1)] == ["cpu", "gpu-9", "gpu-10"]
+
+
 def test_frames_of_another_epoch_wait_for_their_snapshot() -> None:
     figures = TopFigures()
     figures.on_event("snapshot", snapshot())

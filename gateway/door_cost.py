@@ -1,4 +1,4 @@
-"""`python -m gateway.door_cost`: what metrics, keys and quotas cost a request, in µs.
+"""`python -m gateway.door_cost`: what metrics, stories, keys, quotas and traces cost, in µs.
 
 It owns a gateway without sockets: real endpoint, dispatcher and scheduler, and in place of a worker
 something that answers at once. A request goes through it in a plain call, so that microseconds

@@ -180,7 +180,8 @@ class Exchange:
         try:
             reply = self._reply_of(outcome, outputs)
         except Exception:  # ours: the client is still owed an answer, the dispatcher its calm
-            logger.exception("request %s: no reply could be made of %r", self.request_id, outcome)
+            told = "request %s: no reply could be made of %r"
+            logger.exception(told, self.request_id, outcome, extra=self._ids())
             reply = self._refusal("failed", Reason.INTERNAL_ERROR.value, "the gateway failed")
         self._answer(reply)
 
@@ -276,7 +277,8 @@ class Exchange:
         except StopIteration:
             return
         except Exception:
-            logger.exception("request %s: its answer could not be written", self.request_id)
+            told = "request %s: its answer could not be written"
+            logger.exception(told, self.request_id, extra=self._ids())
             if self.task is not None:
                 self.task.cancel()  # the server closes the connection
             return
@@ -375,6 +377,11 @@ class Exchange:
                 reason, detail, request_id=self.request_id, media_type=self.media_type
             )
         )
+
+    def _ids(self) -> dict[str, str]:
+        """For the log, as gateway.request_log has them."""
+        trace_id = {} if self.trace is None else {"trace_id": self.trace.trace_id}
+        return {"request_id": self.request_id, **trace_id}
 
     def _tell(self, outcome: Outcome | OwnAnswer, now: int) -> None:
         on_answered = self.surroundings.on_answered

@@ -255,7 +255,8 @@ class InferEndpoint:
         except RequestError as error:
             exchange.refuse(error)
         except Exception:
-            logger.exception("request %s broke the gateway", request_id)
+            ids = {"request_id": request_id}
+            logger.exception("request %s broke the gateway", request_id, extra=ids)
             exchange.fail()
         return exchange
 

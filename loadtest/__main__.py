@@ -85,7 +85,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
         _tritonclient,
     ),
     "cache": ("microseconds that a hit and a miss of the prediction cache cost", _cache),
-    "door": ("microseconds that metrics, authentication and quotas add to a request", _door),
+    "door": ("microseconds that metrics, stories, keys, quotas and traces add", _door),
     "hops": ("microseconds per MB of a large request, hop by hop", _hops),
     "paging": ("twelve models through a cache for three; LOAD against memmove", _paging),
     "reload": ("a new version of one model at 0.7 of capacity: what others lose", _reload),

@@ -1,4 +1,4 @@
-"""What metrics, authentication and quotas cost a request, in microseconds of the gateway's core.
+"""What metrics, keys, quotas, stories and traces cost a request, in µs of the gateway's core.
 
 Owns the experiment and its bar. The gateway's half, which times itself without sockets, is
 `python -m gateway.door_cost`, started as a process.
@@ -34,7 +34,7 @@ class Result(msgspec.Struct, kw_only=True):
 def run(bench: Bench) -> Result:
     """Raises ServerError where the gateway's half fails."""
     report = bench.report
-    report.start("The door: what metrics, authentication and quotas add to a request")
+    report.start("The door: what metrics, stories, keys, quotas and traces add to a request")
     rounds = QUICK_ROUNDS if bench.is_quick else ROUNDS
     command = [sys.executable, "-m", "gateway.door_cost", "--rounds", str(rounds)]
     command = on_cpus(str(SERVER_CPU), command)

@@ -179,8 +179,10 @@ class Metrics:
                     waited_ns = outcome.queue_ns
         if gap is not None:
             lanes, gap_ns = gap
-            # Whoever of the batch waited longest was there for so much of it.
-            lanes.idle_with_work_ns += waited_ns if waited_ns < gap_ns else gap_ns
+            # Who came to an idle lane waits for its way there, which is no idleness of the lane's:
+            # somebody of the batch must have been here before the one before it ended.
+            if waited_ns >= gap_ns:
+                lanes.idle_with_work_ns += gap_ns
 
     def _on_sent(self, send: Send) -> None:
         action = send.action

@@ -58,7 +58,7 @@ def workers(metrics: Metrics) -> Iterator[str]:
     yield family(
         "lane_idle_with_work_seconds_total",
         "counter",
-        "Time in which the exec lane was idle while a request waited, loaded, that it then served.",
+        "Time in which the exec lane was idle though its next request, loaded, was there before.",
         [(labels, lane.idle_with_work_ns / 1e9) for labels, lane in lanes],
     )
 

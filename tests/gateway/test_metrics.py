@@ -274,14 +274,14 @@ def test_a_lane_is_busy_idle_or_idle_though_somebody_waited() -> None:
     assert lane_seconds(observed) == (0.01, 0)  # since when it was idle is not known
     executed(observed, batch(2, 110, 115), queued_ms=5)
     assert lane_seconds(observed) == (0.015, 0)
-    executed(observed, batch(3, 135, 140), queued_ms=2)  # idle for 20, somebody waited for 2
-    assert lane_seconds(observed) == (0.02, 0.002)
+    executed(observed, batch(3, 135, 140), queued_ms=2)  # it came to a lane that was idle
+    assert lane_seconds(observed) == (0.02, 0)
     executed(observed, batch(4, 143, 145), queued_ms=9)  # idle for 3, somebody waited for longer
-    assert lane_seconds(observed) == (0.022, 0.005)
+    assert lane_seconds(observed) == (0.022, 0.003)
     executed(observed, batch(5, 144, 150), queued_ms=9)  # its input beside the other's output
-    assert lane_seconds(observed) == (0.027, 0.005)
+    assert lane_seconds(observed) == (0.027, 0.003)
     executed(observed, batch(6, 146, 149), queued_ms=9)  # reported late
-    assert lane_seconds(observed) == (0.027, 0.005)
+    assert lane_seconds(observed) == (0.027, 0.003)
 
 
 def test_a_lost_workers_absence_is_no_idleness() -> None:

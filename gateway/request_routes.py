@@ -15,7 +15,7 @@ from gateway.errors import RequestError, bad_request
 from gateway.guard import tenant_of
 from gateway.recent_requests import RecentRequests
 from gateway.request_ids import RequestIds
-from gateway.request_stories import Onlooker, RequestEntry, entry_of, in_turns, story_of
+from gateway.request_stories import Onlooker, RequestEntry, entries_of, in_turns, story_of
 from gateway.views import SchedulerView
 from scheduler.spec import ModelSpec
 
@@ -73,8 +73,8 @@ def add_request_routes(
         else:
             looking = recent.latest(_number_of("latest", asked), is_wanted)
         found = await in_turns(looking)
-        told = RequestList([entry_of(a, recent) for a in found], len(recent), recent.since)
-        return _json(told)
+        entries = await in_turns(entries_of(found, recent))
+        return _json(RequestList(entries, len(recent), recent.since))
 
     @app.get("/requests/{request_id:path}")
     async def story(request_id: str, request: Request) -> Response:

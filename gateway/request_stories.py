@@ -32,6 +32,8 @@ from scheduler.words import Names, ms
 
 Step = TypeVar("Step")
 
+ENTRIES_PER_TURN = 25  # half a millisecond of the event loop
+
 _UNTOLD = (
     "What was around it is not known any more: the scheduler's log does not reach back so far "
     "(setting recent_requests)."
@@ -97,7 +99,11 @@ class Onlooker(Names):
     def __init__(self, recent: RecentRequests, tenant: Tenant | None) -> None:
         self._recent = recent
         self._tenant = tenant
-        self._by_number: Mapping[int, Answered] | None = None
+        self._by_number: Mapping[int, Answered] = {}
+
+    async def look(self) -> None:
+        """Whose numbers are whose, before `known` and `request` are asked."""
+        self._by_number = await in_turns(self._recent.by_number())
 
     def may_see(self, answered: Answered) -> bool:
         return self._tenant is None or answered.tenant == self._tenant.name
@@ -107,8 +113,6 @@ class Onlooker(Names):
 
     def known(self, number: int) -> str | None:
         """The id that a client knows it by."""
-        if self._by_number is None:
-            self._by_number = self._recent.by_number()
         found = self._by_number.get(number)
         return found.request_id if found is not None and self.may_see(found) else None
 
@@ -117,8 +121,14 @@ class Onlooker(Names):
         return model if is_shown else "another model"
 
 
-def entry_of(answered: Answered, recent: RecentRequests) -> RequestEntry:
-    return RequestEntry(**_figures(answered, recent))  # type: ignore[arg-type]  # made by name
+def entries_of(found: Sequence[Answered], recent: RecentRequests) -> Iterator[list[RequestEntry]]:
+    """As far as it has come, the whole last."""
+    told: list[RequestEntry] = []
+    for answered in found:
+        told.append(RequestEntry(**_figures(answered, recent)))  # type: ignore[arg-type]  # by name
+        if len(told) % ENTRIES_PER_TURN == 0:
+            yield told
+    yield told
 
 
 async def in_turns(steps: Iterator[Step]) -> Step:
@@ -139,6 +149,7 @@ async def story_of(
     same_id: int,
 ) -> RequestStory:
     """`same_id` is how many are kept that are called so."""
+    await onlooker.look()
     log = scheduler.recent_log()
     sentences = await in_turns(_sentences(answered, recent, scheduler, onlooker, log))
     passage = passage_of(log, answered)

@@ -14,8 +14,8 @@ from scheduler.situation import sentences
 from scheduler.story import NAMES, Instant, Story, arrivals_in, foreseen_story
 from scheduler.words import Names
 
-CONTEXT = 512  # entries before an arrival: what was sent and open then has come within them
-STEP = 128  # entries between two breaks: a fifth of a millisecond
+CONTEXT = 256  # entries before an arrival: what was sent and open then has come within them
+STEP = 64  # entries between two breaks: a tenth of a millisecond
 
 
 def retelling(
@@ -41,6 +41,7 @@ def retelling(
         return
     begin = max(0, first - CONTEXT)
     around = recalled(log[begin:], index - begin, request, weights_now, log[index][0])
+    yield story.sentences
     for number, (now, event, commands) in enumerate(log[begin:], begin):
         entry = Handled(now, event, commands)
         story.before(entry, None, around if number == index else None)

@@ -9,7 +9,7 @@ from gateway.api_keys import new_key
 from gateway.config import GatewayConfig
 from gateway.phases import Passage, passage_of, phases
 from gateway.recent_requests import PER_TURN, RecentRequests
-from gateway.request_stories import in_turns
+from gateway.request_stories import entries_of, in_turns
 from gateway.tenants_file import TenantSpec
 from scheduler.actions import Code, Infer, InferResult, Span
 from scheduler.device import WeightsState
@@ -57,6 +57,11 @@ def last(steps: Iterator[Sequence[Answered]]) -> list[str]:
     return [one.request_id for one in found]
 
 
+def last_of(recent: RecentRequests) -> Sequence[Answered]:
+    *_, found = recent.latest(60, everything)
+    return found
+
+
 def everything(answered: Answered) -> bool:
     return True
 
@@ -75,7 +80,9 @@ def test_the_oldest_go_first() -> None:
     assert [one.request_id for one in recent.named("3", everything)] == ["r3"]
     assert recent.named("4", everything) == []
     assert recent.since == "2027-01-15T08:00:00.005+00:00"
-    assert list(recent.by_number()) == [2, 3]
+    recent.note(answered(0, served()))
+    *_, found = recent.by_number()
+    assert list(found) == [3]
 
 
 def test_the_worst_are_those_with_the_least_slack() -> None:
@@ -110,6 +117,9 @@ def test_a_large_ring_is_looked_through_in_turns() -> None:
         recent.note(answered(number, served()))
     assert len(list(recent.worst(5, everything))) == 3
     assert len(list(recent.latest(5, lambda one: one.number == 1))) == 4
+    assert len(list(recent.by_number())) == 4
+    *_, entries = entries_of(last_of(recent), recent)
+    assert len(entries) == 60
 
     async def story() -> None:
         found = await in_turns(recent.worst(1, everything))

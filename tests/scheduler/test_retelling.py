@@ -308,7 +308,7 @@ def test_a_long_story_is_told_with_breaks() -> None:
         story.arrive(number, slo_ms=100_000, at_ms=0)
     log = story.scheduler.recent_log()
     *breaks, last = retelling(log, 1, START_NS, weights_of(story, "m"), at, label="r")
-    assert len(breaks) >= CONTEXT // 128 - 1
+    assert len(breaks) >= CONTEXT // 64 - 1
     assert last[-1] == "The recording ends before it was answered."
 
 

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import takewhile
 
 from gateway.answered import Answered
 from gateway.views import Clock
@@ -89,17 +88,23 @@ class RecentRequests:
         yield found
 
     def worst(
-        self, num: int, wanted: Wanted, *, after_ns: int = -1
+        self,
+        num: int,
+        wanted: Wanted,
+        *,
+        among: Sequence[Answered] | None = None,
+        after_ns: int = -1,
     ) -> Iterator[Sequence[Answered]]:
-        """As `latest`, by slack, the least first; what failed goes before what was met. Of those
-        only that were answered after `after_ns`.
+        """As `latest`, by slack, the least first; what failed goes before what was met. `among`
+        these, the latest first, or all that are kept; of those only that were answered after
+        `after_ns`.
         """
+        latest = reversed(self._kept) if among is None else among
+        kept = list(takewhile(lambda answered: answered.answered_ns > after_ns, latest))
         found: list[tuple[int, int, Answered]] = []
-        newest = takewhile(lambda answered: answered.answered_ns > after_ns, reversed(self._kept))
-        kept = list(newest)[::-1]
         for begin in range(0, len(kept), PER_TURN):
             ranked = [
-                (badness, -number, answered)  # of equals the latest first
+                (badness, number, answered)  # of equals the latest first
                 for number, answered in enumerate(kept[begin : begin + PER_TURN], begin)
                 if (badness := answered.badness) is not None and wanted(answered)
             ]

@@ -66,14 +66,14 @@ def add_request_routes(
                 and onlooker.may_see(answered)
             )
 
-        if "worst" in asked and "latest" in asked:
-            raise bad_request("worst and latest are both given: one order is enough")
+        found = None
+        if "latest" in asked or "worst" not in asked:
+            latest = recent.latest(_number_of("latest", asked), is_wanted)
+            found = await in_turns(latest)
         if "worst" in asked:
-            looking = recent.worst(_number_of("worst", asked), is_wanted)
-        else:
-            looking = recent.latest(_number_of("latest", asked), is_wanted)
-        found = await in_turns(looking)
-        entries = await in_turns(entries_of(found, recent))
+            worst = recent.worst(_number_of("worst", asked), is_wanted, among=found)
+            found = await in_turns(worst)
+        entries = await in_turns(entries_of(found or (), recent))
         return _json(RequestList(entries, len(recent), recent.since))
 
     @app.get("/requests/{request_id:path}")

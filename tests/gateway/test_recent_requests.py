@@ -111,6 +111,28 @@ def test_the_worst_are_those_with_the_least_slack() -> None:
     assert last(recent.latest(2, lambda one: one.kind == "failed")) == ["r5"]
 
 
+def test_the_worst_of_the_latest() -> None:
+    async def story() -> None:
+        bench = Bench()
+        for number, slo_ms in enumerate((5, 50, 20)):
+            headers = {"x-request-id": f"r{number}"}
+            client = await bench.post(mlp_body(slo_ms=slo_ms), headers=headers)
+            bench.dispatcher.submitted[-1].on_done(served(), MLP_OUTPUTS)
+            await settle()
+            assert client.status == 200
+
+        async def ids(query: str) -> list[str]:
+            listed = (await bench.get(f"/requests?{query}")).json["requests"]
+            return [one["request_id"] for one in listed]
+
+        assert await ids("worst=5") == ["r0", "r2", "r1"]
+        assert await ids("latest=2") == ["r2", "r1"]
+        assert await ids("worst=5&latest=2") == ["r2", "r1"]
+        assert await ids("worst=1&latest=2") == ["r2"]
+
+    run(story)
+
+
 def test_a_large_ring_is_looked_through_in_turns() -> None:
     recent = RecentRequests(10 * PER_TURN, clock=lambda: START_NS)
     for number in range(1, 3 * PER_TURN + 1):
@@ -402,7 +424,7 @@ def test_none_are_kept_where_none_are_wanted() -> None:
         ("worst=0", 400, "worst is '0': expected a number from 1 to 1000"),
         ("latest=1001", 400, "latest is '1001': expected a number from 1 to 1000"),
         ("worst=x", 400, "worst is 'x': expected a number from 1 to 1000"),
-        ("worst=1&latest=1", 400, "worst and latest are both given: one order is enough"),
+        ("worst=1&latest=0", 400, "latest is '0': expected a number from 1 to 1000"),
         ("worst=1&worst=2", 400, "parameter worst is there twice"),
         ("limit=1", 400, "parameter 'limit' is not known here; known are worst, latest, model,"),
         ("outcome=good", 400, "outcome is 'good': expected one of served, rejected, expired,"),

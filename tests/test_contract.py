@@ -398,8 +398,11 @@ def check(value: Any, schema: dict[str, Any], where: str) -> None:
             assert key in properties or other, f"{where}: {key} is not in the contract"
             check(member, properties.get(key, other), f"{where}.{key}")
     elif isinstance(value, list) and "items" in schema:
+        places = schema.get("prefixItems", [])  # `items` is for what comes after them
+        assert len(value) == len(places) or not places, where
         for index, item in enumerate(value):
-            check(item, schema["items"], f"{where}[{index}]")
+            place = places[index] if places else schema["items"]
+            check(item, place, f"{where}[{index}]")
 
 
 def _is(value: Any, name: str) -> bool:

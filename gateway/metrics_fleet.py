@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from gateway.gpu_figures import GpuFigures
 from gateway.metrics import Metrics, name_of
 from gateway.metrics_text import MODELS_PER_PART, escaped, family, header
+from gateway.scaling import Scaling
 from gateway.views import DeviceView, LinkView, SchedulerView
 from scheduler.wire import CLOCK_LIMITS, DeviceSample
 
@@ -60,6 +61,58 @@ def workers(metrics: Metrics) -> Iterator[str]:
         "counter",
         "Time in which the exec lane was idle though its next request, loaded, was there before.",
         [(labels, lane.idle_with_work_ns / 1e9) for labels, lane in lanes],
+    )
+
+
+def scaling(advice: Scaling) -> str:
+    """Nothing for what is not known yet: an autoscaler must not take it for a 0."""
+    gauges = (
+        (
+            "offered_load_devices",
+            "Devices that what arrived in the last ten seconds would keep busy, in the batches its "
+            "rates and SLOs allow; refused or not.",
+            advice.offered_load,
+        ),
+        (
+            "utilisation_ratio",
+            "Offered load over the devices there are; above 1 it cannot be served.",
+            advice.utilisation,
+        ),
+        (
+            "load_forecast_devices",
+            "The offered load one scaling_horizon_s from now, as foreseen.",
+            advice.forecast,
+        ),
+        (
+            "predicted_utilisation_ratio",
+            "The forecast over the devices there are.",
+            advice.predicted_utilisation,
+        ),
+        (
+            "load_forecast_absolute_error_devices",
+            "Mean absolute error of the forecasts that came due lately.",
+            advice.absolute_error,
+        ),
+        (
+            "load_forecast_bias_devices",
+            "Mean of actual minus forecast, of the same; above 0 too little was foreseen.",
+            advice.bias,
+        ),
+        (
+            "refused_slo_ratio",
+            "Requests with a promise of the last minute that were refused, as a share.",
+            advice.refused_ratio,
+        ),
+        (
+            "recommended_devices",
+            "Devices for the forecast and its usual error at scaling_target_utilisation.",
+            advice.recommended_devices,
+        ),
+    )
+    return "".join(
+        family(name, "gauge", text, [("", value)])
+        for name, text, value in gauges
+        if value is not None
     )
 
 

@@ -24,7 +24,6 @@ from gateway.metrics_text import (
     histogram,
     histograms,
 )
-from gateway.scaling import Scaling
 from gateway.slo_results import results_of
 from gateway.tallies import ModelTallies, Tally
 from gateway.views import HttpView
@@ -114,7 +113,7 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
     if metrics.scheduler is not None:
         yield from metrics_fleet.scheduler_parts(metrics.scheduler)
     if metrics.scaling is not None:
-        yield _scaling(metrics.scaling)
+        yield metrics_fleet.scaling(metrics.scaling)
     yield process_figures.page()
     if metrics.triton_catalog is not None:
         yield from triton_metrics.page_parts(
@@ -243,58 +242,6 @@ def _actions(models: Models, metrics: Metrics) -> Iterator[str]:
             (f'action="{action}",code="{code.name.lower()}"', count)
             for (action, code), count in metrics.results.items()
         ),
-    )
-
-
-def _scaling(scaling: Scaling) -> str:
-    """Nothing for what is not known yet: an autoscaler must not take it for a 0."""
-    gauges = (
-        (
-            "offered_load_devices",
-            "Devices that what arrived in the last ten seconds would keep busy, in the batches its "
-            "rates and SLOs allow; refused or not.",
-            scaling.offered_load,
-        ),
-        (
-            "utilisation_ratio",
-            "Offered load over the devices there are; above 1 it cannot be served.",
-            scaling.utilisation,
-        ),
-        (
-            "load_forecast_devices",
-            "The offered load one scaling_horizon_s from now, as foreseen.",
-            scaling.forecast,
-        ),
-        (
-            "predicted_utilisation_ratio",
-            "The forecast over the devices there are.",
-            scaling.predicted_utilisation,
-        ),
-        (
-            "load_forecast_absolute_error_devices",
-            "Mean absolute error of the forecasts that came due lately.",
-            scaling.absolute_error,
-        ),
-        (
-            "load_forecast_bias_devices",
-            "Mean of actual minus forecast, of the same; above 0 too little was foreseen.",
-            scaling.bias,
-        ),
-        (
-            "refused_slo_ratio",
-            "Requests with a promise of the last minute that were refused, as a share.",
-            scaling.refused_ratio,
-        ),
-        (
-            "recommended_devices",
-            "Devices for the forecast and its usual error at scaling_target_utilisation.",
-            scaling.recommended_devices,
-        ),
-    )
-    return "".join(
-        family(name, "gauge", text, [("", value)])
-        for name, text, value in gauges
-        if value is not None
     )
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.trace_context import TraceContext
 from scheduler.events import Cancelled, Expired, Failed, Outcome, Rejected, Served
+from scheduler.spec import public_name
 
 
 class OwnAnswer(msgspec.Struct, frozen=True, gc=False):
@@ -106,11 +107,6 @@ _KINDS: dict[type[Outcome], str] = {
 KINDS = (*_KINDS.values(), "invalid")
 
 OnAnswered = Callable[[Answered], None]
-
-
-def public_name(key: str) -> str:
-    """What clients call a model that the scheduler calls so, whatever its version."""
-    return key.partition("/")[0]
 
 
 def told_to(listeners: Sequence[OnAnswered]) -> OnAnswered | None:

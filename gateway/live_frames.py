@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from gateway.answered import Answered, public_name
+from gateway.answered import Answered
 from gateway.live_messages import (
     LiveBar,
     LiveCounts,
@@ -29,7 +29,7 @@ from gateway.tallies import ModelTallies
 from gateway.views import Clock, DeviceView, SchedulerView
 from scheduler.device import WeightsState
 from scheduler.events import Served
-from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelSpec
+from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelSpec, public_name
 
 STATES = tuple(WeightsState)  # their places are what pages say
 UNKNOWN = -1  # in place of a model's index

@@ -32,7 +32,7 @@ from scheduler.events import (
     WorkerJoined,
     WorkerLost,
 )
-from scheduler.spec import ModelSpec
+from scheduler.spec import ModelSpec, public_name
 
 # Workers are named by their operator; more names than this in one life are a mistake.
 MAX_WORKER_NAMES = 1024
@@ -128,10 +128,10 @@ class Metrics:
         """
         tallies = self._tallies.get(name)
         if tallies is None:
-            public_name = name.partition("/")[0]
-            tallies = self.models.get(public_name)
+            told = public_name(name)
+            tallies = self.models.get(told)
             if tallies is None:
-                tallies = self.models[public_name] = ModelTallies(self.totals)
+                tallies = self.models[told] = ModelTallies(self.totals)
             self._tallies[name] = tallies
         return tallies
 

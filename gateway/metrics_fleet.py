@@ -12,6 +12,7 @@ from gateway.metrics import Metrics, name_of
 from gateway.metrics_text import MODELS_PER_PART, escaped, family, header
 from gateway.scaling import Scaling
 from gateway.views import DeviceView, LinkView, SchedulerView
+from scheduler.spec import public_name
 from scheduler.wire import CLOCK_LIMITS, DeviceSample
 
 # Of a card that does not tell a figure, there is none.
@@ -192,7 +193,7 @@ def scheduler_parts(scheduler: SchedulerView) -> Iterator[str]:
     yield header("queue_depth", "gauge", "Requests waiting.")
     keys_of: dict[str, list[str]] = {}  # of all versions of a model
     for key in scheduler.models:
-        keys_of.setdefault(key.partition("/")[0], []).append(key)
+        keys_of.setdefault(public_name(key), []).append(key)
     models = iter(keys_of.items())
     while part := list(itertools.islice(models, MODELS_PER_PART * 8)):
         known = scheduler.models  # one may have been removed since the last part

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from gateway.answered import Answered, public_name
+from gateway.answered import Answered
 from gateway.infer_body import PhaseFigures
 from gateway.phases import passage_of, phases
 from gateway.recent_requests import RecentRequests
@@ -27,7 +27,7 @@ from scheduler.events import (
 )
 from scheduler.hindsight import LogEntry
 from scheduler.retelling import retell_foreseen, retelling
-from scheduler.spec import MILLISECOND_NS
+from scheduler.spec import MILLISECOND_NS, public_name
 from scheduler.words import Names, ms
 
 Step = TypeVar("Step")

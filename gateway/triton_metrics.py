@@ -14,7 +14,7 @@ from gateway.metrics_text import MODELS_PER_PART, Rows, escaped, family, family_
 from gateway.tallies import ModelTallies
 from gateway.v2_stats import ModelStats, statistics_of
 from gateway.views import LinkView, SchedulerView
-from scheduler.spec import ModelSpec
+from scheduler.spec import ModelSpec, public_name
 from scheduler.wire import DeviceSample
 
 PREFIX = "nv_"
@@ -149,7 +149,7 @@ def _caches(told: Told, sharings: Mapping[str, AnswerSharing]) -> Iterator[str]:
 def _pending(scheduler: SchedulerView, catalog: Mapping[str, ModelSpec]) -> Iterator[str]:
     waiting: Counter[str] = Counter()
     for key in scheduler.models:
-        waiting[key.partition("/")[0]] += scheduler.queue_depth(key)
+        waiting[public_name(key)] += scheduler.queue_depth(key)
     yield from family_parts(
         "inference_pending_request_count",
         "gauge",

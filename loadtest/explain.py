@@ -28,6 +28,7 @@ from scheduler.policies import PolicyError
 from scheduler.recording import Recording, RecordingError
 from scheduler.scheduler import Scheduler
 from scheduler.situation import sentences, situation
+from scheduler.spec import public_name
 from scheduler.story import NAMES, Story, arrivals_in, foreseen_story
 from scheduler.words import listed, ms
 
@@ -215,7 +216,7 @@ def print_list(args: argparse.Namespace, console: Console) -> None:
     """
     with opened(args.file, "looking through it") as recording:
         models = models_in(recording)
-        models |= {name.partition("/")[0] for name in models}  # of a version, its model
+        models |= {public_name(name) for name in models}  # of a version, its model
         if args.model is not None and args.model not in models:
             known = listed(sorted(models)) or "none"
             raise RecordingError(f"no model {args.model!r} in it; there are {known}")
@@ -229,7 +230,7 @@ def print_list(args: argparse.Namespace, console: Console) -> None:
         for line in answered(recording):
             request = line.request
             arrived = Words(line.origin_ns).at(request.arrival_ns)
-            if args.model not in (None, request.model, request.model.partition("/")[0]):
+            if args.model not in (None, request.model, public_name(request.model)):
                 continue
             if (args.refused or args.late) and not (
                 (args.refused and line.is_refused) or (args.late and line.is_late)

@@ -93,10 +93,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def public_name(self) -> str:
-        """What clients call it: of a scheduler's name, what is before the slash, which is in no
-        directory's name.
-        """
-        return self.name.partition("/")[0]
+        """What clients call it."""
+        return public_name(self.name)
 
     @property
     def max_batch_rows(self) -> int:
@@ -147,3 +145,10 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     tenant_weights: dict[str, float] = {}
     # (event, commands) pairs kept for `story()`.
     story_length: int = 512
+
+
+def public_name(key: str) -> str:
+    """What clients call a model that the scheduler calls so, whatever its version: what is before
+    the slash, which is in no directory's name.
+    """
+    return key.partition("/")[0]

@@ -200,3 +200,10 @@ def test_delays_of_an_idle_device_are_dropped_too() -> None:
     assert device.reply_delay_ns == ms(900)
     device.doubt("m", ms(500) + DOUBT_AFTER_NS)
     assert device.reply_delay_ns == device.command_delay_ns == INITIAL_DELAY_NS
+
+
+def test_what_a_device_offers_can_be_asked() -> None:
+    device = mirror("m")
+    assert [device.offers(name) for name in ("m", "later")] == [True, False]
+    device.offer(model_spec("later"))
+    assert device.offers("later")

@@ -1,8 +1,9 @@
 """Arithmetic on facts."""
 
+import msgspec
 import pytest
 
-from scheduler.spec import shape_key_of
+from scheduler.spec import public_name, shape_key_of
 from tests.scheduler.story import PAGE_BYTES, model_spec
 
 
@@ -20,3 +21,12 @@ def test_the_largest_batch_is_the_last_compiled_size() -> None:
 def test_a_shape_class_is_named_by_its_shapes() -> None:
     assert shape_key_of(((3, 48, 320), (1,), ())) == "3x48x320;1;"
     assert shape_key_of(()) == ""
+
+
+def test_a_version_that_came_later_has_a_name_of_its_own_in_the_scheduler_alone() -> None:
+    first = model_spec("m")
+    later = msgspec.structs.replace(first, scheduled_as="m/2")
+    assert (first.key, later.key) == ("m", "m/2")
+    in_the_scheduler = msgspec.structs.replace(later, name=later.key, scheduled_as="")
+    assert [spec.public_name for spec in (first, later, in_the_scheduler)] == ["m"] * 3
+    assert public_name("m/2") == public_name("m") == "m"

@@ -1,6 +1,6 @@
 """`python -m gateway` is the `remontoir` command."""
 
-from gateway.cli import main
+from gateway.command.cli import main
 
 if __name__ == "__main__":
     main()

@@ -11,33 +11,33 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from gateway.answer_sharing import Sharings
-from gateway.answered import OnAnswered, told_to
 from gateway.config import GatewayConfig
-from gateway.device_time import DeviceTime
 from gateway.errors import CLOSE, CONNECTION, ErrorReplies
-from gateway.exchange import Send
-from gateway.feedback import Feedback
-from gateway.groups import Groups
-from gateway.guard import Guard
-from gateway.infer_endpoint import InferEndpoint
-from gateway.infer_target import target_of
-from gateway.keyring import Keyring
+from gateway.http.request_body import Message, Receive
+from gateway.http.request_ids import REQUEST_ID, RequestIds
+from gateway.http.routes import build_routes
+from gateway.inference.answer_sharing import Sharings
+from gateway.inference.endpoint import InferEndpoint
+from gateway.inference.exchange import Send
+from gateway.inference.target import target_of
 from gateway.lifecycle import Lifecycle
-from gateway.live_feed import LiveFeed
-from gateway.live_frames import LiveSampler
-from gateway.live_routes import add_live_routes
-from gateway.live_watch import LiveWatch
-from gateway.metrics import Metrics
-from gateway.recent_requests import RecentRequests
-from gateway.reloading import Reloading
-from gateway.repository import Repository
-from gateway.request_body import Message, Receive
-from gateway.request_ids import REQUEST_ID, RequestIds
-from gateway.request_routes import add_request_routes
-from gateway.routes import build_routes
-from gateway.trace_context import TRACERESPONSE, BeginTrace, trace_of
-from gateway.versions import Versions
+from gateway.live.feed import LiveFeed
+from gateway.live.frames import LiveSampler
+from gateway.live.routes import add_live_routes
+from gateway.live.watch import LiveWatch
+from gateway.metrics.metrics import Metrics
+from gateway.observability.answered import OnAnswered, told_to
+from gateway.observability.recent_requests import RecentRequests
+from gateway.observability.request_routes import add_request_routes
+from gateway.observability.trace_context import TRACERESPONSE, BeginTrace, trace_of
+from gateway.tenants.device_time import DeviceTime
+from gateway.tenants.guard import Guard
+from gateway.tenants.keyring import Keyring
+from gateway.variants.feedback import Feedback
+from gateway.variants.groups import Groups
+from gateway.versions.reloading import Reloading
+from gateway.versions.repository import Repository
+from gateway.versions.versions import Versions
 from gateway.views import CallLater, Clock, ObservedSink, OnNamed, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 

@@ -12,34 +12,41 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from gateway import docs_page, host_process
-from gateway.answered import OnAnswered
 from gateway.app import create_app
+from gateway.command import host_process
+from gateway.command.host_process import ServeError
 from gateway.config import MEBIBYTE, GatewayConfig
-from gateway.curve_keys import GatewayKeys
-from gateway.device_time import DeviceTime
 from gateway.dispatcher import Dispatcher, Observer
-from gateway.groups import Groups
-from gateway.groups_file import Groups as GroupSpecs
-from gateway.groups_file import GroupsError
-from gateway.host_process import ServeError
-from gateway.http_server import http_server
-from gateway.keyring import Keyring
+from gateway.http import docs_page
+from gateway.http.server import http_server
 from gateway.lifecycle import Lifecycle
-from gateway.loop_lag import LoopLag
-from gateway.metrics import Metrics
+from gateway.metrics.loop_lag import LoopLag
+from gateway.metrics.metrics import Metrics
+from gateway.metrics.scaling import Scaling
+from gateway.metrics.scaling_sampler import ScalingSampler
+from gateway.observability.answered import OnAnswered
+from gateway.observability.request_log import RequestLog
+from gateway.observability.traces import OtlpSink, Traces, TracesError
 from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
-from gateway.reloading import Reloading
-from gateway.repository_watch import states_of
-from gateway.request_log import RequestLog
-from gateway.scaling import Scaling
-from gateway.scaling_sampler import ScalingSampler
-from gateway.supervisor import CompileError, Supervisor, WorkerExit, run_compile, run_devices
-from gateway.tenants_file import Tenants, weights_of
-from gateway.traces import OtlpSink, Traces, TracesError
-from gateway.versions import Versions
-from gateway.worker_link import BindError, WorkerLink
+from gateway.tenants.device_time import DeviceTime
+from gateway.tenants.keyring import Keyring
+from gateway.tenants.tenants_file import Tenants, weights_of
+from gateway.variants.groups import Groups
+from gateway.variants.groups_file import Groups as GroupSpecs
+from gateway.variants.groups_file import GroupsError
+from gateway.versions.reloading import Reloading
+from gateway.versions.repository_watch import states_of
+from gateway.versions.versions import Versions
+from gateway.workers.curve_keys import GatewayKeys
+from gateway.workers.link import BindError, WorkerLink
+from gateway.workers.supervisor import (
+    CompileError,
+    Supervisor,
+    WorkerExit,
+    run_compile,
+    run_devices,
+)
 from scheduler import __version__
 from scheduler.event_log import Header
 from scheduler.events import Event, ModelAdded, WorkerJoined

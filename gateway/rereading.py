@@ -9,11 +9,11 @@ import logging
 
 from rich.console import Console
 
-from gateway import host_process
 from gateway.assembly import Assembly
+from gateway.command import host_process
+from gateway.command.host_process import ServeError
 from gateway.config import GatewayConfig
-from gateway.host_process import ServeError
-from gateway.tls import TlsError
+from gateway.http.tls import TlsError
 
 logger = logging.getLogger(__name__)
 

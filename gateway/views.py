@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.dispatcher import Observer, OnDone, OnQuote
-from gateway.gpu_figures import GpuFigures
 from gateway.wakeup_timer import Cancellable
+from gateway.workers.gpu_figures import GpuFigures
 from scheduler.device import Outstanding, Weights, WeightsState
 from scheduler.events import Command, Event, Quote, Rejected
 from scheduler.spec import DeviceSpec, ModelSpec
@@ -97,7 +97,7 @@ class ObservedSink(RequestSink, Observed, Protocol):
 
 
 class HttpView(Protocol):
-    """gateway.infer_endpoint.InferEndpoint, as far as metrics show it."""
+    """gateway.inference.endpoint.InferEndpoint, as far as metrics show it."""
 
     num_open: int
 
@@ -133,7 +133,7 @@ class DeviceView(Protocol):
 
 
 class ConnectionView(Protocol):
-    """gateway.worker_link.Connection: a worker that has joined."""
+    """gateway.workers.link.Connection: a worker that has joined."""
 
     @property
     def worker_id(self) -> str: ...
@@ -146,7 +146,7 @@ class ConnectionView(Protocol):
 
 
 class LinkView(Protocol):
-    """gateway.worker_link.WorkerLink: what GPUs say of themselves, and what nobody understood."""
+    """gateway.workers.link.WorkerLink: what GPUs say of themselves, and what nobody understood."""
 
     def connections(self) -> Sequence[ConnectionView]: ...
     @property

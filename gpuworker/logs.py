@@ -1,4 +1,4 @@
-"""The log of a worker's process, in the forms of the gateway's (gateway/logs.py is its like).
+"""The log of a worker's process, in the forms of the gateway's (observability/logs.py).
 
 It owns what each line of it says of the process. structlog is not needed for the `pretty` form: a
 worker also runs in environments that were made by hand for its GPU.

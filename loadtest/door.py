@@ -1,7 +1,7 @@
 """What metrics, keys, quotas, stories and traces cost a request, in µs of the gateway's core.
 
 Owns the experiment and its bar. The gateway's half, which times itself without sockets, is
-`python -m gateway.door_cost`, started as a process.
+`python -m gateway.costs.door_cost`, started as a process.
 """
 
 import subprocess
@@ -36,14 +36,14 @@ def run(bench: Bench) -> Result:
     report = bench.report
     report.start("The door: what metrics, stories, keys, quotas and traces add to a request")
     rounds = QUICK_ROUNDS if bench.is_quick else ROUNDS
-    command = [sys.executable, "-m", "gateway.door_cost", "--rounds", str(rounds)]
+    command = [sys.executable, "-m", "gateway.costs.door_cost", "--rounds", str(rounds)]
     command = on_cpus(str(SERVER_CPU), command)
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_S)
     except subprocess.CalledProcessError as error:
-        raise ServerError(f"gateway.door_cost: {error.stderr.decode()[-500:]}") from error
+        raise ServerError(f"gateway.costs.door_cost: {error.stderr.decode()[-500:]}") from error
     except subprocess.TimeoutExpired as error:
-        raise ServerError(f"gateway.door_cost was not done after {TIMEOUT_S} s") from error
+        raise ServerError(f"gateway.costs.door_cost was not done after {TIMEOUT_S} s") from error
     result = Result(steps=msgspec.json.decode(done.stdout, type=list[Step]))
     report.table(
         "CPU time of one request with JSON of 64 numbers, µs",

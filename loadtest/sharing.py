@@ -1,7 +1,7 @@
 """What a hit and a miss of the prediction cache cost a request, in µs of the gateway's core.
 
 Owns the experiment. The gateway's half, which times itself without sockets, is
-`python -m gateway.sharing_cost`, started as a process.
+`python -m gateway.costs.sharing_cost`, started as a process.
 """
 
 import subprocess
@@ -35,14 +35,14 @@ def run(bench: Bench) -> Result:
     report = bench.report
     report.start("The cache: what a hit and a miss cost a request")
     rounds = QUICK_ROUNDS if bench.is_quick else ROUNDS
-    command = [sys.executable, "-m", "gateway.sharing_cost", "--rounds", str(rounds)]
+    command = [sys.executable, "-m", "gateway.costs.sharing_cost", "--rounds", str(rounds)]
     command = on_cpus(str(SERVER_CPU), command)
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_S)
     except subprocess.CalledProcessError as error:
-        raise ServerError(f"gateway.sharing_cost: {error.stderr.decode()[-500:]}") from error
+        raise ServerError(f"gateway.costs.sharing_cost: {error.stderr.decode()[-500:]}") from error
     except subprocess.TimeoutExpired as error:
-        raise ServerError(f"gateway.sharing_cost was not done after {TIMEOUT_S} s") from error
+        raise ServerError(f"gateway.costs.sharing_cost was not done after {TIMEOUT_S} s") from error
     result = Result(cases=msgspec.json.decode(done.stdout, type=list[Case]))
     report.table(
         "One request with binary inputs, µs",

@@ -7,15 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway import docs_page
-from gateway.answered import KINDS
-from gateway.datatypes import DATATYPES
-from gateway.docs_page import read_contract
 from gateway.errors import PROBLEMS, ErrorBody
-from gateway.group_routes import FeedbackBody, FeedbackReply, GroupEntry, MemberEntry
-from gateway.groups_file import GroupSpec, MemberSpec
-from gateway.guard import OPEN_PATHS, OPEN_PREFIXES
-from gateway.infer_body import (
+from gateway.http import docs_page
+from gateway.http.docs_page import read_contract
+from gateway.http.routes import ModelEntry, TensorEntry
+from gateway.inference.body import (
     InferBody,
     InferReply,
     InputTensor,
@@ -25,8 +21,11 @@ from gateway.infer_body import (
     RequestParameters,
     SloFigures,
 )
-from gateway.infer_target import INFER_PATH, QUOTE_PATH, V2_INFER_PATHS
-from gateway.live_messages import (
+from gateway.inference.datatypes import DATATYPES
+from gateway.inference.quoting import MAX_COUNT, QuoteBody, QuotedRefusal, QuoteReply
+from gateway.inference.slo import MAX_SLO_MS
+from gateway.inference.target import INFER_PATH, QUOTE_PATH, V2_INFER_PATHS
+from gateway.live.messages import (
     LiveBar,
     LiveCounts,
     LiveDevice,
@@ -36,16 +35,17 @@ from gateway.live_messages import (
     LiveRequest,
     LiveSnapshot,
 )
-from gateway.quoting import MAX_COUNT, QuoteBody, QuotedRefusal, QuoteReply
-from gateway.reloading import Reloaded
-from gateway.repository import Entry, Loaded, Unloaded
-from gateway.request_routes import RequestList
-from gateway.request_stories import Batch, Phase, RequestEntry, RequestStory
-from gateway.routes import ModelEntry, TensorEntry
-from gateway.slo import MAX_SLO_MS
-from gateway.v2_config import ModelConfiguration, TensorConfig
-from gateway.v2_routes import ModelMetadata, ModelReady, ServerMetadata, TensorMetadata
-from gateway.v2_stats import BatchStats, Duration, InferenceStats, ModelStats, Statistics
+from gateway.observability.answered import KINDS
+from gateway.observability.request_routes import RequestList
+from gateway.observability.request_stories import Batch, Phase, RequestEntry, RequestStory
+from gateway.tenants.guard import OPEN_PATHS, OPEN_PREFIXES
+from gateway.v2.model_config import ModelConfiguration, TensorConfig
+from gateway.v2.routes import ModelMetadata, ModelReady, ServerMetadata, TensorMetadata
+from gateway.v2.statistics import BatchStats, Duration, InferenceStats, ModelStats, Statistics
+from gateway.variants.groups_file import GroupSpec, MemberSpec
+from gateway.variants.routes import FeedbackBody, FeedbackReply, GroupEntry, MemberEntry
+from gateway.versions.reloading import Reloaded
+from gateway.versions.repository import Entry, Loaded, Unloaded
 from scheduler.device import WeightsState
 from scheduler.events import Reason
 from tests.gateway.http_doubles import (

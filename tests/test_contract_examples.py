@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.docs_page import read_contract
+from gateway.http.docs_page import read_contract
 
 CONTRACT = read_contract()
 METHODS = {"get", "post", "put", "patch", "delete"}

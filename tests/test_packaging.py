@@ -53,7 +53,7 @@ def test_the_wheel_holds_the_packages_their_data_and_the_licences(wheel: Path) -
         metadata = archive.read(f"{info}/METADATA").decode()
     assert set(DATA) <= names
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= names
-    assert "remontoir = gateway.cli:main" in entry_points
+    assert "remontoir = gateway.command.cli:main" in entry_points
     assert "License-Expression: Apache-2.0" in metadata
     packages = {name.split("/")[0] for name in names} - {info}
     assert packages <= {"gateway", "gpuworker", "loadtest", "openapi", "scheduler"}

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import yaml
 
-from gateway.api_keys import new_key
+from gateway.tenants.api_keys import new_key
 from tests.e2e.tools import LeftOut, run
 from tests.gateway.running import RunningGateway, running_gateway
 from tests.gpuworker import onnx_models

@@ -25,7 +25,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gateway.api_keys import new_key
+from gateway.tenants.api_keys import new_key
 from tests.e2e.tools import LeftOut, environment_with, run
 from tests.gateway.running import ROOT, environment, running_gateway
 

@@ -18,7 +18,7 @@ from gateway.app import create_app
 from gateway.config import GatewayConfig
 from gateway.dispatcher import Dispatcher
 from gateway.lifecycle import Lifecycle
-from gateway.metrics import Metrics
+from gateway.metrics.metrics import Metrics
 from scheduler.actions import (
     Action,
     Code,

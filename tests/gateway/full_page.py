@@ -9,15 +9,15 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.config import GatewayConfig
-from gateway.feedback import Feedback
-from gateway.gpu_figures import FleetFigures, GpuFigures
-from gateway.groups import Group
-from gateway.groups_file import GroupSpec, MemberSpec
-from gateway.loop_lag import LoopLag
-from gateway.metrics_page import page_parts
-from gateway.scaling import Sample, Scaling
-from gateway.tenants_file import TenantSpec
-from gateway.worker_link import Connection
+from gateway.metrics.loop_lag import LoopLag
+from gateway.metrics.page import page_parts
+from gateway.metrics.scaling import Sample, Scaling
+from gateway.tenants.tenants_file import TenantSpec
+from gateway.variants.feedback import Feedback
+from gateway.variants.groups import Group
+from gateway.variants.groups_file import GroupSpec, MemberSpec
+from gateway.workers.gpu_figures import FleetFigures, GpuFigures
+from gateway.workers.link import Connection
 from scheduler.actions import (
     Code,
     EvictResult,

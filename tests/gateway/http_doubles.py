@@ -8,18 +8,18 @@ from typing import Any
 
 import msgspec
 
-from gateway.answered import OnAnswered
 from gateway.app import App, create_app
 from gateway.config import GatewayConfig
-from gateway.device_time import DeviceTime
 from gateway.dispatcher import OnDone, OnQuote, Outputs
-from gateway.groups import Groups
-from gateway.groups_file import Groups as GroupSpecs
-from gateway.keyring import Keyring
 from gateway.lifecycle import Lifecycle
-from gateway.metrics import Metrics
-from gateway.tenants_file import Tenants
-from gateway.trace_context import BeginTrace
+from gateway.metrics.metrics import Metrics
+from gateway.observability.answered import OnAnswered
+from gateway.observability.trace_context import BeginTrace
+from gateway.tenants.device_time import DeviceTime
+from gateway.tenants.keyring import Keyring
+from gateway.tenants.tenants_file import Tenants
+from gateway.variants.groups import Groups
+from gateway.variants.groups_file import Groups as GroupSpecs
 from scheduler.device import WeightsState
 from scheduler.events import Cancelled, Command, Event, Failed, Quote, Rejected, Served
 from scheduler.spec import (

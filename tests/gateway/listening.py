@@ -12,11 +12,11 @@ import uvloop
 
 from gateway.app import create_app
 from gateway.config import GatewayConfig
-from gateway.cors import Cors
-from gateway.http_protocol import HttpProtocol
-from gateway.limited_http_protocol import ConnectionLimits
-from gateway.tenants_file import Tenants
-from gateway.tls import Certificate
+from gateway.http.cors import Cors
+from gateway.http.limited_protocol import ConnectionLimits
+from gateway.http.protocol import HttpProtocol
+from gateway.http.tls import Certificate
+from gateway.tenants.tenants_file import Tenants
 from tests.gateway.http_doubles import Bench, Submitted
 
 PATIENCE_S = 20.0  # for a step that takes microseconds: only a hang takes that long

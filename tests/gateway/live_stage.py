@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from gateway.dispatcher import Dispatcher
 from gateway.lifecycle import Lifecycle
-from gateway.live_feed import LiveFeed
-from gateway.live_frames import LiveSampler
-from gateway.live_watch import LiveWatch
-from gateway.metrics import Metrics
-from gateway.recent_requests import RecentRequests
+from gateway.live.feed import LiveFeed
+from gateway.live.frames import LiveSampler
+from gateway.live.watch import LiveWatch
+from gateway.metrics.metrics import Metrics
+from gateway.observability.recent_requests import RecentRequests
 from scheduler.actions import Action, Code, Infer, InferResult, LoadResult, LoadWeights, Span
 from scheduler.events import ModelAdded, WorkerJoined, WorkerLost
 from scheduler.scheduler import Scheduler

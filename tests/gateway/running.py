@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from gateway import demo
+from gateway.command import demo
 
 ROOT = Path(__file__).parent.parent.parent
 

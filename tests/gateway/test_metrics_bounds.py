@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from gateway.config import GatewayConfig
-from gateway.exchange import Reply as HttpReply
-from gateway.infer_target import NATIVE, Target, target_of
-from gateway.loop_lag import LoopLag
-from gateway.metrics import Metrics
-from gateway.metrics_page import page_parts
-from gateway.scaling import Scaling
-from gateway.scaling_sampler import ScalingSampler
-from gateway.tenants_file import TenantSpec
+from gateway.inference.exchange import Reply as HttpReply
+from gateway.inference.target import NATIVE, Target, target_of
+from gateway.metrics.loop_lag import LoopLag
+from gateway.metrics.metrics import Metrics
+from gateway.metrics.page import page_parts
+from gateway.metrics.scaling import Scaling
+from gateway.metrics.scaling_sampler import ScalingSampler
+from gateway.tenants.tenants_file import TenantSpec
 from scheduler.actions import (
     Code,
     EvictResult,

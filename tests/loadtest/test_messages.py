@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 
-from gateway.infer_body import decode_body
+from gateway.inference.body import decode_body
 from loadtest.http1 import Shot
 from loadtest.messages import (
     baseline_binary,

@@ -16,7 +16,7 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from gateway.v2_routes import EXTENSIONS
+from gateway.v2.routes import EXTENSIONS
 from scheduler import __version__
 from tests.gateway.running import RunningGateway, running_gateway
 from tests.gpuworker import onnx_models

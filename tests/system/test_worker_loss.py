@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.membership import MAX_UNANSWERED_PINGS
+from gateway.workers.membership import MAX_UNANSWERED_PINGS
 from scheduler.actions import Infer, LoadWeights
 from scheduler.wire import Order, Ping
 from tests.gateway.running import RunningGateway, running_gateway

@@ -1,0 +1,1 @@
+"""The `remontoir` command: its flags, its subcommands, and what they print."""

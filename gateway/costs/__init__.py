@@ -1,0 +1,1 @@
+"""Programs that measure what parts of the gateway cost a request, in µs."""

@@ -1,0 +1,646 @@
+"""The hot path: one inference request from ASGI to the dispatcher and back.
+
+It owns the order of checks before a request exists for the scheduler: method, phase, number of open
+requests, size, body, encoding, model, tensors, SLO. It must never decide about scheduling, and
+costs no task or future per request: through `answer` there is none at all, and behind ASGI its own
+task waits in `receive()` for the client to hang up, which is also how it learns that the answer is
+out.
+"""
+
+import asyncio
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gateway.config import MEBIBYTE, GatewayConfig
+from gateway.dispatcher import OnDone
+from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError, bad_request
+from gateway.http.request_body import (
+    BodyMemory,
+    ClientGone,
+    Message,
+    Receive,
+    check_length,
+    decompress,
+    read_rest,
+)
+from gateway.http.request_ids import REQUEST_ID, RequestIds
+from gateway.http.single_headers import CONTENT_ENCODING, check_single
+from gateway.inference import slo
+from gateway.inference.answer_sharing import Ask, Sharings
+from gateway.inference.body import HEADER_LENGTH, decode_body
+from gateway.inference.exchange import Exchange, Reply, Send, Write, no_send
+from gateway.inference.questions import Questions
+from gateway.inference.raw_input import raw_request
+from gateway.inference.reply_encoding import ACCEPT_ENCODING, encoding_of
+from gateway.inference.request_flags import DO_NOT_QUEUE, DRY_RUN, do_not_queue, dry_run
+from gateway.inference.target import NATIVE, QUOTE, Target
+from gateway.inference.tensors import Inputs, ModelPlan, ShapeClass, unknown_tensor
+from gateway.lifecycle import Lifecycle
+from gateway.metrics.metrics import Metrics
+from gateway.observability.answered import OnAnswered
+from gateway.observability.trace_context import TRACEPARENT, BeginTrace, trace_of
+from gateway.tenants.device_time import DeviceTime
+from gateway.tenants.keyring import Keyring
+from gateway.tenants.tenant import Tenant
+from gateway.variants.feedback import Feedback
+from gateway.variants.groups import Groups
+from gateway.variants.variants import Variants
+from gateway.versions.versions import NONE_KEPT, versions_of
+from gateway.views import CallLater, Clock, OnNamed, RequestSink
+from scheduler.spec import MILLISECOND_NS, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+# Where the scope tells when a request was first seen whose task was started later.
+ARRIVAL_NS = "remontoir.arrival_ns"
+# All and only headers that change how a request is read, or answered.
+SPECIAL_HEADERS = slo.HEADERS | {
+    REQUEST_ID,
+    DO_NOT_QUEUE,
+    DRY_RUN,
+    TRACEPARENT,
+    CONTENT_ENCODING,
+    ACCEPT_ENCODING,
+    HEADER_LENGTH,
+}
+_RAW = b"0"  # a header length that says: no JSON at all
+
+_PHASE_DETAILS = {
+    "starting": "the gateway is starting: models are being compiled or workers have not joined",
+    "draining": "the gateway is stopping and takes no new requests",
+}
+_NO_HEADERS: Mapping[bytes, bytes] = {}
+
+Scope = Mapping[str, Any]
+
+
+class InferEndpoint:
+    """`POST /infer`, and the routes of the Open Inference Protocol that name a model and a version.
+
+    Those differ in where the name comes from, in the type of error bodies, and in raw mode.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        sink: RequestSink,
+        catalog: Mapping[str, ModelSpec],
+        *,
+        clock: Clock,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        errors: ErrorReplies,
+        request_ids: RequestIds,
+        call_later: CallLater | None = None,
+        on_named: OnNamed | None = None,
+        keyring: Keyring | None = None,
+        device_time: DeviceTime | None = None,
+        sharings: Sharings | None = None,
+        kept: Mapping[tuple[str, str], ModelSpec] = NONE_KEPT,
+        groups: Groups | None = None,
+        feedback: Feedback | None = None,
+        on_answered: OnAnswered | None = None,
+        begin_trace: BeginTrace | None = None,
+    ) -> None:
+        """`kept` has versions beside those of the catalogue, by name and version. Without a
+        keyring nobody needs a key; with one, `device_time` predicts for its quotas. `feedback`
+        hears which members of `groups` have answered, `on_answered` of every request's end.
+        `begin_trace` decides about requests whose caller has not.
+        """
+        self.on_answered = on_answered
+        self._begin_trace = begin_trace
+        self.clock = clock
+        self.errors = errors
+        self.metrics = metrics
+        self.num_open = 0
+        self.lifecycle = lifecycle
+        self.memory = BodyMemory(max_bytes=config.max_buffered_mb * MEBIBYTE)
+        # All and only answers whose client reads slower than it is written to.
+        self.writing: set[asyncio.Task[None]] = set()
+        self._request_ids = request_ids
+        self._sink = sink
+        self._catalog = catalog
+        self._call_later = call_later
+        self._on_named = on_named
+        self._keyring = keyring
+        self._device_time = device_time
+        self._max_open = config.max_open_requests
+        self._max_body_bytes = config.max_body_mb * MEBIBYTE
+        self._body_timeout_s = config.body_timeout_ms / 1000
+        self._default_slo_ns = int(config.default_slo_ms * MILLISECOND_NS)
+        self._kept = kept
+        # By the model's name, and for versions that are kept, by their own in the scheduler.
+        self._plans: dict[str, ModelPlan] = {}
+        self._variants = Variants(
+            Groups({}, catalog) if groups is None else groups,
+            sink,
+            self.plan_of,
+            self._give,
+            metrics,
+            Feedback() if feedback is None else feedback,
+            clock=clock,
+        )
+        self._questions = Questions(
+            sink,
+            self.plan_of,
+            metrics,
+            default_slo_ns=self._default_slo_ns,
+            hold_device_time=self._hold_device_time,
+            variants=self._variants,
+        )
+        self._sharings = sharings or Sharings(sink.cancel)
+
+    async def __call__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        target: Target = NATIVE,
+    ) -> None:
+        arrival_ns = scope.get(ARRIVAL_NS) or self.clock()
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(headers) else headers
+        request_id = self._request_ids.of(special.get(REQUEST_ID))
+        media_type = PROBLEM_JSON if target.model is None else JSON
+        exchange = Exchange(self, send, request_id, arrival_ns, media_type)
+        if special:
+            _note_wishes(exchange, special, scope["headers"])
+        if self._begin_trace is not None and exchange.trace is None:
+            exchange.trace = self._begin_trace()
+        self.num_open += 1
+        is_read = False
+        try:
+            try:
+                if len(headers) != len(scope["headers"]):
+                    check_single(scope["headers"])
+                self._check_door(scope["method"], headers)
+                if self._keyring is not None:
+                    self._let_in(exchange, self._keyring, headers)
+                message = await receive()
+                if not message.get("more_body", True):
+                    body = message["body"]
+                    exchange.hold(len(body))
+                    check_length(len(body), max_bytes=self._max_body_bytes)
+                else:  # or a disconnect, which has no such member
+                    self._foresee(exchange, message.get("body", b""), special, target)
+                    if not exchange.is_answered:
+                        body = await self._read_in_time(exchange, message, receive)
+                if not exchange.is_answered:
+                    is_read = True
+                    if special and CONTENT_ENCODING in special:
+                        body = await self._decompressed(exchange, body, special[CONTENT_ENCODING])
+                    self._submit(exchange, body, special, target)
+            except RequestError as error:
+                exchange.refuse(error)
+            except ClientGone:
+                exchange.abandon()
+            reply = exchange.reply
+            if reply is not None:
+                if not is_read and exchange.closes_connection:
+                    await self._discard_rest(exchange, reply, receive)
+                    return
+                await send(reply[0])
+                await send(reply[1])
+            elif not exchange.is_answered:
+                exchange.task = asyncio.current_task()
+                while (await receive())["type"] != "http.disconnect":
+                    pass  # ASGI has nothing more to say of a request whose body is complete
+        except Exception:
+            if not exchange.is_answered:
+                exchange.task = asyncio.current_task()
+                exchange.fail()
+            raise
+        finally:
+            self.release(exchange)
+            if not exchange.is_answered:
+                exchange.is_gone = True
+                self.cancel(exchange)
+
+    def answer(
+        self,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        write: Write,
+        *,
+        arrival_ns: int,
+        target: Target = NATIVE,
+    ) -> Exchange | None:
+        """A `POST` whose body is complete, as `__call__` does it, without a task.
+
+        `write` gets the one reply, possibly before this returns; a client that goes away before is
+        the exchange's `hang_up`. None for a request that must wait for something: call it instead.
+        """
+        known = dict(headers)
+        special = _NO_HEADERS if SPECIAL_HEADERS.isdisjoint(known) else known
+        if CONTENT_ENCODING in special or len(known) != len(headers):
+            return None
+        request_id = self._request_ids.of(special.get(REQUEST_ID))
+        media_type = PROBLEM_JSON if target.model is None else JSON
+        exchange = Exchange(self, no_send, request_id, arrival_ns, media_type, write)
+        if special:
+            _note_wishes(exchange, special, headers)
+        if self._begin_trace is not None and exchange.trace is None:
+            exchange.trace = self._begin_trace()
+        self.num_open += 1
+        try:
+            self._check_door("POST", _NO_HEADERS)  # what the body was announced as matters no more
+            if self._keyring is not None:
+                self._let_in(exchange, self._keyring, known)
+            exchange.hold(len(body))
+            check_length(len(body), max_bytes=self._max_body_bytes)
+            self._submit(exchange, body, special, target)
+        except RequestError as error:
+            exchange.refuse(error)
+        except Exception:
+            ids = {"request_id": request_id}
+            logger.exception("request %s broke the gateway", request_id, extra=ids)
+            exchange.fail()
+        return exchange
+
+    def collects_body(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether the pieces of such a request's body may be waited for before it is let in.
+
+        Not without a valid key, and not where its tenant's requests are counted: they take memory
+        from their first piece on.
+        """
+        if self._keyring is None:
+            return True
+        tenant = self._keyring.find(dict(headers))
+        return tenant is not None and not tenant.is_counted
+
+    def takes_upload(self, num_bytes: int) -> bool:
+        """Whether a body that was announced with so many bytes is worth waiting for."""
+        return (
+            self.lifecycle.refusal_reason is None
+            and self.num_open < self._max_open
+            and num_bytes <= self._max_body_bytes
+        )
+
+    def answer_early(
+        self,
+        headers: Sequence[tuple[bytes, bytes]],
+        begin: bytes,
+        write: Write,
+        *,
+        arrival_ns: int,
+        target: Target = NATIVE,
+    ) -> Exchange | None:
+        """A `POST` of whose body only the first piece is there: refuses it if that is certain."""
+        known = dict(headers)
+        if HEADER_LENGTH not in known or self.lifecycle.refusal_reason is not None:
+            return None
+        request_id = self._request_ids.of(known.get(REQUEST_ID))
+        media_type = PROBLEM_JSON if target.model is None else JSON
+        exchange = Exchange(self, no_send, request_id, arrival_ns, media_type, write)
+        _note_wishes(exchange, known, headers)
+        if self._begin_trace is not None and exchange.trace is None:
+            exchange.trace = self._begin_trace()
+        self.num_open += 1
+        if self._keyring is not None:
+            try:
+                exchange.tenant = self._keyring.tenant_of(known)
+            except RequestError:  # a key that was good when the upload began
+                self.release(exchange)
+                return None
+        self._foresee(exchange, begin, known, target)
+        if exchange.is_answered:
+            return exchange
+        self.release(exchange)
+        return None
+
+    @property
+    def num_body_bytes(self) -> int:
+        return self.memory.num_bytes
+
+    def refuse_malformed(self, error: RequestError, write: Write, *, media_type: bytes) -> None:
+        """Answers and counts bytes that are no request."""
+        request_id = self._request_ids.of(None)
+        exchange = Exchange(self, no_send, request_id, self.clock(), media_type, write)
+        self.num_open += 1
+        exchange.refuse(error)
+
+    def release(self, exchange: Exchange) -> None:
+        """The exchange takes no more room here."""
+        self.num_open -= 1
+        self.memory.give_back(exchange.held_bytes)
+        tenant = exchange.tenant
+        if tenant is not None and exchange.has_entered:
+            tenant.leave(exchange.held_device_ns, was_refused=exchange.was_refused)
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Nobody waits for its answer any more."""
+        ask = exchange.ask
+        sink_id = exchange.sink_id if ask is None else ask.sink_id
+        if sink_id is not None:
+            exchange.was_executing = self._sink.is_executing(sink_id)
+        if ask is not None:
+            ask.leave()  # the execution may go on for others
+        elif sink_id is not None:
+            self._sink.cancel(sink_id)
+
+    def plan_of(self, name: str, version: str | None = None) -> ModelPlan:
+        """Raises RequestError: not_found, or model_unavailable with the reason."""
+        spec = self._catalog.get(name)
+        if version is not None and spec is not None and version != spec.version:
+            return self._plan_of_kept(spec, version)
+        plan = self._plans.get(name)
+        if plan is not None and plan.spec is spec:
+            return plan
+        if spec is None:
+            self._plans.pop(name, None)
+            plan = self._variants.plan_of(name)
+            if plan is None:
+                raise RequestError("not_found", f"no model {name[:200]!r} is served here")
+            if version is not None:
+                raise RequestError("not_found", no_such_version(plan.spec, version, self._kept))
+            return plan
+        if spec.unavailable_reason is not None:
+            raise RequestError("model_unavailable", f"model {name}: {spec.unavailable_reason}")
+        unknown = unknown_tensor(spec)
+        if unknown is not None:
+            raise RequestError("model_unavailable", f"model {name}: {unknown}")
+        plan = self._plans[name] = ModelPlan(spec, self._sharings.of(spec))
+        return plan
+
+    def _plan_of_kept(self, serving: ModelSpec, version: str) -> ModelPlan:
+        """Of a version beside the one that serves, for which alone answers are remembered."""
+        name = f"{serving.name}/{version}"  # no model is called that
+        spec = self._kept.get((serving.name, version))
+        if spec is None:
+            self._plans.pop(name, None)
+            raise RequestError("not_found", no_such_version(serving, version, self._kept))
+        plan = self._plans.get(name)
+        if plan is None or plan.spec is not spec:
+            plan = self._plans[name] = ModelPlan(spec)
+        return plan
+
+    def _check_door(self, method: str, headers: Mapping[bytes, bytes]) -> None:
+        """What is refused before a byte of the body is read."""
+        if method != "POST":
+            detail = f"{method} is not answered here, POST is"
+            raise RequestError("method_not_allowed", detail, allow="POST")
+        phase = self.lifecycle.refusal_reason
+        if phase is not None:
+            raise RequestError(phase, _PHASE_DETAILS[phase])
+        if self.num_open > self._max_open:
+            raise RequestError(
+                "overloaded", f"{self._max_open} requests are open, the most this gateway takes"
+            )
+        content_length = headers.get(b"content-length")
+        if content_length is not None and content_length.isdigit():
+            check_length(int(content_length), max_bytes=self._max_body_bytes)
+
+    def _let_in(self, exchange: Exchange, keyring: Keyring, headers: Mapping[bytes, bytes]) -> None:
+        """Before the body is looked at. Raises RequestError: unauthenticated, quota_exceeded."""
+        exchange.tenant = tenant = keyring.tenant_of(headers)
+        tenant.enter(self.clock())
+        exchange.has_entered = True
+
+    async def _read_in_time(self, exchange: Exchange, first: Message, receive: Receive) -> bytes:
+        def on_slow() -> None:
+            limit = f"{self._body_timeout_s:g} s"
+            error = RequestError("timeout", f"the body was not complete after {limit}")
+            exchange.refuse(error)
+
+        exchange.task = asyncio.current_task()  # so that `on_slow` is answered at once
+        call_later = self._call_later or asyncio.get_running_loop().call_later
+        timer = call_later(self._body_timeout_s, on_slow)
+        try:
+            body = await read_rest(
+                first, receive, max_bytes=self._max_body_bytes, hold=exchange.hold
+            )
+        finally:
+            timer.cancel()
+            exchange.task = None
+        if exchange.is_answered:
+            raise ClientGone
+        return body
+
+    async def _discard_rest(self, exchange: Exchange, reply: Reply, receive: Receive) -> None:
+        """Answers, then reads on for a while before the connection is closed.
+
+        Closing on a client that still writes resets the connection, and the answer is lost with it.
+        """
+        await exchange.send(reply[0])
+        await exchange.send({**reply[1], "more_body": True})
+        call_later = self._call_later or asyncio.get_running_loop().call_later
+        timer = call_later(self._body_timeout_s, exchange.end)
+        num_bytes = 0
+        while num_bytes <= self._max_body_bytes:
+            message = await receive()
+            if not message.get("more_body", False):
+                break
+            num_bytes += len(message["body"])
+        timer.cancel()
+        exchange.end()
+
+    async def _decompressed(self, exchange: Exchange, body: bytes, encoding: bytes) -> bytes:
+        return await decompress(body, encoding, max_bytes=self._max_body_bytes, hold=exchange.hold)
+
+    def _foresee(
+        self, exchange: Exchange, begin: bytes, special: Mapping[bytes, bytes], target: Target
+    ) -> None:
+        """A no that is certain goes out before the tensors are read: reading them would cost the
+        core more than saying it. Only the binary framing says first what it is about; what cannot
+        be judged here is judged when the body is complete.
+        """
+        header_length = special.get(HEADER_LENGTH, b"")
+        if (
+            CONTENT_ENCODING in special
+            or not header_length.isdigit()
+            or not 0 < int(header_length[:12]) <= len(begin)
+        ):
+            return
+        try:
+            request, _ = decode_body(begin[: int(header_length)], header_length)
+            if target is QUOTE or dry_run(request, special):
+                return
+            name = target.model or request.model
+            tenant = exchange.tenant
+            if tenant is not None and name is not None:
+                tenant.check_model(name)
+            plan = self.plan_of(name, target.version) if name is not None else None
+            shape_class = plan.shape_class(request.inputs) if plan is not None else None
+            if name is None or plan is None or shape_class is None or not plan.is_plain:
+                return  # who answers, or has already, shows when all of the body is there
+            default_ns = plan.spec.default_slo_ns or self._default_slo_ns
+            if tenant is not None:
+                default_ns = tenant.default_slo(default_ns)
+            slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
+            if tenant is not None:
+                tenant.check_slo(slo_ns)
+        except RequestError:
+            return
+        refusal = self._sink.foresee(
+            model=plan.key,
+            arrival_ns=exchange.arrival_ns,
+            slo_ns=slo_ns,
+            rows=shape_class.rows,
+            shape_key=shape_class.shape_key,
+            elements=shape_class.elements,
+            tenant="" if tenant is None else tenant.name,
+        )
+        if refusal is not None:
+            exchange.tallies = self.metrics.of_model(name)
+            exchange.key = plan.key
+            exchange.slo_ns, exchange.rows = slo_ns, shape_class.rows
+            if self._on_named is not None:
+                self._on_named(0, exchange.request_id)
+            exchange.on_done(refusal, None)
+
+    def _submit(
+        self,
+        exchange: Exchange,
+        body: bytes,
+        special: Mapping[bytes, bytes],
+        target: Target,
+    ) -> None:
+        if target is QUOTE:
+            self._questions.quote(exchange, body, special)
+            return
+        name = target.model
+        tenant = exchange.tenant
+        header_length = special.get(HEADER_LENGTH)
+        if name is None:
+            request, binary = decode_body(body, header_length)
+            name = request.model
+            if name is None:
+                raise bad_request("the body names no model: member `model` is missing")
+            if tenant is not None:
+                tenant.check_model(name)
+            plan = self.plan_of(name)
+            exchange.tallies = self.metrics.of_model(name)
+            exchange.key = plan.key
+        else:
+            if tenant is not None:
+                tenant.check_model(name)
+            plan = self.plan_of(name, target.version)
+            exchange.tallies = self.metrics.of_model(name)
+            exchange.key = plan.key
+            if header_length == _RAW:
+                request, binary = raw_request(plan.spec, body)
+            else:
+                request, binary = decode_body(body, header_length)
+        default_ns = plan.spec.default_slo_ns or self._default_slo_ns
+        if tenant is not None:
+            default_ns = tenant.default_slo(default_ns)
+        exchange.slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
+        if tenant is not None:
+            tenant.check_slo(exchange.slo_ns)
+        parameters = request.parameters
+        exchange.choices = plan.choose_outputs(
+            request.outputs, all_binary=parameters is not None and parameters.binary_data_output
+        )
+        inputs = plan.read_inputs(request.inputs, binary)
+        exchange.plan = plan
+        exchange.rows = inputs.rows
+        exchange.client_id = request.id
+        is_impatient = do_not_queue(request, special)
+        if dry_run(request, special):
+            if plan.group is not None:
+                self._variants.choose(exchange, plan.group, inputs, is_impatient)
+            if tenant is not None and tenant.has_device_quota:
+                self._hold_device_time(exchange, tenant, inputs)
+            self._questions.ask(exchange, inputs, inputs.batch_key, is_impatient, count=1)
+        elif plan.is_plain:
+            self._enter(exchange, plan, inputs, is_impatient, exchange.on_done)
+        elif plan.group is not None:
+            self._variants.submit(exchange, plan.group, inputs, is_impatient)
+        else:
+            self._give(exchange, plan, inputs, is_impatient, exchange.on_done)
+
+    def _give(
+        self,
+        exchange: Exchange,
+        plan: ModelPlan,
+        inputs: Inputs,
+        is_impatient: bool,
+        on_done: OnDone,
+    ) -> None:
+        """What others asked may be its answer. What must start at once waits for nobody."""
+        sharing = plan.sharing
+        exchange.ask = exchange.cache = None  # those of another variant, which was refused
+        if sharing is None:
+            self._enter(exchange, plan, inputs, is_impatient, on_done)
+            return
+        before_ns = self.clock()
+        key = sharing.key_of(inputs, "" if exchange.tenant is None else exchange.tenant.name)
+        if is_impatient and not sharing.has(key):
+            self._enter(exchange, plan, inputs, is_impatient, on_done)
+            return
+        submit = functools.partial(self._enter, exchange, plan, inputs, False)
+        lookup_ns = self.clock() - before_ns
+        exchange.ask = ask = Ask(exchange, submit, on_done, lookup_ns=lookup_ns)
+        sharing.ask(key, ask)
+
+    def _enter(
+        self,
+        exchange: Exchange,
+        plan: ModelPlan,
+        inputs: Inputs,
+        is_impatient: bool,
+        on_done: OnDone,
+    ) -> int:
+        """To the dispatcher; returns its id. Raises RequestError(quota_exceeded)."""
+        tenant = exchange.tenant
+        if tenant is not None and tenant.has_device_quota:
+            self._hold_device_time(exchange, tenant, inputs)
+        sink_id = exchange.sink_id = self._sink.submit(
+            model=plan.key,
+            arrival_ns=exchange.arrival_ns,
+            slo_ns=exchange.slo_ns,
+            rows=inputs.rows,
+            batch_key=inputs.batch_key,
+            shape_key=inputs.shape_key,
+            elements=inputs.elements,
+            do_not_queue=is_impatient,
+            tensors=inputs.tensors,
+            buffers=inputs.buffers,
+            on_done=on_done,
+            tenant="" if tenant is None else tenant.name,
+        )
+        if self._on_named is not None:
+            self._on_named(sink_id, exchange.request_id)
+        return sink_id
+
+    def _hold_device_time(
+        self, exchange: Exchange, tenant: Tenant, work: Inputs | ShapeClass
+    ) -> None:
+        """Until it is answered. Raises RequestError(quota_exceeded)."""
+        if self._device_time is None:
+            return
+        if exchange.held_device_ns:  # of another variant, which was refused
+            tenant.release(exchange.held_device_ns)
+            exchange.held_device_ns = 0
+        predicted_ns = self._device_time.predict_ns(
+            exchange.plan.spec,
+            rows=work.rows,
+            shape_key=work.shape_key,
+            elements=work.elements,
+        )
+        exchange.held_device_ns = tenant.hold(predicted_ns, self.clock())
+
+
+def _note_wishes(
+    exchange: Exchange,
+    special: Mapping[bytes, bytes],
+    headers: Iterable[tuple[bytes, bytes]],
+) -> None:
+    """Of headers that say how the answer is written."""
+    if ACCEPT_ENCODING in special:
+        exchange.encoding = encoding_of(special[ACCEPT_ENCODING])
+    if TRACEPARENT in special:
+        exchange.trace = trace_of(headers)
+
+
+def no_such_version(
+    spec: ModelSpec, version: str, kept: Mapping[tuple[str, str], ModelSpec]
+) -> str:
+    """Names the versions there are."""
+    if not spec.version:
+        return f"{spec.name} is a group, which has no versions"
+    there = ", ".join(versions_of(spec, kept))
+    return f"model {spec.name} has no version {version[:60]!r} here; it has {there}"

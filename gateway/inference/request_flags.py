@@ -1,0 +1,39 @@
+"""What a request asks for beside its tensors, in the body or a header: `do_not_queue`, `dry_run`.
+
+It owns their names and what may be written there. It must never act on them.
+"""
+
+from collections.abc import Mapping
+
+from gateway.errors import bad_request
+from gateway.inference.body import InferBody
+
+DO_NOT_QUEUE = b"x-do-not-queue"
+DRY_RUN = b"x-dry-run"
+
+_FLAGS = {b"1": True, b"true": True, b"0": False, b"false": False}
+
+
+def do_not_queue(request: InferBody, special: Mapping[bytes, bytes]) -> bool:
+    """Body or `parameters.do_not_queue`, or header `x-do-not-queue`: any of them asks."""
+    parameters = request.parameters
+    is_asked = request.do_not_queue or (parameters is not None and parameters.do_not_queue)
+    return flag_of_header(special, DO_NOT_QUEUE) or is_asked
+
+
+def dry_run(request: InferBody, special: Mapping[bytes, bytes]) -> bool:
+    """Body or `parameters.dry_run`, or header `x-dry-run`: any of them asks."""
+    parameters = request.parameters
+    is_asked = request.dry_run or (parameters is not None and parameters.dry_run)
+    return flag_of_header(special, DRY_RUN) or is_asked
+
+
+def flag_of_header(headers: Mapping[bytes, bytes], name: bytes) -> bool:
+    """False where there is none. Raises RequestError(bad_request) naming header and value."""
+    value = headers.get(name)
+    if value is None:
+        return False
+    flag = _FLAGS.get(value.strip().lower())
+    if flag is None:
+        raise bad_request(f"header {name.decode()} is {value[:60]!r}: expected true or false")
+    return flag

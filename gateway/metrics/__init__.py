@@ -1,0 +1,1 @@
+"""What the gateway counts, and the page that Prometheus reads."""

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol beside inference: metadata, statistics, the model repository."""

@@ -1,0 +1,1 @@
+"""Groups of variants: which member answers, and what is learnt of that."""

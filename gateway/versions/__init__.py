@@ -1,0 +1,1 @@
+"""The model repository while the gateway serves: versions come, take over and go back."""

@@ -1,0 +1,1 @@
+"""The gateway's side of the workers: their door, who they are, their clocks."""

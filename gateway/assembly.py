@@ -7,6 +7,7 @@ request, nor when to stop: `serve` does that.
 import asyncio
 import gc
 import logging
+import os
 import socket
 import time
 from datetime import datetime
@@ -394,7 +395,7 @@ class Assembly:
         command += ["--name", f"local-{index}", "--device", self._device]
         if self._config.cache_mb is not None:
             command += ["--cache-mb", str(self._config.cache_mb)]
-        return [*command, "--die-with-parent", *self._common_flags()]
+        return [*command, "--die-with-parent", str(os.getpid()), *self._common_flags()]
 
     def _common_flags(self) -> list[str]:
         flags = ["--page-mb", str(self._config.page_mb), "--log-level", self._log_level]

@@ -62,10 +62,12 @@ def _refuse(error: Exception) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    parent_pid = os.getppid() if args.die_with_parent else None
+    parent_pid: int | None = args.die_with_parent
     _exit_on_signals(parent_pid is not None)
     if parent_pid is not None:
         linux.die_with_parent()
+        if os.getppid() != parent_pid:
+            return EXIT_DONE  # it died while we were starting, and no signal will tell
     if args.models is not None:
         model_directories(args.models)  # before anything takes time
     devices = (CPU,) if args.emulate is not None else devices_of(args.device)
@@ -301,8 +303,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--cpu", type=int, metavar="N", help="run on this CPU only")
     run.add_argument(
         "--die-with-parent",
-        action="store_true",
-        help="stop when the parent process dies, and leave Ctrl-C to it",
+        type=int,
+        metavar="PID",
+        help="the parent process: stop when it dies, and leave Ctrl-C to it",
     )
 
     compile_ = commands.add_parser(

@@ -169,7 +169,7 @@ def run_all(
     commands = {
         device: [
             *(*program, *common, "--device", device, "--name", f"{name}-{device.replace(':', '')}"),
-            *("--host-store", str(descriptor), "--die-with-parent"),
+            *("--host-store", str(descriptor), "--die-with-parent", str(os.getpid())),
         ]
         for device in devices
     }

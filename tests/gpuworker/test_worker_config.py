@@ -182,12 +182,19 @@ def test_an_emulated_worker_joins_and_stops_on_sigterm_without_any_engine(
         process.wait()
 
 
+def test_a_worker_whose_parent_died_before_it_could_look_ends_at_once(gateway: Gateway) -> None:
+    """Its parent is somebody else by then, as it is here from the start."""
+    somebody_else = str(os.getppid())
+    command = run_command(gateway, "--die-with-parent", somebody_else)
+    assert subprocess.run(command, timeout=PATIENCE_S, check=False).returncode == 0
+
+
 def test_a_worker_bound_to_its_parent_ignores_ctrl_c_and_follows_the_parents_death(
     gateway: Gateway,
 ) -> None:
     """A shell starts the worker, tells its pid, and dies when its input ends."""
-    script = '"$@" & echo $!; read line; exit 0'
-    command = ["sh", "-c", script, "sh", *run_command(gateway, "--die-with-parent")]
+    script = '"$@" --die-with-parent $$ & echo $!; read line; exit 0'
+    command = ["sh", "-c", script, "sh", *run_command(gateway)]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     worker_pid = int(parent.stdout.readline())

@@ -1,7 +1,7 @@
 """A storm of bad clients against one gateway with a real worker: everybody else is served, nobody
 gets a 500, and what the storm took comes back: requests, bytes of bodies, files.
 
-What each of them is told is tests/gateway's (test_strict_http_protocol.py, test_framing_fuzz.py,
+What each of them is told is tests/gateway's (http/test_strict_protocol.py, test_framing_fuzz.py,
 test_small_body.py); here it is all of them at once, and the whole way.
 """
 

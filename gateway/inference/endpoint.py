@@ -65,6 +65,7 @@ SPECIAL_HEADERS = slo.HEADERS | {
     ACCEPT_ENCODING,
     HEADER_LENGTH,
 }
+_MAX_LENGTH_DIGITS = 12  # of a length that any body has; int() refuses thousands of them
 _RAW = b"0"  # a header length that says: no JSON at all
 
 _PHASE_DETAILS = {
@@ -451,7 +452,8 @@ class InferEndpoint:
         if (
             CONTENT_ENCODING in special
             or not header_length.isdigit()
-            or not 0 < int(header_length[:12]) <= len(begin)
+            or len(header_length) > _MAX_LENGTH_DIGITS
+            or not 0 < int(header_length) <= len(begin)
         ):
             return
         try:

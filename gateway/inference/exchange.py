@@ -56,6 +56,9 @@ _REJECTIONS = frozenset(
     {"overloaded", "starting", "draining", "model_unavailable", "quota_exceeded"}
 )
 
+# What no load and no device would change: asking it costs the tenant's quota.
+_NEVER = frozenset({Reason.SLO_INFEASIBLE_EVER, Reason.LARGER_THAN_CACHE})
+
 _GONE_READING = OwnAnswer("cancelled", "reading", "its client went away before its body was there")
 
 _encoder = msgspec.json.Encoder()
@@ -299,7 +302,7 @@ class Exchange:
             )
         if isinstance(outcome, Served | Cancelled):
             raise RuntimeError(f"{type(outcome).__name__} does not fit a waiting client")
-        self.was_refused = type(outcome) is Rejected
+        self.was_refused = type(outcome) is Rejected and outcome.reason not in _NEVER
         self._count(_OUTCOME_NAMES[type(outcome)], outcome.reason.value)
         self._tell(outcome, self.surroundings.clock())
         return _messages(

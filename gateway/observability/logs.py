@@ -55,7 +55,9 @@ def formatter(form: LogFormat, *, has_colors: bool = False) -> logging.Formatter
             structlog.processors.JSONRenderer(serializer=_json),
         ]
     else:
-        after.append(structlog.dev.ConsoleRenderer(colors=has_colors))
+        # Not the traceback that shows variables: they are keys and requests, here.
+        plain = structlog.dev.plain_traceback
+        after.append(structlog.dev.ConsoleRenderer(colors=has_colors, exception_formatter=plain))
     made: logging.Formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=before, processors=after
     )

@@ -15,6 +15,7 @@ from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError
 from gateway.http import docs_page
 from gateway.http.request_body import Receive
 from gateway.http.request_ids import REQUEST_ID, RequestIds
+from gateway.http.single_headers import check_single
 from gateway.inference.exchange import Send
 from gateway.tenants.keyring import Keyring
 from gateway.tenants.tenant import Tenant
@@ -32,8 +33,9 @@ _READING_PATHS = frozenset({"/v2/repository/index"})
 # Posted to by clients, about their own requests.
 _CLIENTS_PATHS = frozenset({"/feedback"})
 # A route about one model: those of lists are none of them.
-_OF_MODEL = re.compile(r"/(?:v2/)?(?:repository/)?(?:models|groups)/([^/]+)(?:/.*)?")
+_OF_MODEL = re.compile(r"/(?:v2/)?(?:repository/)?(?:models|groups)/([^/]+)(?:/.*)?", re.DOTALL)
 _LIST_PATHS = frozenset({"/v2/models/stats"})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TENANT = "remontoir.tenant"  # in the scope
 
 App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
@@ -65,6 +67,7 @@ class Guard:
             return
         headers = dict(scope["headers"])
         try:
+            check_single(scope["headers"])
             tenant = self._keyring.tenant_of(headers)
             check(tenant, scope["method"], scope["path"])
         except RequestError as error:
@@ -95,6 +98,8 @@ class Guard:
 
 def check(tenant: Tenant, method: str, path: str) -> None:
     """Raises RequestError(forbidden) where the tenant may not ask this."""
+    if _CONTROL.search(path):  # a router may find a route where we see another path
+        raise RequestError("not_found", "no path has control characters in it")
     if path == METRICS_PATH:
         if not (tenant.spec.metrics or tenant.is_admin):
             raise RequestError(

@@ -375,7 +375,11 @@ class Client:
         self.task: asyncio.Task[None] | None = None
         self.override_send: Callable[[Mapping[str, Any]], Awaitable[None]] | None = None
 
-    def start(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+    def start(
+        self, method: str, path: str, headers: Mapping[str, str] | Sequence[tuple[str, str]]
+    ) -> None:
+        """Pairs where a header is there twice."""
+        pairs = headers.items() if isinstance(headers, Mapping) else headers
         path, _, query = path.partition("?")
         scope = {
             "type": "http",
@@ -389,7 +393,7 @@ class Client:
             "scheme": "http",
             "server": ("127.0.0.1", 8000),
             "client": ("127.0.0.1", 5),
-            "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in headers.items()],
+            "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in pairs],
         }
         self.task = asyncio.ensure_future(self._app(scope, self._receive, self._send))  # type: ignore[arg-type]
 

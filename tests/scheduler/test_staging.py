@@ -153,6 +153,21 @@ def test_the_batches_of_its_profile_are_tried_and_correct_the_estimates(schedule
     assert round(estimate.plan[8] / ms(1)) == 80, "borrowed from the largest that was tried"
 
 
+def test_trials_go_on_after_one_that_was_over_before_it_was_to_begin(
+    make_scheduler: MakeStory,
+) -> None:
+    """Its lane is predicted busy a while longer: the next look must be planned for then."""
+    story = make_scheduler(OLD, policy="remontoir:schedule_ahead_ms=0")
+    story.join(resident=["m"])
+    staged(story)
+    story.finish(story.loads[0], at_ms=20)
+    for _ in range(3 * NUM_TRIALS):
+        (trial,) = story.infers
+        story.finish(trial, took_ms=0.001)
+        story.advance(now_ms(story) + 400)
+    assert is_settled(story)
+
+
 def test_trials_leave_nearly_all_of_the_time_to_others(scheduler: Story) -> None:
     scheduler.join(resident=["m"])
     staged(scheduler)

@@ -538,6 +538,28 @@ def test_what_is_wrong_is_told_when_the_body_is_complete(spoil: dict[str, Any]) 
     run(story)
 
 
+def test_a_length_of_thousands_of_digits_is_its_clients_fault_alone() -> None:
+    """Python refuses to read more than 4,300."""
+
+    async def story() -> None:
+        bench = Bench()
+        body, headers = binary_mlp()
+        headers["inference-header-content-length"] = f"{1:012}" + "0" * 5_000
+        client = bench.client()
+        client.start("POST", "/infer", {"content-length": str(len(body)), **headers})
+        client.give(body[:-4], more=True)
+        await settle()
+        assert bench.app.infer.num_open == 1
+        client.give(body[-4:])
+        await settle()
+        assert (client.status, client.json["reason"]) == (400, "bad_request")
+        assert client.task is not None
+        await client.task
+        assert bench.app.infer.num_open == 0
+
+    run(story)
+
+
 def test_a_header_that_is_not_all_there_is_not_judged() -> None:
     async def story() -> None:
         bench = Bench()

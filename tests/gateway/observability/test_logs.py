@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.command.host_process import ServeError, start_logging
+from gateway.config import LogFormat
 from gateway.observability.answered import Answered, OwnAnswer
 from gateway.observability.logs import LogError, formatter
 from gateway.observability.request_log import BURST, RequestLog
@@ -153,6 +154,20 @@ def test_keys_are_never_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     assert told.count("bad_request") >= 2
     for secret in (key.text, other.text, key.text.rpartition("_")[2]):
         assert secret not in told
+
+
+@pytest.mark.parametrize("form", ["pretty", "json"])
+def test_an_exception_shows_no_variables_of_ours(form: LogFormat) -> None:
+    pytest.importorskip("structlog")
+    written = Written(logging.DEBUG, form)
+    secret = new_key().text
+    try:
+        raise ValueError(f"not the key of {len(secret)} characters")
+    except ValueError:
+        written.log.exception("it broke")
+    told = "\n".join(written.lines)
+    assert "ValueError: not the key of" in told
+    assert secret[:20] not in told
 
 
 def test_json_without_structlog_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,15 @@ def test_the_oldest_go_first() -> None:
     assert list(found) == [3]
 
 
+def test_strangers_push_nobody_out() -> None:
+    recent = RecentRequests(2, clock=lambda: START_NS)
+    recent.note(answered(1, served()))
+    for number in range(2, 9):
+        recent.note(answered(number, OwnAnswer("invalid", "unauthenticated", "no key")))
+    assert [one.request_id for one in recent.named("r1", everything)] == ["r1"]
+    assert len(recent) == 1
+
+
 def test_the_worst_are_those_with_the_least_slack() -> None:
     recent = RecentRequests(100, clock=lambda: START_NS)
     assert last(recent.worst(3, everything)) == []

@@ -326,6 +326,49 @@ def test_metrics_show_all_tenants_and_so_are_not_for_each() -> None:
     run(story)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x00"])
+def test_a_path_that_only_looks_like_another_is_no_way_round(end: str) -> None:
+    """A route's pattern may match before a last line feed."""
+
+    async def story() -> None:
+        on = bench(model_spec(), model_spec("secret"), models=("m*",))
+        for path in (
+            *("/metrics", "/ui/events", "/models", "/models/secret", "/requests"),
+            *("/v2/models/secret", "/v2/models/secret/config", "/v2/models/secret/stats"),
+            *("/v2/models/secret/ready", "/v2/models/secret/versions/1/stats"),
+        ):
+            assert (await on.get(path + end, **BEARER)).status in (403, 404), path
+
+    run(story)
+
+
+def test_two_keys_are_a_400_on_every_route() -> None:
+    async def story() -> None:
+        on = bench()
+        client = on.client()
+        client.start(
+            "GET",
+            "/models",
+            [("x-api-key", OTHER.text), ("x-api-key", KEY.text)],
+        )
+        client.give(b"")
+        await settle()
+        assert (client.status, client.json["detail"]) == (400, "header x-api-key is given twice")
+
+    run(story)
+
+
+def test_what_no_device_could_do_counts() -> None:
+    async def story() -> None:
+        on = bench(requests_per_s=1)
+        client = await asked(on)
+        await answered(on, Rejected(Reason.SLO_INFEASIBLE_EVER, "too short", min_slo_ns=ms(5)))
+        refused(client, 422, "slo_infeasible_ever")
+        refused(await asked(on), 429, "quota_exceeded")
+
+    run(story)
+
+
 def test_without_tenants_there_is_nothing_of_them() -> None:
     async def story() -> None:
         on = Bench()

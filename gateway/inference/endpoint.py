@@ -198,6 +198,9 @@ class InferEndpoint:
                 exchange.refuse(error)
             except ClientGone:
                 exchange.abandon()
+            except asyncio.CancelledError:  # the server stops, and this body is still on its way
+                exchange.refuse(RequestError("draining", _PHASE_DETAILS["draining"]))
+                is_read = True  # the rest will not be
             reply = exchange.reply
             if reply is not None:
                 if not is_read and exchange.closes_connection:

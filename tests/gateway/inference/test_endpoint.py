@@ -560,6 +560,22 @@ def test_a_length_of_thousands_of_digits_is_its_clients_fault_alone() -> None:
     run(story)
 
 
+def test_a_body_that_is_not_there_when_the_server_stops_is_told_so() -> None:
+    async def story() -> None:
+        bench = Bench()
+        client = bench.client()
+        client.start("POST", "/infer", {"content-length": "1000"})
+        client.give(b"{", more=True)
+        await settle()
+        assert client.task is not None
+        client.task.cancel()
+        await settle()
+        assert (client.status, client.json["reason"]) == (503, "draining")
+        assert bench.app.infer.num_open == 0
+
+    run(story)
+
+
 def test_a_header_that_is_not_all_there_is_not_judged() -> None:
     async def story() -> None:
         bench = Bench()

@@ -1,5 +1,6 @@
 """A gateway in a process of its own, as `remontoir serve` starts it, for tests from outside."""
 
+import fcntl
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.command import demo
 
 ROOT = Path(__file__).parent.parent.parent
+PIPE_BYTES = 1 << 20  # as much as the kernel gives without rights
 
 
 class RunningGateway(NamedTuple):
@@ -65,6 +67,8 @@ def running_gateway(
     )
     try:
         assert process.stdout is not None
+        # What nobody reads must not fill the pipe: the gateway would wait for room, for ever.
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         announcement = ""
         for line in process.stdout:
             announcement += line

@@ -18,11 +18,15 @@ from scheduler.events import (
     Command,
     Event,
     ModelAdded,
+    ModelForgotten,
+    ModelOffered,
     ModelPinned,
     ModelRemoved,
+    ModelStaged,
     ModelUnloaded,
     RequestArrived,
     RequestCancelled,
+    StagingEnded,
     WorkerLost,
 )
 from scheduler.scheduler import Scheduler
@@ -56,7 +60,8 @@ def day() -> list[Entry]:
 
     1-5 are a batch and its queue, 10 is hopeless, 11 tight, 12 leaves, 13 would queue; 20-23 come
     at once; 39 and 40 are on a worker that is lost, and 39 has no time to find out; 60 waits for a
-    model that is removed. The early looks are at an upload that is refused, and at one that is not.
+    model that is removed, before which one has come and gone. The early looks are at an upload that
+    is refused, and at one that is not.
     """
     specs = [model_spec("a"), model_spec("b"), model_spec("s", exec_ms={1: 2, 4: 3}, pages=1)]
     entries: list[Entry] = []
@@ -90,6 +95,12 @@ def day() -> list[Entry]:
     simulation.call_at(instant(400), lambda: join("w2#three-3", 3))
     simulation.at(instant(520), ModelRemoved("a", "its directory is gone"))
     simulation.at(instant(521), ModelUnloaded("s"))
+    late = model_spec("late")
+    for event in (
+        *(ModelAdded(late), ModelStaged("late", ""), StagingEnded("late")),
+        *(ModelOffered("w2#three-3", late), ModelUnloaded("late"), ModelForgotten("late")),
+    ):
+        simulation.at(instant(518), event)
     arrivals = [
         *(request(i, "a", 10 + 0.1 * i, 200) for i in range(1, 6)),
         request(10, "a", 11, 5),

@@ -211,7 +211,10 @@ def test_an_empty_list_says_so(told: Told) -> None:
 
 def test_a_model_that_the_recording_does_not_know_is_an_error(told: Told, recording: Path) -> None:
     line = told("--list", "--model", "nosuch", exit_code=2)
-    assert line == f"remontoir explain: {recording}: no model 'nosuch' in it; there are a, b, s\n"
+    assert (
+        line
+        == f"remontoir explain: {recording}: no model 'nosuch' in it; there are a, b, late, s\n"
+    )
 
 
 def test_what_is_missing_of_a_recording_is_said_first(

@@ -34,7 +34,7 @@ from gateway.tenants.device_time import DeviceTime
 from gateway.tenants.guard import Guard
 from gateway.tenants.keyring import Keyring
 from gateway.variants.feedback import Feedback
-from gateway.variants.groups import Groups
+from gateway.variants.groups import CatalogWithGroups, Groups
 from gateway.versions.reloading import Reloading
 from gateway.versions.repository import Repository
 from gateway.versions.versions import Versions
@@ -181,7 +181,8 @@ def create_app(
         clock=clock,
         call_later=call_later,
     )
-    add_request_routes(routes, recent, scheduler, catalog, request_ids)
+    named = CatalogWithGroups(catalog, groups)
+    add_request_routes(routes, recent, scheduler, named, request_ids)
     guard = None
     if keyring is not None:
         guard = Guard(

@@ -135,7 +135,7 @@ def decode_body(body: bytes, header_length: bytes | None) -> tuple[InferBody, Bu
         return _decode_json(body), b""
     if not header_length.isdigit() or len(header_length) > 12:
         raise bad_request(
-            f"header Inference-Header-Content-Length is {header_length[:60]!r}: "
+            f"header Inference-Header-Content-Length is '{header_length[:60].decode('latin-1')}': "
             "expected a number of bytes"
         )
     num_bytes = int(header_length)

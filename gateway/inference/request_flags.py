@@ -35,5 +35,7 @@ def flag_of_header(headers: Mapping[bytes, bytes], name: bytes) -> bool:
         return False
     flag = _FLAGS.get(value.strip().lower())
     if flag is None:
-        raise bad_request(f"header {name.decode()} is {value[:60]!r}: expected true or false")
+        raise bad_request(
+            f"header {name.decode()} is '{value[:60].decode('latin-1')}': expected true or false"
+        )
     return flag

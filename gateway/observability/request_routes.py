@@ -130,7 +130,10 @@ def _missing(request_id: str, recent: RecentRequests, request_ids: RequestIds) -
             return f"{shown} has expired, or has no answer yet: it is not among {kept}"
         return f"{shown} is unknown or has expired: it is not among {kept}"
     if request_ids.was_given(request_id):
-        return f"{shown} has no answer yet: ask again when it has"
+        return (
+            f"{shown} has no answer yet, was no inference, or is not yours to see:"
+            " ask again when it has one"
+        )
     return f"{shown} is unknown: it is not among {kept}, which are all since the start"
 
 

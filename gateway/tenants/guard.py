@@ -108,7 +108,7 @@ def check(tenant: Tenant, method: str, path: str) -> None:
                 f"{tenant.name} has neither",
             )
     elif path == LIVE_PATH:
-        tenant.check_admin(f"{path}, which shows all tenants' models")
+        tenant.check_admin(f"{path}, which shows all tenants' models,")
     elif method not in _READING_METHODS and path not in _READING_PATHS | _CLIENTS_PATHS:
         tenant.check_admin(f"{method} {path[:200]}")
     found = _OF_MODEL.fullmatch(path)

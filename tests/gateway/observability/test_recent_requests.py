@@ -396,7 +396,7 @@ def test_an_unknown_id_is_told_from_an_expired_one() -> None:
         prefix, number = own.split("-")
         open_id = f"{prefix}-{int(number, 16) - 2:x}"
         body = refused(await bench.get(f"/requests/{open_id}"), 404, "not_found")
-        assert body["detail"].endswith("has no answer yet: ask again when it has")
+        assert body["detail"].endswith("ask again when it has one")
         for _ in range(2):
             await bench.post(b"{")
         body = refused(await bench.get(f"/requests/{own}"), 404, "not_found")

@@ -90,6 +90,18 @@ def test_the_most_accurate_that_is_in_time_answers_under_the_groups_name() -> No
     run(story)
 
 
+def test_recent_requests_are_found_by_the_groups_name() -> None:
+    async def story() -> None:
+        on = bench()
+        await on.post(body(id="mine"))
+        await answer(on)
+        listed = (await on.get("/requests?model=g")).json["requests"]
+        assert [entry["model"] for entry in listed] == ["g"]
+        assert (await on.get("/requests?model=nobody")).status == 404
+
+    run(story)
+
+
 def test_one_that_is_late_is_passed_over() -> None:
     async def story() -> None:
         on = bench()

@@ -1,6 +1,6 @@
 """What a user of tritonclient gets: a picture in, ten numbers out, ours against plain FastAPI.
 
-Owns the experiment of the docs/measurements: the same client, unmodified, in a closed
+Owns an experiment of docs/measurements: the same client, unmodified, in a closed
 loop against the same model behind both servers, which take turns. The model does next to nothing,
 so that what is seen is the way there and back. The client's own work is much of that (a list of
 150,528 numbers is written as JSON for every request), and the same for both: what the servers'

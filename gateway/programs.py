@@ -13,3 +13,13 @@ def program(module: str) -> list[str]:
     """The command that runs a module of ours, without its arguments."""
     sees_directory = os.getcwd() in sys.path  # as with `python -m gateway` in a checkout
     return [sys.executable, *([] if sees_directory else ["-P"]), "-m", module]
+
+
+def given_flags(**values: object) -> list[str]:
+    """Keyword arguments that are not None, as command-line flags."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return [
+        text
+        for name, value in given.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]

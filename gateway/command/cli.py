@@ -15,10 +15,10 @@ import msgspec
 import typer
 from rich.console import Console
 
-from gateway.command import flags, keys_cli, reload_cli
+from gateway.command import flags, keys_cli, programs_cli, reload_cli
 from gateway.command.command_error import CommandError
 from gateway.config import KEY_VARIABLE, MEBIBYTE
-from gateway.programs import program
+from gateway.programs import given_flags, program
 
 PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
 
@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(keys_cli.app)
-reload_cli.add_commands(app)
+app.add_typer(programs_cli.app)
 
 
 def main() -> None:
@@ -174,7 +174,7 @@ def worker(
     if models is None and emulate is None:
         raise CommandError("which models? Give --models DIR.", exit_code=2)
     command = [*program("gpuworker"), "run", "--connect", connect]
-    command += _given_flags(
+    command += given_flags(
         models=models,
         name=name,
         device=device,
@@ -213,7 +213,7 @@ def compile_models(
     with tempfile.TemporaryDirectory(prefix="remontoir-") as directory:
         catalogue = catalog_out or Path(directory) / "catalogue.json"
         command = [*program("gpuworker"), "compile", "--catalog-out", str(catalogue)]
-        command += _given_flags(models=models, device=device, page_mb=page_mb, cache_dir=cache_dir)
+        command += given_flags(models=models, device=device, page_mb=page_mb, cache_dir=cache_dir)
         exit_code = subprocess.call(command)
         if exit_code != 0:  # the worker's program has said why
             raise typer.Exit(exit_code)
@@ -403,159 +403,6 @@ def fetch(
 
 
 @app.command()
-def simulate(
-    scenario: flags.Scenario,
-    policy: flags.Policies = None,
-    seed: flags.Seeds = None,
-    set_: flags.Variables = None,
-    duration_s: flags.DurationS = None,
-    full: flags.Full = False,
-    out: flags.OutDir = None,
-    format_: flags.TableFormat = None,
-    plot: flags.Plot = False,
-    lanes: flags.Lanes = None,
-    bound: flags.OfBound = False,
-    log: flags.DecisionLogFile = None,
-    jobs: flags.Jobs = None,
-) -> None:
-    """Play a scenario in virtual time, with the scheduler that serves, and show how it went.
-
-    A scenario is a YAML file; loadtest/scenarios/example.yaml explains every
-    line of one. There is a run for each combination of its variables, policies
-    and seeds, and a line in the table for each run.
-
-    \b
-    Examples:
-      remontoir simulate loadtest/scenarios/example.yaml
-      remontoir simulate my.yaml --policy remontoir --policy clockwork --seed 1 --seed 2
-      remontoir simulate my.yaml --set slo_ms=10,25 --out results --plot --jobs 2
-    """
-    command = [*program("loadtest.simulate"), str(scenario)]
-    for flag, values in (("--policy", policy), ("--seed", seed), ("--set", set_)):
-        command += [text for value in values or () for text in (flag, str(value))]
-    command += [*["--full"] * full, *["--plot"] * plot, *["--bound"] * bound]
-    command += _given_flags(
-        duration_s=duration_s, out=out, format=format_, lanes=lanes, log=log, jobs=jobs
-    )
-    os.execv(sys.executable, command)
-
-
-@app.command()
-def bound(
-    scenario: flags.Scenario,
-    seed: flags.Seeds = None,
-    set_: flags.Variables = None,
-    duration_s: flags.DurationS = None,
-    full: flags.Full = False,
-    window: flags.Window = None,
-    from_s: flags.FromS = None,
-    iterations: flags.Iterations = None,
-) -> None:
-    """Compute the most that any scheduler could serve of a scenario, even one that knew the future.
-
-    It is a bound, no schedule: that nobody gets there does not mean that one
-    should. `remontoir simulate --bound` says what share of it a run has reached.
-
-    \b
-    Examples:
-      remontoir bound my.yaml
-      remontoir bound my.yaml --set slo_ms=25 --seed 1 --window 5000 --from-s 10
-    """
-    command = [*program("loadtest.bound"), str(scenario)]
-    for flag, values in (("--seed", seed), ("--set", set_)):
-        command += [text for value in values or () for text in (flag, str(value))]
-    command += ["--full"] * full
-    command += _given_flags(
-        duration_s=duration_s, window=window, from_s=from_s, iterations=iterations
-    )
-    os.execv(sys.executable, command)
-
-
-@app.command()
-def replay(
-    file: flags.Recording,
-    policy: flags.OtherPolicy = None,
-    seed: flags.Seed = None,
-    schedule_ahead_ms: flags.OtherAhead = None,
-) -> None:
-    """Run a recording again: are the decisions the same? With another policy?
-
-    Without --policy every decision must come out as recorded; the first that
-    does not is shown, and the exit code is 1, as it is for a file that is not
-    whole.
-
-    With --policy the recorded arrivals, cancellations, workers and models meet
-    that policy. What runs takes as long as it did on the recorded worker, drawn
-    from its own runs of that model and batch size; the report says how much of
-    that had to be guessed. It cannot tell what clients would have done: those
-    that wait, retry or give up would have behaved otherwise.
-
-    \b
-    Examples:
-      remontoir replay day.rec
-      remontoir replay day.rec --policy clockwork --schedule-ahead-ms 5 --seed 2
-    """
-    command = [*program("loadtest.replay"), str(file)]
-    command += _given_flags(policy=policy, seed=seed, schedule_ahead_ms=schedule_ahead_ms)
-    os.execv(sys.executable, command)
-
-
-@app.command()
-def explain(
-    file: flags.Recording,
-    request_id: flags.RequestId = None,
-    list_: flags.ListRequests = False,
-    refused: flags.Refused = False,
-    late: flags.Late = False,
-    model: flags.OfModel = None,
-) -> None:
-    """Tell one request's story: why it waited, was batched, was refused.
-
-    \b
-    Examples:
-      remontoir explain day.rec --list --refused --model magika
-      remontoir explain day.rec 1a2b3c4d-2f
-    """
-    if (request_id is None) != list_:
-        raise CommandError("give one of REQUEST_ID and --list.", exit_code=2)
-    if not list_ and (refused or late or model is not None):
-        raise CommandError("--refused, --late and --model go with --list.", exit_code=2)
-    command = [*program("loadtest.explain"), str(file)]
-    command += [] if request_id is None else ["--", request_id]
-    if list_:
-        command += ["--list", *["--refused"] * refused, *["--late"] * late]
-        command += _given_flags(model=model)
-    os.execv(sys.executable, command)
-
-
-@app.command(
-    "gpu-check", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)
-def gpu_check(
-    more: typer.Context,
-    step: flags.CheckStep = None,
-    device: flags.CheckDevice = None,
-    out: flags.CheckOut = None,
-    quick: flags.Quick = False,
-) -> None:
-    """Measure what a GPU does with this product, bar by bar: LOADs, engines, many models over HTTP.
-
-    Models are made on the spot. The exit code is 0 if every bar is met, 1 if
-    one is missed, 2 if something is missing on this machine.
-
-    \b
-    Examples:
-      remontoir gpu-check --quick
-      remontoir gpu-check pages --device cuda:1
-      remontoir gpu-check product --names 50 --cached 20 --slo-ms 25
-    """
-    command = [*program("loadtest.gpu_check"), *([] if step is None else [step])]
-    command += ["--quick"] * quick
-    command += [*_given_flags(device=device, out=out), *more.args]
-    os.execv(sys.executable, command)
-
-
-@app.command()
 def version() -> None:
     """Print the version, and whether the scheduling core is the compiled one."""
     from scheduler import __version__
@@ -564,11 +411,4 @@ def version() -> None:
     console.print(f"{__version__}, {describe()}")
 
 
-def _given_flags(**values: object) -> list[str]:
-    """Keyword arguments that are not None, as command-line flags."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return [
-        text
-        for name, value in given.items()
-        for text in (f"--{name.replace('_', '-')}", str(value))
-    ]
+reload_cli.add_commands(app)  # here: help lists commands in this order, and begins with serve

@@ -4,21 +4,12 @@ Owns words only. Where a flag has no default here, the setting's own default (ga
 counts, and the help shows that one.
 """
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gateway.config import GatewayConfig
-
-
-class TableFiles(StrEnum):
-    """What loadtest/results can write tables as."""
-
-    PARQUET = "parquet"
-    SQLITE = "sqlite"
-
 
 DEFAULTS = GatewayConfig()
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -387,141 +378,6 @@ QuoteCount = Annotated[
     int, typer.Option("--count", min=1, help="So many requests, as if they came together.")
 ]
 QuoteRows = Annotated[int, typer.Option("--rows", min=1, help="Rows of each.")]
-Recording = Annotated[
-    Path, typer.Argument(metavar="FILE", help="What `remontoir serve --record` wrote.")
-]
-OtherPolicy = Annotated[
-    str | None,
-    typer.Option(
-        "--policy", metavar="TEXT", help="What would it have done: NAME, or NAME:option=value,..."
-    ),
-]
-OtherAhead = Annotated[
-    float | None,
-    typer.Option(
-        "--schedule-ahead-ms", metavar="N", help="Of that policy.", show_default="its own rule"
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Of the durations drawn.", show_default="1")
-]
-RequestId = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="REQUEST_ID",
-        help="The x-request-id of its answer, or the scheduler's number as --list shows it.",
-    ),
-]
-ListRequests = Annotated[bool, typer.Option("--list", help="List the requests of the recording.")]
-Refused = Annotated[bool, typer.Option("--refused", help="With --list: only what was refused.")]
-Late = Annotated[
-    bool, typer.Option("--late", help="With --list: only what was admitted and not served in time.")
-]
-OfModel = Annotated[
-    str | None, typer.Option("--model", metavar="MODEL", help="With --list: of this model only.")
-]
-Scenario = Annotated[
-    Path,
-    typer.Argument(metavar="SCENARIO.yaml", help="Models, devices, faults, workload, policies."),
-]
-Policies = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--policy",
-        metavar="TEXT",
-        help="NAME, or NAME:option=value,...; may be given again.",
-        show_default="the scenario's policies",
-    ),
-]
-Seeds = Annotated[
-    list[int] | None,
-    typer.Option(
-        "--seed",
-        help="Of arrivals and noise; may be given again.",
-        show_default="the scenario's seeds",
-    ),
-]
-Variables = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE,...",
-        help="Values of one of the scenario's variables; may be given again.",
-        show_default="the scenario's values",
-    ),
-]
-DurationS = Annotated[
-    float | None,
-    typer.Option(
-        "--duration-s", help="Virtual seconds of arrivals.", show_default="the scenario's"
-    ),
-]
-Full = Annotated[bool, typer.Option("--full", help="As long as the scenario's full_duration_s.")]
-OutDir = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="Write every run's tables into a folder there."),
-]
-TableFormat = Annotated[
-    TableFiles | None,
-    typer.Option(
-        "--format", metavar="parquet|sqlite", help="Of the tables.", show_default="parquet"
-    ),
-]
-Plot = Annotated[
-    bool, typer.Option("--plot", help="Pictures too, and a page that shows them: DIR/index.html.")
-]
-Lanes = Annotated[
-    str | None,
-    typer.Option(
-        "--lanes",
-        metavar="FROM:TO",
-        help="With --plot: the seconds of the run that the picture of the lanes shows.",
-        show_default="100 ms after the warm-up",
-    ),
-]
-OfBound = Annotated[
-    bool,
-    typer.Option(
-        "--bound",
-        help="Also what share this is of what a scheduler could serve that knew the future.",
-    ),
-]
-Window = Annotated[
-    int | None,
-    typer.Option(
-        "--window",
-        metavar="REQUESTS",
-        help="For so many of them at the most; minutes pass for more.",
-        show_default="20000",
-    ),
-]
-FromS = Annotated[
-    float | None,
-    typer.Option(
-        "--from-s",
-        metavar="S",
-        help="Virtual second from which on requests are counted.",
-        show_default="the scenario's warmup_s",
-    ),
-]
-Iterations = Annotated[
-    int | None,
-    typer.Option(
-        "--iterations", metavar="N", help="More of them make it lower.", show_default="80"
-    ),
-]
-DecisionLogFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--log",
-        metavar="FILE",
-        help="Of one run: every event and what was decided, a line each. The same scenario and "
-        "seed give the same bytes.",
-    ),
-]
-Jobs = Annotated[
-    int | None, typer.Option("--jobs", help="Runs at a time, a process each.", show_default="1")
-]
 DemoModelNames = Annotated[
     list[str] | None,
     typer.Argument(metavar="[MODEL]...", help="Only these.", show_default="all six"),
@@ -529,22 +385,3 @@ DemoModelNames = Annotated[
 Into = Annotated[
     Path, typer.Option("--into", metavar="DIR", help="Model repository to put them into.")
 ]
-
-CheckStep = Annotated[
-    str | None,
-    typer.Argument(metavar="pages|engines|product|all", show_default="all", help="Which of them."),
-]
-CheckDevice = Annotated[
-    str | None,
-    typer.Option("--device", metavar="cuda:N", help="Which GPU.", show_default="cuda:0"),
-]
-CheckOut = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="DIR",
-        help="JSON, logs and generated models go here.",
-        show_default="bench-results/gpu-check",
-    ),
-]
-Quick = Annotated[bool, typer.Option("--quick", help="Short: does it work at all?")]

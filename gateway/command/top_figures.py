@@ -65,6 +65,9 @@ class _Device:
 
 class TopFigures:
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self.version = self.phase = ""
         self.at_us = 0
         self.num_frames = 0
@@ -137,7 +140,7 @@ class TopFigures:
 
     def _on_snapshot(self, data: JsonObject) -> None:
         if data["at_us"] < self.at_us:
-            self.__init__()  # type: ignore[misc]  # another process answers at this address
+            self._forget()  # another process answers at this address
         if not self._opened_us:
             self._opened_us = data["at_us"]
         self._epoch, self.version, self.phase = data["epoch"], data["version"], data["phase"]

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = plan_for(driver)
         _tell(driver, plan)
         if not args.print:
-            _check_tools()
+            check_tools()
             with tempfile.TemporaryDirectory(prefix="gpu-packages-") as directory:
                 _install(plan, Path(directory))
             print("installed; remontoir serve finds the GPUs by itself")
@@ -98,7 +98,8 @@ def _tell(driver: Driver, plan: Plan) -> None:
     print(f"{PYCUDA}, built with {', '.join(plan.headers)}", flush=True)
 
 
-def _check_tools() -> None:
+def check_tools() -> None:
+    """That pycuda can be built. Raises CannotInstall."""
     if shutil.which("c++") is None and shutil.which("g++") is None:
         raise CannotInstall("a C++ compiler is missing (Debian: apt install g++)")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():

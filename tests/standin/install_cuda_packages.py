@@ -14,18 +14,23 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from gpuworker.gpu_packages import PIP, CannotInstall, check_tools, configure
+from tests.standin import driver
+
 ROOT = Path(__file__).parent.parent.parent
 LOCK = ROOT / "requirements-cuda-tests.txt"
 SOURCE_PACKAGE = "pycuda"
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
 
 
 def main() -> int:
     """The exit code: 1 with one line where something is missing."""
-    if shutil.which("c++") is None and shutil.which("g++") is None:
-        return _missing("a C++ compiler (Debian: apt install g++)")
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        return _missing("Python's headers (Debian: apt install python3-dev)")
+    try:
+        check_tools()
+    except CannotInstall as error:
+        print(f"make cuda-packages: {error}", file=sys.stderr)
+        return 1
     if _works():
         print("cuda-bindings and pycuda are there already")
         return 0
@@ -33,8 +38,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="cuda-packages-") as directory:
             _install(Path(directory))
     except subprocess.CalledProcessError as error:
-        text = " ".join(map(str, error.cmd))
-        return _missing(f"what this needs, which says so above: {text}")
+        command = " ".join(map(str, error.cmd))
+        print(f"make cuda-packages: failed, as it says above: {command}", file=sys.stderr)
+        return 1
     print("cuda-bindings and pycuda are installed")
     return 0
 
@@ -52,7 +58,8 @@ def _install(directory: Path) -> None:
     shutil.unpack_archive(archive, directory)
     [tree] = [path for path in directory.glob(f"{SOURCE_PACKAGE}-*") if path.is_dir()]
     print("building pycuda, two minutes of one core ...", flush=True)
-    _configure(tree, _driver(directory))
+    headers = Path(sysconfig.get_path("purelib"))
+    configure(tree, headers=headers, driver=_linkable_standin(directory))
     _run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", directory, tree)
     [wheel] = directory.glob(f"{SOURCE_PACKAGE}-*.whl")
     _run(*PIP, "install", "--no-deps", wheel)
@@ -65,25 +72,11 @@ def _split(lock: str) -> tuple[str, str]:
     return "".join(source), "".join(block for block in blocks if block not in source)
 
 
-def _driver(directory: Path) -> Path:
-    """Where a libcuda.so is to link with."""
-    sys.path.insert(0, str(ROOT))
-    from tests.standin import driver
-
+def _linkable_standin(directory: Path) -> Path:
+    """A folder with a libcuda.so to link with."""
     library = directory / "driver"
     library.mkdir()
     return driver.build(library).parent
-
-
-def _configure(tree: Path, driver: Path) -> None:
-    headers = Path(sysconfig.get_path("purelib"), "nvidia", "cu13", "include")
-    settings = [
-        f"--cuda-inc-dir={headers}",
-        f"--cudadrv-lib-dir={driver}",
-        "--no-cuda-enable-curand",
-    ]
-    command = [sys.executable, "configure.py", f"--cuda-root={headers.parent}", *settings]
-    subprocess.run(command, cwd=tree, check=True, stdout=subprocess.DEVNULL)
 
 
 def _works() -> bool:
@@ -100,11 +93,6 @@ def _works() -> bool:
 def _run(*command: object) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     subprocess.run([str(part) for part in command], check=True, env=environment)
-
-
-def _missing(what: str) -> int:
-    print(f"make cuda-packages: missing is {what}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -94,8 +94,9 @@ class Planner:
         while device.num_infers < self._max_outstanding and not device.is_stopping:
             send_at_ns = device.exec_lane.free_at(now) - device.schedule_ahead_ns
             if send_at_ns > now:
-                is_wanted = device.trials or device.peek_ready() is not None
-                if is_wanted and not device.is_awaited_by(send_at_ns):
+                if not device.is_awaited_by(send_at_ns) and (
+                    device.trials or device.peek_ready() is not None
+                ):
                     self._look_again(device, device.exec_lane, send_at_ns, now)
                 return
             if device.peek_ready() is None:

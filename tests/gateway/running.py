@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gateway.command import demo
+from tests.processes import child_pids
 
 ROOT = Path(__file__).parent.parent.parent
 PIPE_BYTES = 1 << 20  # as much as the kernel gives without rights
@@ -27,8 +28,7 @@ class RunningGateway(NamedTuple):
     announcement: str  # what it printed when it served, in full
 
     def child_pids(self) -> list[int]:
-        pid = self.process.pid
-        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return child_pids(self.process.pid)
 
     def read_line(self) -> str:
         """The next line it prints, empty ones left out; "" when it has ended."""

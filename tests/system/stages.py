@@ -43,13 +43,6 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def resident_bytes(pid: int) -> int:
     """Memory of a process that belongs to it alone or is anonymous, in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

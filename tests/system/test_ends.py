@@ -10,6 +10,7 @@ import httpx
 from scheduler.wire import Goodbye
 from tests.gateway.running import running_gateway
 from tests.gpuworker import onnx_models
+from tests.processes import is_alive
 from tests.system.clients import (
     Answer,
     Connection,
@@ -20,7 +21,7 @@ from tests.system.clients import (
     post,
 )
 from tests.system.puppets import MODELS, PuppetWorker
-from tests.system.stages import is_alive, open_stage, until
+from tests.system.stages import open_stage, until
 
 MODEL = "cifar_wideresnet16_10"
 

@@ -20,6 +20,7 @@ import pytest
 
 from gpuworker.artifact_cache import PLAN_FILE
 from tests.gateway.running import ROOT, RunningGateway, environment, running_gateway
+from tests.processes import GONE, child_pids
 from tests.standin import driver
 from tests.system.clients import metric, play, post
 from tests.system.test_models import INPUTS, mlp_body, output_bytes, rows_of, wide_body
@@ -68,7 +69,7 @@ def test_cards_of_one_kind_share_what_is_compiled_and_the_weights(
         assert len(list((zoo_dir / "cache").glob(f"{model}-*/{PLAN_FILE}"))) == 1
     # In each worker the store is one mapping, which both have of one file.
     [launcher] = gpus.child_pids()
-    assert len({_store_of(pid) for pid in _children(launcher)}) == 1
+    assert len({_store_of(pid) for pid in child_pids(launcher)}) == 1
 
 
 def _store_of(pid: int) -> int:
@@ -104,11 +105,11 @@ def test_each_card_says_what_it_draws_and_an_answer_its_share(gpus: RunningGatew
 def test_a_worker_that_is_killed_is_started_again_beside_the_other(gpus: RunningGateway) -> None:
     [launcher] = gpus.child_pids()
 
-    first, second = _children(launcher)
+    first, second = child_pids(launcher)
     os.kill(second, signal.SIGKILL)
 
     async def story() -> None:
-        while first not in (now := _children(launcher)) or len(now) < 2 or second in now:
+        while first not in (now := child_pids(launcher)) or len(now) < 2 or second in now:
             assert post(gpus.url, mlp_body()).status == 200  # by the other one, meanwhile
         await _both_joined(gpus.url)
 
@@ -131,7 +132,7 @@ def test_a_terminals_ctrl_c_ends_the_workers_of_all_gpus(
         start_new_session=True,  # its process group is what a terminal sends Ctrl-C to
     )
     try:
-        while sum(map(_ignores_ctrl_c, _children(launcher.pid))) < 2:
+        while sum(map(_ignores_ctrl_c, child_pids(launcher.pid))) < 2:
             assert launcher.poll() is None
         os.killpg(launcher.pid, signal.SIGINT)
         output, _ = launcher.communicate(timeout=60)
@@ -141,12 +142,8 @@ def test_a_terminals_ctrl_c_ends_the_workers_of_all_gpus(
             os.killpg(launcher.pid, signal.SIGKILL)
 
 
-def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def _ignores_ctrl_c(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):  # it ended just now
+    with contextlib.suppress(*GONE):  # it ended just now
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("SigIgn:"):
                 return bool(int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1)

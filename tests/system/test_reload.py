@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.gateway.running import RunningGateway, running_gateway
-from tests.system.stages import is_alive
+from tests.processes import is_alive
 
 INDEX = "/v2/repository/index"
 LOAD = "/v2/repository/models/scale/load"

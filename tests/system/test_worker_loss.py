@@ -17,6 +17,7 @@ from gateway.workers.membership import MAX_UNANSWERED_PINGS
 from scheduler.actions import Infer, LoadWeights
 from scheduler.wire import Order, Ping
 from tests.gateway.running import RunningGateway, running_gateway
+from tests.processes import is_alive
 from tests.system.clients import (
     Answer,
     Connection,
@@ -29,7 +30,7 @@ from tests.system.clients import (
     state_on,
 )
 from tests.system.puppets import EMULATION
-from tests.system.stages import Stage, is_alive, joined, until
+from tests.system.stages import Stage, joined, until
 
 SLOW = "winograd_resnet152_v2"  # 9 ms alone, and hundreds of them keep a device busy for seconds
 QUICK = "cifar_wideresnet16_10"

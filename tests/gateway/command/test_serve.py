@@ -21,6 +21,7 @@ from tests.gateway.running import (
     running_gateway,
     write_model,
 )
+from tests.processes import child_pids, is_alive
 
 EMULATED = ("--emulate", "clockwork-v100:2")
 BODY = {
@@ -45,13 +46,6 @@ def asked_with_curl(line: str) -> httpx.Response:
             data = Path(value[1:]).read_text() if value.startswith("@") else value
     [url] = rest
     return httpx.request("GET" if data is None else "POST", url, headers=headers, content=data)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def infer(gateway: RunningGateway) -> httpx.Response:
@@ -132,9 +126,8 @@ def test_a_signal_while_compiling_ends_it_cleanly(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    until(lambda: children.read_text() != "", "compiling starts")
-    compiling = int(children.read_text())
+    until(lambda: child_pids(process.pid) != [], "compiling starts")
+    [compiling] = child_pids(process.pid)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output

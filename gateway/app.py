@@ -23,7 +23,7 @@ from gateway.inference.target import target_of
 from gateway.lifecycle import Lifecycle
 from gateway.live.feed import LiveFeed
 from gateway.live.frames import LiveSampler
-from gateway.live.routes import add_live_routes
+from gateway.live.routes import EVENTS_PATH, add_live_routes
 from gateway.live.watch import LiveWatch
 from gateway.metrics.metrics import Metrics
 from gateway.observability.answered import OnAnswered, told_to
@@ -64,7 +64,7 @@ class App:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         target = target_of(scope["path"]) if scope["type"] == "http" else None
         if target is None:
-            await self._others(scope, receive, self._signed(scope, send))
+            await self._others(_as_get(scope), receive, self._signed(scope, send))
         else:
             await self.infer(scope, receive, send, target=target)
 
@@ -89,6 +89,15 @@ class App:
             await send(message)
 
         return signed
+
+
+def _as_get(scope: dict[str, Any]) -> dict[str, Any]:
+    """HEAD is what GET says without the body, which the server leaves out (RFC 9110, 9.3.2): load
+    balancers probe with it. Events have no end that it could wait for.
+    """
+    if scope["type"] == "http" and scope["method"] == "HEAD" and scope["path"] != EVENTS_PATH:
+        return {**scope, "method": "GET"}
+    return scope
 
 
 def create_app(

@@ -6,10 +6,15 @@ headers, which a page has to know.
 """
 
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp
+
+from gateway.http.request_ids import RequestIds
 
 METHODS = ("GET", "HEAD", "POST")
 # What a page may read besides the body; browsers hide the rest.
@@ -52,11 +57,27 @@ def _is_origin(text: str) -> bool:
     return is_whole and has_host and is_port_sound and text.isprintable() and " " not in text
 
 
+class _WithRequestIds(CORSMiddleware):
+    """Preflights never come to the application, whose answers all have an id."""
+
+    def __init__(self, app: ASGIApp, request_ids: RequestIds, **settings: Any) -> None:
+        super().__init__(app, **settings)
+        self._request_ids = request_ids
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        given = request_headers.get("x-request-id")
+        request_id = self._request_ids.of(given.encode("latin-1") if given else None)
+        response.headers["x-request-id"] = request_id
+        return response
+
+
 class Cors:
     """What to say to whom. `origins` as `origins_of` returns them."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         self._origins = origins
+        self._request_ids = RequestIds()
         exposed = f"access-control-expose-headers: {', '.join(EXPOSED)}\r\n"
         vary = "vary: Origin\r\n"
         self._to_nobody = vary.encode()
@@ -70,8 +91,9 @@ class Cors:
             self._to_others = self._to[b"*"]
 
     def around(self, app: ASGIApp) -> CORSMiddleware:
-        return CORSMiddleware(
+        return _WithRequestIds(
             app,
+            self._request_ids,
             allow_origins=self._origins,
             allow_methods=METHODS,
             allow_headers=("*",),  # as asked for: what a header means is for who reads it

@@ -19,6 +19,7 @@ from gateway.http.request_ids import RequestIds
 from gateway.http.small_body import SmallBodies
 from gateway.inference.target import is_v2
 from gateway.lifecycle import Lifecycle
+from gateway.live.routes import EVENTS_PATH
 from gateway.metrics.metrics import Metrics
 from gateway.metrics.page import page_parts
 from gateway.metrics.text import CONTENT_TYPE
@@ -179,10 +180,12 @@ def build_routes(
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
         reason = _REASONS_BY_STATUS.get(error.status_code, "internal_error")
         allow = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow")
+        if allow == "GET" and request.url.path != EVENTS_PATH:
+            allow = "GET, HEAD"  # the application asks the routes for GET then
         path = request.url.path[:200]
         detail = {
             "not_found": f"no route {path!r} here",
-            "method_not_allowed": f"{request.method} is not answered at {path!r}, {allow} is",
+            "method_not_allowed": f"{request.method} is not answered at {path!r}: {allow} can be",
         }.get(reason, str(error.detail))
         return refusal(RequestError(reason, detail, allow=allow), request)
 

@@ -94,10 +94,12 @@ class Connection:
     async def line(self) -> bytes:
         return await self._reader.readline()
 
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+    async def answer(self, *, has_body: bool = True) -> tuple[int, dict[str, str], bytes]:
+        """Of one to HEAD nothing is read after the head."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-        body = await self._reader.readexactly(int(headers["content-length"]))
+        num_bytes = int(headers["content-length"]) if has_body else 0
+        body = await self._reader.readexactly(num_bytes)
         return int(head[0].split()[1]), headers, body
 
     async def is_closed(self) -> bool:

@@ -37,6 +37,7 @@ def test_a_preflight_of_an_allowed_page_is_answered_at_every_route(path: str) ->
             assert headers["access-control-max-age"] == "7200"
             assert "origin" in headers["vary"]
             assert "access-control-allow-credentials" not in headers
+            assert headers["x-request-id"]
             assert gateway.submitted.empty()
 
     run(story)

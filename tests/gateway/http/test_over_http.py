@@ -176,6 +176,34 @@ def test_the_other_routes_are_behind_the_same_port(is_direct: bool) -> None:
     run(story)
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/v2/health/ready", "/models", "/ui", "/x"])
+def test_head_is_get_without_the_body(is_direct: bool, path: str) -> None:
+    """Load balancers probe with it. What comes next on the connection shows that no body came."""
+
+    async def story() -> None:
+        async with listening(is_direct) as gateway:
+            connection = await gateway.connect()
+            seen = []
+            for method in ("GET", "HEAD", "GET"):
+                connection.writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                status, headers, _ = await connection.answer(has_body=method != "HEAD")
+                seen.append((status, headers["content-type"], headers["content-length"]))
+            assert len(set(seen)) == 1
+
+    run(story)
+
+
+def test_events_have_no_head(is_direct: bool) -> None:
+    async def story() -> None:
+        async with listening(is_direct) as gateway:
+            connection = await gateway.connect()
+            connection.writer.write(b"HEAD /ui/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            status, headers, _ = await connection.answer(has_body=False)
+            assert (status, headers["allow"]) == (405, "get")  # `answer` lowers it
+
+    run(story)
+
+
 def test_while_draining_answers_end_their_connections(is_direct: bool) -> None:
     """What is in flight from before as well: its client must not send the next one here."""
 

@@ -58,8 +58,6 @@ logger = logging.getLogger(__name__)
 
 CPU = "cpu"
 
-# Longer than any SLO worth waiting for at the end, and within Kubernetes' usual 30 s in all.
-ANSWER_GRACE_S = 20.0
 # On SIGTERM a worker finishes its batch: the demo's longest takes a second.
 WORKER_GRACE_S = 5.0
 # Clients that come when nothing is in flight any more still hear "draining", not a reset.
@@ -272,7 +270,7 @@ class Assembly:
         self._lifecycle.refuse()
         await asyncio.sleep(REFUSE_AT_LEAST_S)
         try:
-            await asyncio.wait_for(self._dispatcher.wait_idle(), ANSWER_GRACE_S)
+            await asyncio.wait_for(self._dispatcher.wait_idle(), self._config.answer_grace_s)
         except TimeoutError:
             logger.error(
                 "%d requests still wait for an answer: given up", self._dispatcher.num_open

@@ -62,6 +62,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     repository_poll_s: Seconds = 0.0
     keep_versions: Count = 1  # the way back from one bad version; each costs its copy on the host
     drain_s: Seconds = 5.0  # a load balancer's usual probe interval, so it sees readyz fail
+    answer_grace_s: Seconds = 20.0  # then, for what was admitted: longer than any SLO worth it
 
     triton_metrics: bool = False  # nv_* besides remontoir_*: twice the series, for who needs them
     scaling_horizon_s: Seconds = (

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import msgspec
 
-from gpuworker import curve_keys, linux
+from gpuworker import curve_keys, health, linux
 from gpuworker.backend import DeviceLost
 from gpuworker.backend_choice import backend_of, provider_of, specs_of
 from gpuworker.config import (
@@ -73,6 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     devices = (CPU,) if args.emulate is not None else devices_of(args.device)
     if len(devices) > 1:
         return _run_all(args, devices)
+    pulse = health.pulse(args.health_board, args.health_port)
     config = WorkerConfig(
         connect=args.connect,
         name=args.name,
@@ -90,18 +91,23 @@ def _run(args: argparse.Namespace) -> int:
     if config.cpu is not None:
         linux.pin_to_cpu(config.cpu)
     if config.device != CPU:
-        _end_at_once(_serve_on_gpu(config, parent_pid, keys))
-    return _serve(config, parent_pid, keys)
+        _end_at_once(_serve_on_gpu(config, parent_pid, keys, pulse))
+    return _serve(config, parent_pid, keys, pulse)
 
 
-def _serve_on_gpu(config: WorkerConfig, parent_pid: int | None, keys: CurveKeys | None) -> int:
+def _serve_on_gpu(
+    config: WorkerConfig,
+    parent_pid: int | None,
+    keys: CurveKeys | None,
+    pulse: health.Pulse | None,
+) -> int:
     """The exit code, whatever it ended by: a device that broke would abort the interpreter's end,
     and with that say more than why.
     """
     # A signal's exception must not pass through TensorRT, which calls Python back.
     _exit_on_signals(parent_pid is not None, lambda: _end_at_once(EXIT_DONE))
     try:
-        return _serve(config, parent_pid, keys)
+        return _serve(config, parent_pid, keys, pulse)
     except ConfigError as error:
         return _refuse(error)
     except DeviceLost as error:
@@ -112,7 +118,12 @@ def _serve_on_gpu(config: WorkerConfig, parent_pid: int | None, keys: CurveKeys 
         return EXIT_BROKEN
 
 
-def _serve(config: WorkerConfig, parent_pid: int | None, keys: CurveKeys | None) -> int:
+def _serve(
+    config: WorkerConfig,
+    parent_pid: int | None,
+    keys: CurveKeys | None,
+    pulse: health.Pulse | None,
+) -> int:
     # Orders and pings are answered at once, whatever computes on this core; ZeroMQ's thread and
     # the lanes start with the same, and the lanes then take longer turns.
     linux.set_time_slice(linux.SHORTEST_SLICE_NS)
@@ -127,6 +138,7 @@ def _serve(config: WorkerConfig, parent_pid: int | None, keys: CurveKeys | None)
         parent_pid=parent_pid,
         keys=keys,
         provide=provider_of(config),
+        beat=None if pulse is None else pulse.beat,
     )
 
     def stop(signal_number: int, _frame: FrameType | None) -> None:
@@ -136,7 +148,10 @@ def _serve(config: WorkerConfig, parent_pid: int | None, keys: CurveKeys | None)
     if parent_pid is None:
         signal.signal(signal.SIGINT, stop)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return worker.run()
+    exit_code = worker.run()
+    if pulse is not None:
+        pulse.end()
+    return exit_code
 
 
 def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
@@ -147,6 +162,7 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
         raise ConfigError(f"--cpu {args.cpu}: {len(devices)} workers cannot share one CPU")
     from gpuworker.launcher import run_all
 
+    board = None if args.health_port is None else health.serve(len(devices), args.health_port)
     specs = specs_of(
         args.models, args.cache_dir, page_bytes=args.page_mb * MEBIBYTE, device=devices[0]
     )
@@ -159,7 +175,7 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
     if args.cache_mb is not None:
         common += ["--cache-mb", str(args.cache_mb)]
     sizes = {s.name: s.weights_bytes for s in specs if s.unavailable_reason is None}
-    return run_all(devices, common, name=args.name, weights_bytes=sizes)
+    return run_all(devices, common, name=args.name, weights_bytes=sizes, board=board)
 
 
 def _end_at_once(exit_code: int) -> NoReturn:
@@ -299,6 +315,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="this worker's keys for a gateway that asks for them: worker.key_secret, gateway.key",
     )
+    run.add_argument(
+        health.FLAG,
+        type=_port,
+        metavar="PORT",
+        help="answer probes there: /startz when its models are ready, /livez, /readyz when it has"
+        " joined the gateway (default: none)",
+    )
+    run.add_argument("--health-board", metavar="FD:SLOT:SLOTS", help=argparse.SUPPRESS)
     run.add_argument("--host-store", type=int, metavar="FD", help=argparse.SUPPRESS)
     run.add_argument("--cpu", type=int, metavar="N", help="run on this CPU only")
     run.add_argument(
@@ -366,6 +390,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: 0 to 65535")
     return value
 
 

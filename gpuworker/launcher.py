@@ -17,6 +17,7 @@ from typing import Protocol
 from gpuworker.config import ConfigError
 from gpuworker.devices.host import DeviceError
 from gpuworker.devices.host_store import share
+from gpuworker.health import Board
 
 _log = logging.getLogger("gpuworker")
 
@@ -149,9 +150,15 @@ class Launcher:
 
 
 def run_all(
-    devices: Sequence[str], common: Sequence[str], *, name: str, weights_bytes: Mapping[str, int]
+    devices: Sequence[str],
+    common: Sequence[str],
+    *,
+    name: str,
+    weights_bytes: Mapping[str, int],
+    board: Board | None = None,
 ) -> int:
-    """Serve on all of these until stopped. `common` are the flags that all of them are given.
+    """Serve on all of these until stopped. `common` are the flags that all of them are given; on
+    `board` each says how it is.
 
     Raises ConfigError where the weights of all models do not fit into the machine's memory.
     """
@@ -170,10 +177,16 @@ def run_all(
         device: [
             *(*program, *common, "--device", device, "--name", f"{name}-{device.replace(':', '')}"),
             *("--host-store", str(descriptor), "--die-with-parent", str(os.getpid())),
+            *([] if board is None else ["--health-board", f"{board.file}:{slot}:{len(devices)}"]),
         ]
-        for device in devices
+        for slot, device in enumerate(devices)
     }
-    launcher = Launcher(commands, descriptor, spawn=_spawn)
+
+    def spawn(command: Sequence[str], inherited: int) -> Child:
+        files = (inherited,) if board is None else (inherited, board.file)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=files)
+
+    launcher = Launcher(commands, descriptor, spawn=spawn)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         launcher.stop()
@@ -185,7 +198,3 @@ def run_all(
         return launcher.run()
     finally:
         os.close(descriptor)
-
-
-def _spawn(command: Sequence[str], descriptor: int) -> Child:
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(descriptor,))

@@ -73,7 +73,10 @@ _ANY_TIME_NS = 2**63 - 1
 
 
 class Worker:
-    """One device's main thread. `run` may be called once and returns the process's exit code."""
+    """One device's main thread. `run` may be called once and returns the process's exit code.
+
+    `beat` is told, whenever this thread turns, whether a gateway has the worker.
+    """
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class Worker:
         clock: Callable[[], int] = time.monotonic_ns,
         keys: CurveKeys | None = None,
         provide: Provide = lambda _: None,
+        beat: Callable[[bool], None] | None = None,
     ) -> None:
         self._name = name
         self._connect = connect
@@ -94,6 +98,7 @@ class Worker:
         self._telemetry = backend.telemetry
         self._parent_pid = parent_pid
         self._clock = clock
+        self._beat = beat
         self._pages = PageCache(backend.device.total_pages)
         self._finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._exec_lane = self._lane("exec")
@@ -145,6 +150,8 @@ class Worker:
                 self._see_to_what_is_due(self._clock())
                 if self._exit_code is not None:
                     return self._exit_code
+                if self._beat is not None:
+                    self._beat(self._is_joined)
                 frames = self._link.wait(TICK_MS if self._is_joined else JOINING_TICK_MS)
                 while not self._finished.empty():
                     self._on_finished(self._finished.get())

@@ -157,6 +157,7 @@ def worker(
     cache_dir: flags.CacheDir = None,
     emulate: flags.EmulateOne = None,
     curve_keys: flags.CurveKeys = None,
+    health_port: flags.HealthPort = None,
     log_level: flags.LogLevel = "info",
     log_format: flags.LogForm = None,
 ) -> None:
@@ -184,6 +185,7 @@ def worker(
         cache_dir=cache_dir,
         emulate=emulate,
         curve_keys=curve_keys,
+        health_port=health_port,
         log_level=log_level,
         log_format=log_format,
     )

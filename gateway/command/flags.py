@@ -304,6 +304,17 @@ WorkerName = Annotated[
     str | None,
     typer.Option("--name", help="Shown in metrics.", show_default="this machine's name"),
 ]
+HealthPort = Annotated[
+    int | None,
+    typer.Option(
+        "--health-port",
+        min=0,
+        max=65535,
+        help="Answer probes there: /startz when its models are ready, /livez, /readyz when it has "
+        "joined the gateway.",
+        show_default="none",
+    ),
+]
 Cpu = Annotated[int | None, typer.Option("--cpu", help="Run on this CPU only.")]
 Url = Annotated[
     str,

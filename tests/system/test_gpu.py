@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -121,7 +122,10 @@ def test_a_terminals_ctrl_c_ends_the_workers_of_all_gpus(
     standins: dict[str, str], zoo_dir: Path
 ) -> None:
     env = environment(**standins, REMONTOIR_CACHE_DIR=str(zoo_dir / "cache"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        probes = free.getsockname()[1]
     flags = ("--connect", "tcp://127.0.0.1:1", "--models", str(zoo_dir / "models"), *FLAGS[:4])
+    flags += ("--health-port", str(probes))
     launcher = subprocess.Popen(
         [sys.executable, "-m", "gateway", "worker", *flags, "--device", "all"],
         cwd=ROOT,
@@ -134,12 +138,22 @@ def test_a_terminals_ctrl_c_ends_the_workers_of_all_gpus(
     try:
         while sum(map(_ignores_ctrl_c, child_pids(launcher.pid))) < 2:
             assert launcher.poll() is None
+        while _probe(probes, "/startz") != 200:  # of both, and the launcher answers
+            assert launcher.poll() is None
+        assert (_probe(probes, "/livez"), _probe(probes, "/readyz")) == (200, 503)
         os.killpg(launcher.pid, signal.SIGINT)
         output, _ = launcher.communicate(timeout=60)
         assert launcher.returncode == 0, output
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)
+
+
+def _probe(port: int, path: str) -> int | None:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=20).status_code
+    except httpx.ConnectError:
+        return None  # not yet
 
 
 def _ignores_ctrl_c(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,15 @@ from tests.system.stages import until
 
 MLP = [{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [0.5] * 64}]
 LOOKUP = [{"name": "ids", "shape": [1, 4], "datatype": "INT64", "data": [0, 1, 2, 3]}]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def probe(port: int, path: str) -> int:
+    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=20).status_code
 
 
 def test_a_worker_joins_from_elsewhere_and_a_model_that_differs_is_refused_by_name(
@@ -37,7 +47,8 @@ def test_a_worker_joins_from_elsewhere_and_a_model_that_differs_is_refused_by_na
         assert post(gateway.url, infer_body("mlp", MLP)).verdict == "503 no_worker"
         log = tmp_path / "worker.log"
         join = ["worker", "--connect", address, "--models", "their-models"]
-        join += ["--name", "elsewhere", "--cache-mb", "64"]
+        probes = free_port()
+        join += ["--name", "elsewhere", "--cache-mb", "64", "--health-port", str(probes)]
         home = tmp_path / "home"
         home.mkdir()
         # as on a machine where nobody has said anything about ONNX Runtime's telemetry
@@ -54,6 +65,8 @@ def test_a_worker_joins_from_elsewhere_and_a_model_that_differs_is_refused_by_na
             )
         try:
             until(lambda: is_ready(gateway.url), "the worker joins")
+            until(lambda: probe(probes, "/readyz") == 200, "the worker has heard so")
+            assert (probe(probes, "/startz"), probe(probes, "/livez")) == (200, 200)
             assert post(gateway.url, infer_body("mlp", MLP)).status == 200
             assert state_on(gateway.url, "mlp", "elsewhere") == "resident"
             refused = post(gateway.url, infer_body("lookup", LOOKUP))

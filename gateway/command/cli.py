@@ -15,7 +15,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from gateway.command import flags, keys_cli, programs_cli, reload_cli
+from gateway.command import check_cli, flags, keys_cli, programs_cli, reload_cli
 from gateway.command.command_error import CommandError
 from gateway.config import KEY_VARIABLE, MEBIBYTE
 from gateway.programs import given_flags, program
@@ -413,4 +413,5 @@ def version() -> None:
     console.print(f"{__version__}, {describe()}")
 
 
+check_cli.add_commands(app)
 reload_cli.add_commands(app)  # here: help lists commands in this order, and begins with serve

@@ -67,6 +67,10 @@ class Client:
     def __exit__(self, *exception: object) -> None:
         self._http.close()
 
+    def get(self, path: str) -> None:
+        """A probe: all that counts is that it is a 200."""
+        self._call("GET", path)
+
     def models(self) -> list[JsonObject]:
         """GET /models."""
         models: list[JsonObject] = self._call("GET", "/models").json()["models"]
@@ -113,6 +117,19 @@ class Client:
         )
         return Answer(response.json(), (time.perf_counter_ns() - begin_ns) / 1e6)
 
+    def refusal(self, model: str, inputs: Sequence[JsonObject], slo_ms: float) -> JsonObject:
+        """POST /infer that must be refused; the body of its error, which has the status."""
+        request = {"model": model, "slo_ms": slo_ms, "inputs": list(inputs)}
+        response = self._send("POST", "/infer", json=request)
+        call = f"POST {self._url}/infer"
+        if response.status_code == 200:
+            raise ClientError(f"{call}: an SLO of {slo_ms:g} ms was answered with 200")
+        try:
+            body: JsonObject = response.json()
+            return {"status": response.status_code, "reason": body["reason"], **body}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClientError(_refusal(response, call)) from error
+
     def quote(self, model: str, *, slo_ms: float | None, rows: int, count: int) -> JsonObject:
         """POST /quote: a no is an answer, too."""
         question: JsonObject = {"model": model, "rows": rows, "count": count}
@@ -153,18 +170,21 @@ class Client:
             raise ClientError(f"{call}: {error or type(error).__name__}") from error
 
     def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        response = self._send(method, path, **arguments)
+        if response.status_code != 200:
+            raise ClientError(_refusal(response, f"{method} {self._url}{path}"))
+        return response
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         arguments.setdefault("timeout", httpx.Timeout(MARGIN_S, connect=CONNECT_TIMEOUT_S))
         try:
-            response = self._http.request(method, self._url + path, **arguments)
+            return self._http.request(method, self._url + path, **arguments)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise self._unreachable(error) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClientError(
                 f"{method} {self._url}{path}: {error or type(error).__name__}"
             ) from error
-        if response.status_code != 200:
-            raise ClientError(_refusal(response, f"{method} {self._url}{path}"))
-        return response
 
     def _unreachable(self, error: Exception) -> ClientError:
         why = _tls_problem(error)

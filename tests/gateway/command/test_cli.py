@@ -33,6 +33,7 @@ COMMANDS = [
     "infer",
     "quote",
     "requests",
+    "check",
     "reload",
     "rollback",
     "fetch",
@@ -357,6 +358,25 @@ def test_infer_magika_needs_no_request_for_an_empty_file(
     assert code == 0
     assert "empty: empty, score 1.000: Empty file, inode/x-empty (the file is empty)" in out
     assert "No request was sent." in out
+
+
+def test_check_asks_for_life_readiness_an_answer_and_a_refusal(
+    remontoir: Remontoir, gateway: RunningGateway
+) -> None:
+    code, out, _ = remontoir("check", "--url", gateway.url)
+    assert code == 0
+    begins = ["ok  live", "ok  ready", "ok  answers", "ok  refuses"]
+    assert [line[: len(b)] for line, b in zip(out.splitlines(), begins, strict=True)] == begins
+    assert " double in " in out  # the one with the shortest answer
+    assert "an SLO of 0.001 ms: 422 slo_infeasible_ever in " in out
+    ask = ("check", "--url", gateway.url, "--model", "double", "--json")
+    assert remontoir(*ask, "[1, 2, 3, 4]")[0] == 0
+    code, out, err = remontoir(*ask, "[1, 2, 3]")
+    assert (code, len(out.splitlines())) == (1, 2)
+    assert err.startswith("remontoir: 400 bad_request: ")
+    code, out, err = remontoir("check", "--url", gateway.url, "--model", "broken")
+    assert (code, len(out.splitlines())) == (1, 2)
+    assert err.startswith("remontoir: broken: ")
 
 
 @pytest.mark.parametrize(

@@ -105,3 +105,77 @@ def curve(into: KeysInto, worker: WorkerNames = None) -> None:
     console.print("For each worker, copied to its machine and kept secret there:", markup=False)
     for directory in made:
         console.print(f"  --curve-keys {directory}", style="cyan", markup=False)
+
+
+CurveGateway = Annotated[
+    str | None,
+    typer.Option("--curve-gateway", metavar="SECRET", help="CURVE keys of the gateways."),
+]
+CurveWorker = Annotated[
+    str | None,
+    typer.Option("--curve-worker", metavar="SECRET", help="CURVE keys of the workers."),
+]
+TenantsSecret = Annotated[
+    str | None,
+    typer.Option(
+        "--tenants", metavar="SECRET", help="Hashes of API keys: tenants.yaml, for the gateways."
+    ),
+]
+ApiKeysSecret = Annotated[
+    str | None,
+    typer.Option(
+        "--api-keys",
+        metavar="SECRET",
+        help="The API keys themselves: client.key, operator.key (admin), monitoring.key (metrics).",
+    ),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="NAME=VALUE", help="Of the Secrets; may be given again."),
+]
+
+
+@app.command("kubernetes")
+def kubernetes(
+    curve_gateway: CurveGateway = None,
+    curve_worker: CurveWorker = None,
+    tenants: TenantsSecret = None,
+    api_keys: ApiKeysSecret = None,
+    label: Labels = None,
+) -> None:
+    """Make keys as Secrets of the cluster that this pod is in, unless they are there: what the Helm
+    chart's job runs.
+
+    Nothing is printed but their names. Keys that are there are kept, whatever
+    else happens, so running it again changes nothing.
+
+    \b
+    Example:
+      remontoir keys kubernetes --curve-gateway a --curve-worker b --tenants c --api-keys d
+    """
+    from gateway.command import cluster_keys
+
+    if (curve_gateway is None) != (curve_worker is None):
+        raise CommandError("--curve-gateway and --curve-worker belong together.", exit_code=2)
+    if (tenants is None) != (api_keys is None):
+        raise CommandError("--tenants and --api-keys belong together.", exit_code=2)
+    if curve_gateway is None and tenants is None:
+        raise CommandError("make which keys? Name Secrets for some.", exit_code=2)
+    labels = dict(text.partition("=")[::2] for text in label or ())
+    try:
+        with cluster_keys.in_cluster(labels) as cluster:
+            if curve_gateway is not None and curve_worker is not None:
+                is_new = cluster_keys.make_curve(
+                    cluster, worker=curve_worker, gateway=curve_gateway
+                )
+                _tell(is_new, curve_worker, curve_gateway)
+            if tenants is not None and api_keys is not None:
+                is_new = cluster_keys.make_api_keys(cluster, keys=api_keys, tenants=tenants)
+                _tell(is_new, api_keys, tenants)
+    except cluster_keys.ClusterError as error:
+        raise CommandError(str(error)) from error
+
+
+def _tell(is_new: bool, *names: str) -> None:
+    for name in names:
+        console.print(f"secret {name}: {'made' if is_new else 'is there, kept'}", markup=False)

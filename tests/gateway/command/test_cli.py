@@ -183,6 +183,12 @@ def test_version(remontoir: Remontoir) -> None:
             2,
             "--tenant 'a b': a name is 1 to 64 letters, digits, '.', '_' and '-'",
         ),
+        (
+            ["keys", "kubernetes", "--tenants", "t"],
+            2,
+            "--tenants and --api-keys belong together.",
+        ),
+        (["check", "--json", "[1]"], 2, "--json TEXT is for which --model?"),
         (["infer", "m"], 2, "give the input as one of --file F and --json TEXT."),
         (["infer", "m", "--file", "/no/such"], 2, "/no/such: no such file"),
         (

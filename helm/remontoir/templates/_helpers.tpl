@@ -1,0 +1,234 @@
+{{/* Names, labels and what several templates need; each ends at a `define`. */}}
+
+{{- define "remontoir.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "remontoir.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "remontoir.labels" -}}
+{{ include "remontoir.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end -}}
+
+{{/* Images: a tag or, better, a digest. */}}
+{{- define "remontoir.image" -}}
+{{- .Values.image.repository -}}
+{{- if .Values.image.digest -}}@{{ .Values.image.digest }}{{- else -}}:{{ .Values.image.tag | default .Chart.AppVersion }}{{- end -}}
+{{- end -}}
+
+{{- define "remontoir.workerImage" -}}
+{{- if eq .Values.worker.mode "cpu" -}}
+{{- include "remontoir.image" . -}}
+{{- else -}}
+{{- .Values.worker.image.repository | default (printf "%s-gpu" .Values.image.repository) -}}
+{{- if .Values.worker.image.digest -}}@{{ .Values.worker.image.digest }}{{- else -}}:{{ .Values.worker.image.tag | default .Values.image.tag | default .Chart.AppVersion }}{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "remontoir.workerKind" -}}
+{{- if eq .Values.worker.kind "auto" -}}
+{{- ternary "StatefulSet" "DaemonSet" (eq .Values.worker.mode "cpu") -}}
+{{- else -}}
+{{- .Values.worker.kind -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether something else sets the number of workers. */}}
+{{- define "remontoir.isAutoscaled" -}}
+{{- if or .Values.autoscaling.keda.enabled .Values.autoscaling.hpa.enabled }}true{{ end -}}
+{{- end -}}
+
+{{- define "remontoir.pageMb" -}}
+{{- .Values.gateway.settings.page_mb | default 16 -}}
+{{- end -}}
+
+{{/* Secrets: given, or made once by the keys job. */}}
+{{- define "remontoir.curveGatewaySecret" -}}
+{{- .Values.curve.existingGatewaySecret | default (printf "%s-curve-gateway" (include "remontoir.fullname" .)) -}}
+{{- end -}}
+{{- define "remontoir.curveWorkerSecret" -}}
+{{- .Values.curve.existingWorkerSecret | default (printf "%s-curve-worker" (include "remontoir.fullname" .)) -}}
+{{- end -}}
+{{- define "remontoir.tenantsSecret" -}}
+{{- .Values.auth.existingTenantsSecret | default (printf "%s-tenants" (include "remontoir.fullname" .)) -}}
+{{- end -}}
+{{- define "remontoir.apiKeysSecret" -}}
+{{- printf "%s-api-keys" (include "remontoir.fullname" .) -}}
+{{- end -}}
+{{- define "remontoir.makesCurveKeys" -}}
+{{- if and .Values.curve.enabled (not .Values.curve.existingGatewaySecret) (not .Values.curve.existingWorkerSecret) }}true{{ end -}}
+{{- end -}}
+{{- define "remontoir.makesApiKeys" -}}
+{{- if and .Values.auth.enabled (not .Values.auth.existingTenantsSecret) (not .Values.auth.tenants) }}true{{ end -}}
+{{- end -}}
+
+{{/* With which key `helm test` asks, and Prometheus: "name key" of a Secret, or nothing. */}}
+{{- define "remontoir.clientKey" -}}
+{{- if .Values.tests.apiKeySecret.name -}}
+{{ .Values.tests.apiKeySecret.name }} {{ .Values.tests.apiKeySecret.key }}
+{{- else if include "remontoir.makesApiKeys" . -}}
+{{ include "remontoir.apiKeysSecret" . }} client.key
+{{- end -}}
+{{- end -}}
+{{- define "remontoir.monitoringKey" -}}
+{{- if .Values.serviceMonitor.apiKeySecret.name -}}
+{{ .Values.serviceMonitor.apiKeySecret.name }} {{ .Values.serviceMonitor.apiKeySecret.key }}
+{{- else if include "remontoir.makesApiKeys" . -}}
+{{ include "remontoir.apiKeysSecret" . }} monitoring.key
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds from SIGTERM to the end, at the most, as docs/http.md has them, and preStop before. */}}
+{{- define "remontoir.stopSeconds" -}}
+{{- $settings := .Values.gateway.settings -}}
+{{- $drain := ternary $settings.drain_s 5 (hasKey $settings "drain_s") -}}
+{{- $answer := ternary $settings.answer_grace_s 20 (hasKey $settings "answer_grace_s") -}}
+{{- add .Values.gateway.preStopSeconds (ceil $drain) (ceil $answer) 1 5 5 -}}
+{{- end -}}
+
+{{/* MiB of a quantity of memory ("4Gi", "512M", 1073741824), rounded down. */}}
+{{- define "remontoir.mebibytes" -}}
+{{- $text := toString . -}}
+{{- $number := regexFind "^[0-9.]+" $text -}}
+{{- $unit := trimPrefix $number $text -}}
+{{- $bytes := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{- if not (and $number (hasKey $bytes $unit)) -}}
+{{- fail (printf "%q is no quantity of memory like 4Gi" $text) -}}
+{{- end -}}
+{{- divf (mulf (float64 $number) (get $bytes $unit)) 1048576.0 | floor | int64 -}}
+{{- end -}}
+
+{{/* The models' volume, and the container that fills it where they are pulled. */}}
+{{- define "remontoir.modelsVolume" -}}
+{{- $models := .Values.models -}}
+- name: models
+  {{- if eq $models.type "existingClaim" }}
+  persistentVolumeClaim:
+    claimName: {{ $models.existingClaim.name }}
+    readOnly: true
+  {{- else if eq $models.type "hostPath" }}
+  hostPath:
+    path: {{ $models.hostPath.path }}
+    type: Directory
+  {{- else if eq $models.type "image" }}
+  image:
+    reference: {{ $models.image.reference }}
+    pullPolicy: {{ $models.image.pullPolicy }}
+  {{- else }}
+  emptyDir:
+    {{- if $models.pull.sizeLimit }}
+    sizeLimit: {{ $models.pull.sizeLimit | quote }}
+    {{- else }} {}
+    {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{- define "remontoir.modelsMount" -}}
+- name: models
+  mountPath: /models
+  readOnly: true
+  {{- with .Values.models.subPath }}
+  subPath: {{ . }}
+  {{- end }}
+{{- end -}}
+
+{{- define "remontoir.pullContainer" -}}
+{{- $pull := .Values.models.pull -}}
+- name: pull-models
+  image: {{ $pull.image | quote }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  {{- with $pull.command }}
+  command: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  args:
+    {{- if $pull.args }}
+    {{- toYaml $pull.args | nindent 4 }}
+    {{- else }}
+    - copy
+    - --checksum
+    - --retries=5
+    - {{ $pull.source | quote }}
+    - /models
+    {{- end }}
+  env:
+    - {name: HOME, value: /tmp}
+    {{- with $pull.env }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with $pull.existingSecret }}
+  envFrom:
+    - secretRef: {name: {{ . | quote }}}
+  {{- end }}
+  resources: {{- toYaml $pull.resources | nindent 4 }}
+  securityContext: {{- include "remontoir.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - {name: models, mountPath: /models}
+    - {name: tmp, mountPath: /tmp}
+{{- end -}}
+
+{{- define "remontoir.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "remontoir.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* A topology spread of one component, where it is asked for. */}}
+{{- define "remontoir.topologySpread" -}}
+{{- $spread := .spread -}}
+{{- if $spread.enabled }}
+topologySpreadConstraints:
+  - maxSkew: {{ $spread.maxSkew }}
+    topologyKey: {{ $spread.topologyKey }}
+    whenUnsatisfiable: {{ $spread.whenUnsatisfiable }}
+    labelSelector:
+      matchLabels:
+        {{- include "remontoir.selectorLabels" .root | nindent 8 }}
+        app.kubernetes.io/component: {{ .component }}
+{{- end }}
+{{- end -}}
+
+{{/* What both kinds of pods take from their values: where they run, and beside what. */}}
+{{- define "remontoir.placement" -}}
+{{- with .values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $class := .values.priorityClassName }}
+{{- if and (not $class) .root.Values.priorityClass.create }}
+{{- $class = include "remontoir.fullname" .root }}
+{{- end }}
+{{- with $class }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}

@@ -34,6 +34,7 @@ from scheduler.events import (
     Tick,
     WorkerLost,
 )
+from scheduler.priority import NORMAL
 from scheduler.wire import Buffer, RequestTensors
 
 __all__ = ["Dispatcher", "Observer", "OnDone", "OnQuote", "Outputs", "SchedulerCore"]
@@ -148,6 +149,7 @@ class Dispatcher:
         buffers: list[Buffer],
         on_done: OnDone,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> int:
         """Takes in a well-formed request for a known model and returns its id.
 
@@ -172,6 +174,7 @@ class Dispatcher:
             elements,
             do_not_queue,
             tenant,
+            priority,
         )
         if self._call_soon is None:
             self._feed(arrived, _NO_OUTPUTS)
@@ -191,6 +194,7 @@ class Dispatcher:
         shape_key: str,
         elements: int,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> Rejected | None:
         """The refusal a request would get if it were submitted now; None if it would get none."""
         if self.fatal_error is not None or self._is_handling:
@@ -205,6 +209,7 @@ class Dispatcher:
             shape_key,
             elements,
             tenant=tenant,
+            priority=priority,
         )
         return self._scheduler.foresee(arrived, max(self._clock(), self._now))
 
@@ -222,6 +227,7 @@ class Dispatcher:
         count: int,
         on_quote: OnQuote,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> None:
         """Asks what would become of `count` such requests. `on_quote(quote, now)` is called once,
         when those that were submitted before have entered the core: with `call_soon` in a moment.
@@ -237,6 +243,7 @@ class Dispatcher:
             elements,
             do_not_queue,
             tenant,
+            priority,
         )
         ask = functools.partial(self._answer_quote, arrived, count, on_quote)
         if self._call_soon is None:
@@ -256,6 +263,7 @@ class Dispatcher:
         elements: int,
         do_not_queue: bool,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> Quote | None:
         """What would become of such a request now, at once; None while the core is at work. Those
         submitted in this turn of the loop are not in the core yet, and not counted.
@@ -275,6 +283,7 @@ class Dispatcher:
             elements,
             do_not_queue,
             tenant,
+            priority,
         )
         try:
             return self._scheduler.verdict(arrived, max(self._clock(), self._now))

@@ -12,6 +12,7 @@ from gateway.wakeup_timer import Cancellable
 from gateway.workers.gpu_figures import GpuFigures
 from scheduler.device import Outstanding, Weights, WeightsState
 from scheduler.events import Command, Event, Quote, Rejected
+from scheduler.priority import NORMAL
 from scheduler.spec import DeviceSpec, ModelSpec
 from scheduler.wire import Buffer, RequestTensors
 
@@ -40,6 +41,7 @@ class RequestSink(Protocol):
         buffers: list[Buffer],
         on_done: OnDone,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> int: ...
     def foresee(
         self,
@@ -51,6 +53,7 @@ class RequestSink(Protocol):
         shape_key: str,
         elements: int,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> Rejected | None: ...
     def quote(
         self,
@@ -66,6 +69,7 @@ class RequestSink(Protocol):
         count: int,
         on_quote: OnQuote,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> None: ...
     def verdict(
         self,
@@ -79,6 +83,7 @@ class RequestSink(Protocol):
         elements: int,
         do_not_queue: bool,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> Quote | None: ...
     def is_executing(self, request_id: int) -> bool: ...
     def cancel(self, request_id: int) -> None: ...

@@ -20,6 +20,7 @@ from gpuworker.model_store import ModelConfig, RepositoryModel
 from gpuworker.profiling import measure, measure_load, measure_shapes
 from gpuworker.sample_inputs import DeclaredTensor, ProbeError, make_inputs
 from gpuworker.shape_probe import ProbedModel, probe
+from scheduler.priority import PRIORITIES
 from scheduler.spec import MILLISECOND_NS, ModelProfile, ModelSpec, ShapeProfile
 
 PLATFORM = "onnxruntime_onnx"  # Triton's word for it
@@ -197,6 +198,7 @@ def model_spec(
         if config.default_slo_ms is None
         else round(config.default_slo_ms * MILLISECOND_NS),
         is_pinned=config.pinned,
+        priority=PRIORITIES[config.priority],
         sharing=config.sharing(),
     )
 

@@ -15,6 +15,7 @@ import msgspec
 import yaml
 
 from gpuworker.config import MEBIBYTE, ConfigError
+from scheduler.priority import PriorityName
 from scheduler.spec import SharingSpec
 
 MODEL_FILE = "model.onnx"
@@ -45,7 +46,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default_slo_ms: Annotated[float, msgspec.Meta(gt=0, le=86_400_000)] | None = None
     max_batch_size: _Positive | None = None
     batch_sizes: Annotated[tuple[_Positive, ...], msgspec.Meta(min_length=1)] | None = None
-    priority: int = 0
+    priority: PriorityName = "normal"
     pinned: bool = False
     profile_shapes: dict[str, tuple[RowShape, ...]] = {}
     single_flight: bool = False

@@ -224,7 +224,7 @@ class _Play:
         """The request of an ask, at the gateway: time counts from there."""
         self.num_requests += 1
         request_id = self.num_requests
-        at_ns, model, slo_ns, stream, tenant, client = ask
+        at_ns, model, slo_ns, stream, tenant, client, priority = ask
         at_ns += self._client_delay_ns
         if client >= 0:
             self._open_loops[request_id] = ask
@@ -240,6 +240,7 @@ class _Play:
             shape_key=shape_key,
             elements=elements,
             tenant=tenant,
+            priority=priority,
         )
 
     def _answered(self, request_id: int, _outcome: Outcome, now: int) -> None:

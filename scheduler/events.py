@@ -9,6 +9,7 @@ import enum
 import msgspec
 
 from scheduler.actions import Action, Result
+from scheduler.priority import NORMAL
 from scheduler.spec import DeviceSpec, ModelSpec
 
 
@@ -19,7 +20,7 @@ class RequestArrived(msgspec.Struct, frozen=True, gc=False):
     unbatched inputs), `shape_key` and `elements` its shape class for estimates (spec.ShapeProfile).
     `rows` is how many rows of a batch it takes. Time counts from `arrival_ns`, when the gateway
     first saw the request; `deadline_ns` is arrival + SLO. `tenant` is who pays for it, where
-    tenants have floors (SchedulerConfig.tenant_weights).
+    tenants have floors (SchedulerConfig.tenant_weights). `priority` is of scheduler.priority.
     """
 
     request_id: int
@@ -32,6 +33,7 @@ class RequestArrived(msgspec.Struct, frozen=True, gc=False):
     elements: int = 0
     do_not_queue: bool = False
     tenant: str = ""
+    priority: int = NORMAL
 
 
 class RequestsArrived(msgspec.Struct, frozen=True, gc=False):

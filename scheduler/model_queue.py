@@ -1,9 +1,10 @@
 """The waiting requests of one model that may share a batch, in deadline order."""
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
+from scheduler.priority import HIGH, LOW, NORMAL
 from scheduler.request import Request
 from scheduler.timers import Wakeable
 
@@ -18,11 +19,13 @@ class ModelQueue(Wakeable):
     equal, is O(1); elsewhere it is a bisection and a memmove. `latest_start_ns` is the sort key
     under which the queue was last announced to the devices; None when empty. With
     `keeps_arrival_order`, `in_order` gives the requests as they were pushed, for policies that are
-    first come, first served; with `keeps_tenants`, `of_tenant` gives one tenant's.
+    first come, first served; with `keeps_tenants`, `of_tenant` gives one tenant's. `of_priority`
+    gives those of one class, if it is not the usual one.
     """
 
     __slots__ = (
         "_arrived",
+        "_by_priority",
         "_by_tenant",
         "_entries",
         "_first",
@@ -57,6 +60,8 @@ class ModelQueue(Wakeable):
         self._arrived: dict[int, Request] | None = {} if keeps_arrival_order else None
         # tenant → request id → request; None where all are one tenant's
         self._by_tenant: dict[str, dict[int, Request]] | None = {} if keeps_tenants else None
+        # HIGH and LOW → request id → request; None until there is one of them
+        self._by_priority: dict[int, dict[int, Request]] | None = None
         self.num_rows = 0
         self.latest_start_ns: int | None = None
 
@@ -87,6 +92,10 @@ class ModelQueue(Wakeable):
             self._arrived[request.request_id] = request
         if self._by_tenant is not None:
             self._by_tenant.setdefault(request.tenant, {})[request.request_id] = request
+        if request.priority != NORMAL:
+            if self._by_priority is None:
+                self._by_priority = {HIGH: {}, LOW: {}}
+            self._by_priority[request.priority][request.request_id] = request
         if len(entries) == self._first or entries[-1][0] <= request.deadline_ns:
             entries.append(entry)
             return len(entries) - self._first == 1
@@ -101,6 +110,8 @@ class ModelQueue(Wakeable):
             del self._arrived[request.request_id]
         if self._by_tenant is not None:
             self._forget_tenant(self._by_tenant, request)
+        if request.priority != NORMAL:
+            self._forget_priority(request)
         if self._first >= _COMPACT_AT:
             del self._entries[: self._first]
             self._first = 0
@@ -114,6 +125,18 @@ class ModelQueue(Wakeable):
             del self._arrived[request.request_id]
         if self._by_tenant is not None:
             self._forget_tenant(self._by_tenant, request)
+        if request.priority != NORMAL:
+            self._forget_priority(request)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether any of its requests is of another class than the usual."""
+        by_priority = self._by_priority
+        return by_priority is not None and bool(by_priority[HIGH] or by_priority[LOW])
+
+    def of_priority(self, priority: int) -> Collection[Request]:
+        """The requests of class HIGH or LOW, as they were pushed."""
+        return self._by_priority[priority].values() if self._by_priority else ()
 
     def of_tenant(self, tenant: str) -> Iterable[Request]:
         """One tenant's requests as they were pushed; none where tenants are not kept apart."""
@@ -127,6 +150,10 @@ class ModelQueue(Wakeable):
         del own[request.request_id]
         if not own:
             del by_tenant[request.tenant]
+
+    def _forget_priority(self, request: Request) -> None:
+        assert self._by_priority is not None
+        del self._by_priority[request.priority][request.request_id]
 
     def in_order(self) -> Iterable[Request]:
         """The requests in the order of the policy: as pushed, or by deadline."""

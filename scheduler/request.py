@@ -82,6 +82,7 @@ class Request:
         "model",
         "num_failures",
         "predicted_ns",
+        "priority",
         "ready_at_ns",
         "request_id",
         "rows",
@@ -104,6 +105,7 @@ class Request:
         self.elements = arrived.elements
         self.do_not_queue = arrived.do_not_queue
         self.tenant = arrived.tenant
+        self.priority = arrived.priority
         self.state = RequestState.QUEUED
         self.num_failures = 0
         self.runs_alone = False

@@ -8,6 +8,8 @@ from typing import Final
 
 import msgspec
 
+from scheduler.priority import NORMAL
+
 MILLISECOND_NS: Final = 1_000_000
 SECOND_NS: Final = 1_000_000_000
 
@@ -80,6 +82,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     profile: ModelProfile
     default_slo_ns: int | None = None
     is_pinned: bool = False
+    priority: int = NORMAL  # of requests that ask for none (scheduler.priority)
     unavailable_reason: str | None = None
     sharing: SharingSpec | None = None
     # What scheduler and workers call the version that clients know by `name`, where it came while

@@ -32,6 +32,7 @@ ALLOWED_IN_SCHEDULER = {"msgspec"}  # besides the rest of the standard library
 
 # Inside the scheduler, a module imports from earlier lines only.
 SCHEDULER_ORDER = (
+    ("priority",),
     ("build", "spec"),
     ("actions", "words"),
     ("events", "wire"),

@@ -28,6 +28,7 @@ from gateway.inference.exchange import Reply
 from gateway.lifecycle import Lifecycle
 from gateway.metrics.metrics import Metrics
 from scheduler.events import Event, Rejected, Served
+from scheduler.priority import NORMAL
 from scheduler.spec import ModelProfile, ModelSpec, ShapeProfile, SharingSpec, TensorSpec
 from scheduler.wire import Buffer, RequestTensors, TensorMeta
 
@@ -73,6 +74,7 @@ class _Sink:
         buffers: list[Buffer],
         on_done: OnDone,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> int:
         on_done(_SERVED, self._outputs)
         return 1
@@ -87,6 +89,7 @@ class _Sink:
         shape_key: str,
         elements: int,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> Rejected | None:
         return None
 
@@ -104,6 +107,7 @@ class _Sink:
         count: int,
         on_quote: OnQuote,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> None:
         raise NotImplementedError
 
@@ -119,6 +123,7 @@ class _Sink:
         elements: int,
         do_not_queue: bool,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> None:
         raise NotImplementedError
 

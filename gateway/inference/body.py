@@ -51,7 +51,7 @@ class RequestedOutput(msgspec.Struct, gc=False):
 
 class RequestParameters(msgspec.Struct, gc=False):
     """`slo_ms` and `timeout` are checked by gateway.inference.slo, which names a bad value.
-    `priority` is checked and changes nothing yet: every request goes by its deadline.
+    What `priority` means is gateway.inference.request_flags' to say.
     """
 
     slo_ms: object = None

@@ -34,7 +34,13 @@ from gateway.inference.exchange import Exchange, Reply, Send, Write, no_send
 from gateway.inference.questions import Questions
 from gateway.inference.raw_input import raw_request
 from gateway.inference.reply_encoding import ACCEPT_ENCODING, encoding_of
-from gateway.inference.request_flags import DO_NOT_QUEUE, DRY_RUN, do_not_queue, dry_run
+from gateway.inference.request_flags import (
+    DO_NOT_QUEUE,
+    DRY_RUN,
+    do_not_queue,
+    dry_run,
+    priority_of,
+)
 from gateway.inference.target import NATIVE, QUOTE, Target
 from gateway.inference.tensors import Inputs, ModelPlan, ShapeClass, unknown_tensor
 from gateway.lifecycle import Lifecycle
@@ -487,6 +493,7 @@ class InferEndpoint:
             shape_key=shape_class.shape_key,
             elements=shape_class.elements,
             tenant="" if tenant is None else tenant.name,
+            priority=priority_of(request, plan.spec.priority, tenant),
         )
         if refusal is not None:
             exchange.tallies = self.metrics.of_model(name)
@@ -535,6 +542,7 @@ class InferEndpoint:
         exchange.slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
         if tenant is not None:
             tenant.check_slo(exchange.slo_ns)
+        exchange.priority = priority_of(request, plan.spec.priority, tenant)
         parameters = request.parameters
         exchange.choices = plan.choose_outputs(
             request.outputs, all_binary=parameters is not None and parameters.binary_data_output
@@ -606,6 +614,7 @@ class InferEndpoint:
             buffers=inputs.buffers,
             on_done=on_done,
             tenant="" if tenant is None else tenant.name,
+            priority=exchange.priority,
         )
         if self._on_named is not None:
             self._on_named(sink_id, exchange.request_id)

@@ -37,6 +37,7 @@ from gateway.observability.trace_context import TRACERESPONSE, TraceContext
 from gateway.tenants.tenant import Tenant
 from gateway.views import Clock
 from scheduler.events import Cancelled, Expired, Failed, Outcome, Quote, Reason, Rejected, Served
+from scheduler.priority import NORMAL
 from scheduler.spec import MILLISECOND_NS
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Exchange:
         "key",
         "media_type",
         "plan",
+        "priority",
         "reply",
         "request_id",
         "rows",
@@ -134,6 +136,7 @@ class Exchange:
         self.media_type = media_type  # of error bodies
         self.held_bytes = 0
         self.tenant: Tenant | None = None  # None where nobody has a key
+        self.priority = NORMAL
         self.has_entered = False  # takes a place among the tenant's open requests
         self.was_refused = False  # for no fault of its own
         self.held_device_ns = 0  # of the tenant's quota

@@ -12,7 +12,7 @@ from gateway.inference import slo
 from gateway.inference.body import InferBody
 from gateway.inference.exchange import Exchange
 from gateway.inference.quoting import class_asked, decode_quote
-from gateway.inference.request_flags import do_not_queue
+from gateway.inference.request_flags import do_not_queue, priority_of
 from gateway.inference.tensors import Inputs, ModelPlan, ShapeClass
 from gateway.metrics.metrics import Metrics
 from gateway.tenants.tenant import Tenant
@@ -58,6 +58,7 @@ class Questions:
         exchange.slo_ns = slo.find_slo_ns(wishes, special, default_ns=default_ns)
         if tenant is not None:
             tenant.check_slo(exchange.slo_ns)
+        exchange.priority = priority_of(wishes, plan.spec.priority, tenant)
         exchange.client_id = asked.id
         shape_class = class_asked(plan, asked)
         is_impatient = asked.do_not_queue or do_not_queue(wishes, special)
@@ -93,4 +94,5 @@ class Questions:
             count=count,
             on_quote=functools.partial(exchange.on_quote, count),
             tenant="" if exchange.tenant is None else exchange.tenant.name,
+            priority=exchange.priority,
         )

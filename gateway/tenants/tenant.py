@@ -11,6 +11,7 @@ from collections import Counter
 from gateway.errors import RequestError
 from gateway.tenants.tenants_file import TenantSpec
 from gateway.tenants.token_bucket import TokenBucket
+from scheduler.priority import PRIORITIES
 from scheduler.spec import MILLISECOND_NS, SECOND_NS
 
 # Rates are whole thousandths per second, so a bucket's units are these parts of a request and of a
@@ -33,6 +34,7 @@ class Tenant:
         """As the tenants file has it now. What was used stays used."""
         self.spec = spec
         self.is_admin = spec.admin
+        self.priority = PRIORITIES[spec.priority]
         self.default_slo_ns = _ns(spec.default_slo_ms)
         self.min_slo_ns = _ns(spec.min_slo_ms) or 0
         self._max_open = spec.max_concurrent

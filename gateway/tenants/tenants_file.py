@@ -14,6 +14,7 @@ import yaml
 
 from gateway.strict_yaml import StrictLoader
 from gateway.tenants.api_keys import StoredKey, parse_line
+from scheduler.priority import PriorityName
 
 TENANT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # it becomes a label of metrics
 # Each tenant is some lines of the metrics page, and in the scheduler's accounts.
@@ -44,6 +45,9 @@ class TenantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     default_slo_ms: Milliseconds | None = None  # before the model's default
     min_slo_ms: Milliseconds | None = None  # below it: 403, since tight SLOs cost others batching
     weight: Weight | None = None  # of the half of the devices' time that is divided in overload
+    priority: PriorityName = (
+        "normal"  # class of its requests, and the highest that they may ask for
+    )
     requests_per_s: Rate | None = None
     requests_burst: Rate | None = None
     gpu_ms_per_s: Rate | None = None  # milliseconds of device time, of any kind of device

@@ -173,6 +173,7 @@ class Variants:
             elements=inputs.elements,
             do_not_queue=request.is_impatient,
             tenant=tenant,
+            priority=exchange.priority,
         )
         return None if verdict is None else verdict.refusal
 

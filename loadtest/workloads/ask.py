@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from scheduler.priority import NORMAL
+
 
 class Ask(NamedTuple):
     """`at_ns` counts from the start of the run; `stream` is the index of the workload entry.
@@ -16,3 +18,4 @@ class Ask(NamedTuple):
     stream: int
     tenant: str = ""
     client: int = -1
+    priority: int = NORMAL

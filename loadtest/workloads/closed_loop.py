@@ -60,4 +60,5 @@ class ClosedLoop:
         self._num_asked[client] += 1
         slo = self._slos[client]
         slo_ns = slo if isinstance(slo, int) else slo()
-        return Ask(at_ns, model, slo_ns, self.stream, self.entry.tenant, client)
+        entry = self.entry
+        return Ask(at_ns, model, slo_ns, self.stream, entry.tenant, client, entry.priority_class)

@@ -9,6 +9,8 @@ from typing import NoReturn, TypeAlias
 
 import msgspec
 
+from scheduler.priority import PRIORITIES, PriorityName
+
 
 class SloShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One SLO of a mix, and the share of requests that has it (weights need not add up to 1)."""
@@ -31,6 +33,7 @@ class Entry(
     start_s: float = 0.0
     stop_s: float | None = None
     tenant: str = ""
+    priority: PriorityName = "normal"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -47,6 +50,11 @@ class Entry(
         if self.stop_s is not None and not self.stop_s > self.start_s:
             self.refuse("stop_s", f"{self.stop_s} is not after start_s {self.start_s}")
         self.check()
+
+    @property
+    def priority_class(self) -> int:
+        """As the scheduler has it."""
+        return PRIORITIES[self.priority]
 
     def check(self) -> None:
         """The checks of the kind's own fields. Raises ValueError."""

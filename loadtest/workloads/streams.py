@@ -115,14 +115,16 @@ def _arrivals(
 def _asks(
     entry: Entry, stream: int, arrivals: processes.Arrivals, chance: random.Random
 ) -> Iterator[Ask]:
-    start_s, tenant = entry.start_s, entry.tenant
+    start_s, tenant, priority = entry.start_s, entry.tenant, entry.priority_class
     slo = slo_chooser(entry, chance)
     if isinstance(slo, int):
         for at_s, model in arrivals:
-            yield Ask(int((start_s + at_s) * SECOND_NS), model, slo, stream, tenant)
+            at_ns = int((start_s + at_s) * SECOND_NS)
+            yield Ask(at_ns, model, slo, stream, tenant, priority=priority)
     else:
         for at_s, model in arrivals:
-            yield Ask(int((start_s + at_s) * SECOND_NS), model, slo(), stream, tenant)
+            at_ns = int((start_s + at_s) * SECOND_NS)
+            yield Ask(at_ns, model, slo(), stream, tenant, priority=priority)
 
 
 def _stop_s(entry: Entry, duration_s: float) -> float:

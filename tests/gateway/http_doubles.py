@@ -22,6 +22,7 @@ from gateway.variants.groups import Groups
 from gateway.variants.groups_file import Groups as GroupSpecs
 from scheduler.device import WeightsState
 from scheduler.events import Cancelled, Command, Event, Failed, Quote, Rejected, Served
+from scheduler.priority import NORMAL
 from scheduler.spec import (
     MILLISECOND_NS,
     DeviceSpec,
@@ -108,6 +109,7 @@ class Submitted(msgspec.Struct):
     buffers: list[Any]
     on_done: Any
     tenant: str
+    priority: int
 
 
 class PuppetDispatcher:
@@ -149,6 +151,7 @@ class PuppetDispatcher:
         shape_key: str,
         elements: int,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> Rejected | None:
         self.foreseen.append((model, slo_ns, rows, shape_key, elements))
         return self.refusal
@@ -168,6 +171,7 @@ class PuppetDispatcher:
         buffers: list[Buffer],
         on_done: OnDone,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> int:
         request_id = len(self.submitted) + 1
         self.submitted.append(
@@ -185,6 +189,7 @@ class PuppetDispatcher:
                 buffers,
                 on_done,
                 tenant,
+                priority,
             )
         )
         if self.answer_at_once is not None:
@@ -203,6 +208,7 @@ class PuppetDispatcher:
         elements: int,
         do_not_queue: bool,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> Quote | None:
         self.asked.append(model)
         return self.verdicts.get(model, Quote(num_met=1))
@@ -221,6 +227,7 @@ class PuppetDispatcher:
         count: int,
         on_quote: OnQuote,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> None:
         self.quoted.append((model, slo_ns, rows, batch_key, shape_key, elements))
         self.quoted_flags.append((do_not_queue, count, tenant))

@@ -66,13 +66,14 @@ def test_a_model_without_version_or_file_is_a_problem_of_its_own(tmp_path: Path)
 def test_every_key_of_config_yaml_is_read(tmp_path: Path) -> None:
     add(tmp_path, "m")
     (tmp_path / "m" / "config.yaml").write_text(
-        "default_slo_ms: 12.5\nmax_batch_size: 8\nbatch_sizes: [1, 8]\npriority: 3\npinned: true\n"
+        "default_slo_ms: 12.5\nmax_batch_size: 8\nbatch_sizes: [1, 8]\n"
+        "priority: low\npinned: true\n"
         "profile_shapes: {x: [[3, 48, 192], [3, 48, 320]]}\n"
         "single_flight: true\ncache: {mb: 0.5}\nshare_across_tenants: false\n"
     )
     config = only_model(tmp_path).config
     assert (config.default_slo_ms, config.max_batch_size, config.batch_sizes) == (12.5, 8, (1, 8))
-    assert (config.priority, config.pinned) == (3, True)
+    assert (config.priority, config.pinned) == ("low", True)
     assert config.profile_shapes == {"x": ((3, 48, 192), (3, 48, 320))}
     assert config.sharing() == SharingSpec(1 << 19, is_across_tenants=False)
 

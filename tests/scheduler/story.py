@@ -44,6 +44,7 @@ from scheduler.events import (
 )
 from scheduler.invariants import validate
 from scheduler.policies import Policy
+from scheduler.priority import NORMAL
 from scheduler.scheduler import Scheduler
 from scheduler.spec import (
     MILLISECOND_NS,
@@ -184,6 +185,7 @@ class Story:
         elements: int = 4,
         do_not_queue: bool = False,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> list[Command]:
         commands = [] if at_ms is None else self.advance(at_ms, inclusive=False)
         arrived = self.arrival(
@@ -196,6 +198,7 @@ class Story:
             elements=elements,
             do_not_queue=do_not_queue,
             tenant=tenant,
+            priority=priority,
         )
         return commands + self.handle(arrived)
 
@@ -211,6 +214,7 @@ class Story:
         elements: int = 4,
         do_not_queue: bool = False,
         tenant: str = "",
+        priority: int = NORMAL,
     ) -> RequestArrived:
         """The event, not handled yet."""
         return RequestArrived(
@@ -224,6 +228,7 @@ class Story:
             elements,
             do_not_queue,
             tenant,
+            priority,
         )
 
     def cancel(self, request_id: int, *, at_ms: float | None = None) -> list[Command]:

@@ -6,6 +6,7 @@ import pytest
 
 from scheduler.events import RequestArrived
 from scheduler.model_queue import ModelQueue
+from scheduler.priority import HIGH, LOW, NORMAL
 from scheduler.request import Request
 
 
@@ -106,3 +107,24 @@ def test_a_long_life_matches_a_sorted_list() -> None:
             expected.sort(key=lambda entry: entry[:2])
         assert list(queue) == [entry[2] for entry in expected]
         assert queue.head is (expected[0][2] if expected else None)
+
+
+def of(priority: int, request_id: int, deadline_ns: int) -> Request:
+    return Request(RequestArrived(request_id, "m", 0, deadline_ns, priority=priority))
+
+
+def test_classes_are_kept_apart_while_there_is_more_than_the_usual() -> None:
+    high, low, usual = of(HIGH, 1, 10), of(LOW, 2, 20), of(NORMAL, 3, 30)
+    queue = queue_of(usual)
+    assert not queue.has_classes
+    assert list(queue.of_priority(HIGH)) == []
+    queue.push(high)
+    queue.push(low)
+    assert queue.has_classes
+    assert list(queue.of_priority(HIGH)) == [high]
+    assert list(queue.of_priority(LOW)) == [low]
+    assert queue.pop_head() is high
+    assert queue.has_classes
+    queue.remove(low)
+    assert not queue.has_classes
+    assert ids(queue) == [3]

@@ -27,6 +27,7 @@ from scheduler.actions import (
 )
 from scheduler.events import ActionFinished, RequestsArrived
 from scheduler.policies import POLICIES
+from scheduler.priority import HIGH, LOW, NORMAL
 from scheduler.spec import MILLISECOND_NS, SchedulerConfig, ShapeProfile
 from tests.scheduler.story import START_NS, Story, model_spec, ms
 
@@ -102,6 +103,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         do_not_queue=st.sampled_from([False, False, False, True]),
         number=st.sampled_from([1, 1, 1, 2, 8, 40]),
         tenant=st.sampled_from(["", "one", "two", "unheard of"]),
+        priority=st.sampled_from([NORMAL, NORMAL, HIGH, LOW]),
     )
     def arrive(
         self,
@@ -112,6 +114,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         do_not_queue: bool,
         number: int,
         tenant: str,
+        priority: int,
     ) -> None:
         for _ in range(number):
             self.next_request += 1
@@ -125,6 +128,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 elements=int(key or 0),
                 do_not_queue=do_not_queue,
                 tenant=tenant,
+                priority=priority,
             )
 
     @rule(

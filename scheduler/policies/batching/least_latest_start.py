@@ -14,7 +14,8 @@ from scheduler.policies.batching import BatchPlan, Deferred, FinishedBatch
 from scheduler.policies.batching.blocking_cap import BlockingCap
 from scheduler.policies.batching.building import build
 from scheduler.policies.batching.overload_key import OVERLOADED, is_ripe, least_loss
-from scheduler.policies.batching.tenant_floors import build_owed
+from scheduler.policies.batching.preferred import build_for
+from scheduler.priority import HIGH, LOW, NORMAL
 from scheduler.state import SchedulerState
 
 # Queues compared for one decision.
@@ -62,11 +63,16 @@ class LeastLatestStart:
         scarcity = 1 / min(1.0, utilisation) if utilisation > WORTHLESS else 0.0
         owed: list[str] = []
         max_candidates = MAX_CANDIDATES
-        if utilisation > OVERLOADED:
+        is_overloaded = utilisation > OVERLOADED
+        if is_overloaded:
             max_candidates = MAX_IN_OVERLOAD
             if state.tenants is not None:
                 owed = state.tenants.owed(len(state.devices), now)
+        # In overload: what tenants are owed, and classes of requests, come in this order. Of each
+        # only what the earlier have left.
         owed_plans: list[BatchPlan] = []
+        high_plans: list[BatchPlan] = []
+        low_plans: list[BatchPlan] = []
         taken: list[tuple[int, int, ModelQueue]] = []
         seen: set[ModelQueue] = set()
         plans: list[BatchPlan] = []
@@ -97,9 +103,22 @@ class LeastLatestStart:
                     continue
             unsure.append((queue, max_ns))
             if owed:
-                plan = build_owed(queue, device, start_ns, margin_ns, owed=owed, max_ns=max_ns)
+                due = [request for tenant in owed for request in queue.of_tenant(tenant)]
+                plan = build_for(due, queue, device, start_ns, margin_ns, max_ns=max_ns)
                 if plan is not None:
                     owed_plans.append(plan)
+                    continue
+            has_classes = is_overloaded and queue.has_classes
+            if has_classes:
+                high = queue.of_priority(HIGH)
+                plan = build_for(high, queue, device, start_ns, margin_ns, max_ns=max_ns)
+                if plan is not None:
+                    high_plans.append(plan)
+                    continue
+                usual = [request for request in queue if request.priority != LOW]
+                plan = build_for(usual, queue, device, start_ns, margin_ns, max_ns=max_ns)
+                if plan is not None:
+                    plans.append(plan)
                     continue
             plan = build(
                 queue,
@@ -110,13 +129,16 @@ class LeastLatestStart:
                 max_ns=max_ns,
             )
             if plan is not None:
-                plans.append(plan)
+                (low_plans if has_classes else plans).append(plan)
         for entry in taken:
             heappush(device.ready, entry)
         if owed_plans:
             return _least_latest_start(owed_plans, device, margin_ns)
-        if plans:
-            return self._choose(state, plans, device, margin_ns)
+        if high_plans:
+            return _least_latest_start(high_plans, device, margin_ns)
+        if plans or low_plans:
+            lowest = NORMAL if plans else LOW
+            return self._choose(state, plans or low_plans, device, margin_ns, lowest)
         # Nothing is sure to make it, and the lane would idle: try what probably does.
         for queue, max_ns in unsure:
             chosen = build(queue, device, start_ns, margin_ns, max_ns=max_ns, cautious=False)
@@ -128,14 +150,19 @@ class LeastLatestStart:
         return None
 
     def _choose(
-        self, state: SchedulerState, plans: list[BatchPlan], device: DeviceMirror, margin_ns: int
+        self,
+        state: SchedulerState,
+        plans: list[BatchPlan],
+        device: DeviceMirror,
+        margin_ns: int,
+        lowest: int,
     ) -> BatchPlan:
         chosen = plans[0]
         if len(plans) == 1:
             return chosen
         is_overloaded = self._has_overload_key and state.utilisation > OVERLOADED
         if is_overloaded:
-            chosen = least_loss(state, plans, device, margin_ns)
+            chosen = least_loss(state, plans, device, margin_ns, lowest=lowest)
         else:
             chosen = _least_latest_start(plans, device, margin_ns)
         for plan in plans:

@@ -4,6 +4,7 @@ from typing import Final
 
 from scheduler.device import DeviceMirror
 from scheduler.policies.batching import BatchPlan
+from scheduler.priority import LOW
 from scheduler.state import SchedulerState
 
 # Offered load, as a share of the fleet, above which the key is used. Close to saturation chance
@@ -17,13 +18,19 @@ MAX_BEFORE: Final = 8
 
 
 def least_loss(
-    state: SchedulerState, plans: list[BatchPlan], device: DeviceMirror, margin_ns: int
+    state: SchedulerState,
+    plans: list[BatchPlan],
+    device: DeviceMirror,
+    margin_ns: int,
+    *,
+    lowest: int = LOW,
 ) -> BatchPlan:
     """The batch that would lose most requests per millisecond if it waited for the others' turn;
     of equals, the least latest start.
 
     The others' turn takes as long as all of them together. A batch that still grows, which will be
-    worth more later, loses nothing as long as it can wait for some of them.
+    worth more later, loses nothing as long as it can wait for some of them. Requests of classes
+    below `lowest`, which only fill batches up, are no loss.
     """
     work_ns = 0
     for plan in plans:
@@ -43,7 +50,8 @@ def least_loss(
             for request in plan.requests:
                 if request.deadline_ns >= done_ns:
                     break
-                lost += request.rows
+                if request.priority <= lowest:
+                    lost += request.rows
         loss = lost / plan.expected_ns
         if loss > best_loss or (loss == best_loss and latest_ns < best_latest_ns):
             best, best_loss, best_latest_ns = plan, loss, latest_ns

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.config import GatewayConfig
@@ -10,6 +11,7 @@ from gateway.tenants.api_keys import new_key
 from gateway.tenants.tenants_file import TenantSpec
 from scheduler.device import WeightsState
 from scheduler.events import Expired, Reason, Rejected
+from scheduler.priority import HIGH, LOW, NORMAL
 from tests.gateway.http_doubles import (
     MLP_OUTPUTS,
     Bench,
@@ -150,6 +152,51 @@ def test_an_slo_under_the_tenants_minimum_is_403_with_both_figures() -> None:
         assert (body["slo_ms"], body["min_slo_ms"]) == (5.0, 10.0)
         await asked(on, mlp_body(slo_ms=10))
         assert len(on.dispatcher.submitted) == 1
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("of_tenant", "asked_for", "expected"),
+    [
+        ("normal", None, NORMAL), ("normal", 0, NORMAL), ("normal", 1, NORMAL), ("normal", 3, LOW),
+        ("high", None, HIGH), ("high", 1, HIGH), ("high", 2, NORMAL), ("high", 7, LOW),
+        ("low", None, LOW), ("low", 1, LOW), ("low", 2, LOW),
+    ],
+)  # fmt: skip
+def test_a_request_has_its_tenants_class_or_a_lower_one(
+    of_tenant: Any, asked_for: int | None, expected: int
+) -> None:
+    async def story() -> None:
+        on = bench(priority=of_tenant)
+        wishes = {} if asked_for is None else {"parameters": {"priority": asked_for}}
+        await asked(on, mlp_body(**wishes))
+        assert on.dispatcher.submitted[-1].priority == expected
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("of_model", "asked_for", "expected"),
+    [(LOW, 0, LOW), (HIGH, 0, HIGH), (HIGH, 2, NORMAL), (NORMAL, 1, HIGH)],
+)
+def test_without_tenants_it_has_what_it_asks_for_or_its_models(
+    of_model: int, asked_for: int, expected: int
+) -> None:
+    async def story() -> None:
+        on = Bench(msgspec.structs.replace(model_spec(), priority=of_model))
+        await on.post(mlp_body(parameters={"priority": asked_for}))
+        assert on.dispatcher.submitted[-1].priority == expected
+
+    run(story)
+
+
+def test_a_model_may_lower_its_tenants_class() -> None:
+    async def story() -> None:
+        for of_model, expected in ((LOW, LOW), (HIGH, NORMAL)):
+            on = bench(msgspec.structs.replace(model_spec(), priority=of_model))
+            await asked(on)
+            assert on.dispatcher.submitted[-1].priority == expected
 
     run(story)
 

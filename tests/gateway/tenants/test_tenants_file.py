@@ -69,6 +69,7 @@ tenants:
         ("tenants: {'a b': {}}", "here: tenant 'a b': a name is 1 to 64 letters"),
         ("tenants: {7: {}}", "here: tenant '7': a name is 1 to 64 letters"),
         ("tenants: {a: }", "here: tenant a: expected `key: value` lines"),
+        ("tenants: {a: {priority: urgent}}", "tenant a: priority: Invalid enum value 'urgent'"),
         ("tenants: {a: {modles: []}}", "here: tenant a: unknown 'modles'; known are keys, models"),
         ("tenants: {a: {weight: -1}}", "here: tenant a: weight: Expected `float` >= 0"),
         ("tenants: {a: {weight: .nan}}", "here: tenant a: weight: Expected"),

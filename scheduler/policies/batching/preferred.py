@@ -1,6 +1,9 @@
-"""A batch for tenants that got less of the devices' time than their floor."""
+"""A batch for some of a queue's requests before the others: of tenants that got less of the
+devices' time than their floor, of a higher class.
+"""
 
 from bisect import bisect_right
+from collections.abc import Iterable
 
 from scheduler.device import DeviceMirror
 from scheduler.model_queue import ModelQueue
@@ -8,42 +11,39 @@ from scheduler.policies.batching import BatchPlan
 from scheduler.request import Request
 
 
-def build_owed(
+def build_for(
+    first: Iterable[Request],
     queue: ModelQueue,
     device: DeviceMirror,
     start_ns: int,
     margin_ns: int,
     *,
-    owed: list[str],
     max_ns: int | None = None,
 ) -> BatchPlan | None:
-    """Requests of these tenants first, however long others have waited in the same queue; who else
-    shares the model fills the batch up.
+    """These requests of the queue first, however long others have waited in it; who else shares
+    the model fills the batch up. None where none of them can be in time.
     """
     estimate = device.exec_estimate(queue)
     guard = estimate.guard
     reserve_ns = start_ns + margin_ns
     first_due_ns = reserve_ns + guard[1]
-    mine: list[Request] = []
-    for tenant in owed:
-        for request in queue.of_tenant(tenant):
-            if request.deadline_ns >= first_due_ns:
-                mine.append(request)
+    mine = [request for request in first if request.deadline_ns >= first_due_ns]
     mine.sort(key=_due)
     while mine and mine[0].deadline_ns < reserve_ns + guard[mine[0].rows]:
         del mine[0]
     if not mine:
         return None
-    first = mine[0]
-    requests = [first]
-    rows = first.rows
-    if not first.runs_alone:
-        size = bisect_right(guard, first.deadline_ns - reserve_ns) - 1
+    head = mine[0]
+    requests = [head]
+    rows = head.rows
+    if not head.runs_alone:
+        size = bisect_right(guard, head.deadline_ns - reserve_ns) - 1
         if max_ns is not None:
             size = min(size, bisect_right(estimate.plan, max_ns) - 1)
         size = max(rows, estimate.efficient[max(1, min(size, queue.num_rows))])
         due_ns = reserve_ns + guard[size]
-        others = [r for r in queue if r.tenant not in owed and r.deadline_ns >= due_ns]
+        preferred = set(mine)
+        others = [r for r in queue if r.deadline_ns >= due_ns and r not in preferred]
         for request in mine[1:] + others[:size]:
             if rows + request.rows <= size and not request.runs_alone:
                 requests.append(request)

@@ -4,6 +4,7 @@
 #   PYTHON310  one of Python 3.10, for make e2e-python310 only
 #   VENV     where the environment lives
 #   MODELS   the model repository that `make serve` fills with the demo models and serves
+#   HOST     the gateway that `make locust` loads
 #   ARGS     passed on: make serve ARGS="--port 9000", make test ARGS="-k wire", make bench ARGS=...
 
 PYTHON ?= python3
@@ -11,6 +12,7 @@ PYTHON310 ?= python3.10
 VENV   ?= .venv
 MODELS ?= demo-models
 ARGS   ?=
+HOST   ?= http://127.0.0.1:8000
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,7 +23,7 @@ LOCK311 := $(COMPILE) --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui e2e-prometheus vendor-ui clean distclean
+.PHONY: help install serve test check format bench locust experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui e2e-prometheus vendor-ui clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +64,9 @@ format: $(DEV) ## let ruff format the code and fix what it can
 
 bench: $(DEV) ## measure: overload, gateway cost, paging, scheduler (ARGS=--help lists them)
 	@$(BIN)/python -m loadtest $(ARGS)
+
+locust: $(DEV) ## load a running gateway (make serve) by Locust for 30 s (HOST=http://..., ARGS="--shape trace"; docs/locust.md)
+	@$(BIN)/remontoir locust --headless --only-summary --host $(HOST) -u 20 -t 30s $(ARGS)
 
 experiments: $(DEV) ## play the papers' experiments in virtual time, write docs/measurements/scheduler.md
 	@$(BIN)/python -m loadtest.experiments $(ARGS)

@@ -166,3 +166,13 @@ def gpu_check(
     command += ["--quick"] * quick
     command += [*given_flags(device=device, out=out), *more.args]
     os.execv(sys.executable, command)
+
+
+# No help of ours: the program shows its own options, which are Locust's kind.
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def locust(more: typer.Context) -> None:
+    """Load a gateway by Locust: users, a live web page, SLOs met and missed. Needs its extra."""
+    os.execv(sys.executable, [*program("loadtest.locust_load"), *more.args])

@@ -40,7 +40,9 @@ class Sample(NamedTuple):
 
 
 class Forecaster:
-    """One way to foresee, and what it got wrong: its mean absolute and its mean signed error."""
+    """One way to foresee, and what it got wrong: its mean absolute and its mean signed error, both
+    0 until one of its forecasts is due.
+    """
 
     def __init__(self) -> None:
         self.absolute_error = 0.0
@@ -116,14 +118,18 @@ class Scaling:
         return (self._newest.refused - self._counts[0][1]) / asked if asked > 0 else 0.0
 
     @property
-    def absolute_error(self) -> float:
-        """Mean absolute error of the forecasts that came due lately, in devices."""
-        return self._believed.absolute_error
+    def absolute_error(self) -> float | None:
+        """Mean absolute error of the forecasts that came due lately, in devices; None before the
+        first is due.
+        """
+        return self._believed.absolute_error if self._believed.num_errors else None
 
     @property
-    def bias(self) -> float:
-        """Mean of actual minus forecast, in devices: above 0, too little was foreseen."""
-        return self._believed.bias
+    def bias(self) -> float | None:
+        """Mean of actual minus forecast, in devices: above 0, too little was foreseen. None before
+        the first is due.
+        """
+        return self._believed.bias if self._believed.num_errors else None
 
     @property
     def recommended_devices(self) -> int | None:
@@ -132,7 +138,7 @@ class Scaling:
         """
         if self.forecast is None:
             return None
-        needed = self.forecast + SAFETY_ERRORS * self.absolute_error
+        needed = self.forecast + SAFETY_ERRORS * self._believed.absolute_error
         # Three devices at 0.7 are no fourth for the last bit of a float.
         return max(1, math.ceil(needed / self._target - 1e-9))
 

@@ -59,15 +59,12 @@ def show_story(client: Client, console: Console, request_id: str) -> None:
     told = client.request(request_id)
     for sentence in told["story"]:
         console.print(sentence, markup=False, soft_wrap=True)
+    if told["remedy"] is not None:
+        console.print(f"What helps: {told['remedy']}", markup=False, soft_wrap=True)
     console.print()
     latency_ms = told["latency_ms"]
     for phase in told["timeline"]:
-        begin, end = (
-            round(TIMELINE_WIDTH * min(1.0, max(0.0, phase[name] / latency_ms)))
-            if latency_ms
-            else 0
-            for name in ("begin_ms", "end_ms")
-        )
+        begin, end = (_place(phase[name], latency_ms) for name in ("begin_ms", "end_ms"))
         bar = " " * begin + ("█" * (end - begin) or "▏")
         took_ms = phase["end_ms"] - phase["begin_ms"]
         console.print(

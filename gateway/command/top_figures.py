@@ -13,6 +13,7 @@ from gateway.command.client import JsonObject
 
 WINDOW_S = 30.0
 MAX_BARS = 4000  # kept of each lane
+MAX_WORST = 400  # requests, of which the worst half is kept
 EXEC, LOAD = 0, 1
 RESIDENT = 2  # of the numbers that stand for states of weights
 
@@ -50,6 +51,21 @@ class DeviceLine(NamedTuple):
     outstanding: int
 
 
+class WorstLine(NamedTuple):
+    request_id: str
+    model: str
+    slack_ms: float | None
+    slo_ms: float
+    why: str
+
+
+class Advice(NamedTuple):
+    """How many devices there should be, and how many there are."""
+
+    recommended: int
+    devices: int
+
+
 class _Device:
     def __init__(self, told: JsonObject) -> None:
         self.told = told
@@ -79,6 +95,9 @@ class TopFigures:
         self._queued: dict[str, int] = {}
         self._history: dict[str, deque[Counted]] = {}
         self._devices: list[_Device] = []
+        self._worst: dict[str, JsonObject] = {}  # of the last minute, by id
+        self.remedies: dict[str, str] = {}  # by reason
+        self.advice: Advice | None = None
 
     def on_event(self, name: str, data: JsonObject) -> None:
         if name == "snapshot":
@@ -138,6 +157,23 @@ class TopFigures:
         rows = [(reason, lately[reason], count) for reason, count in total.items()]
         return sorted(rows, key=lambda row: (-row[1], -row[2], row[0]))
 
+    def worst(self) -> list[WorstLine]:
+        """Of the last WINDOW_S, the least slack first; what was not served goes before."""
+        after_us = self.at_us - WINDOW_S * 1e6
+        told = [request for request in self._worst.values() if request["at_us"] > after_us]
+        return [
+            WorstLine(
+                request["request_id"],
+                request["model"],
+                request["slack_ms"],
+                request["slo_ms"],
+                "served"
+                if request["reason"] is None
+                else f"{request['reason']}: {request['detail']}",
+            )
+            for request in sorted(told, key=_badness)
+        ]
+
     def _on_snapshot(self, data: JsonObject) -> None:
         if data["at_us"] < self.at_us:
             self._forget()  # another process answers at this address
@@ -145,6 +181,7 @@ class TopFigures:
             self._opened_us = data["at_us"]
         self._epoch, self.version, self.phase = data["epoch"], data["version"], data["phase"]
         self._clients_own = frozenset(data["clients_own"])
+        self.remedies = data["remedies"]
         self._models, self.lost = data["models"], data["lost"]
         bars = {device.told["worker"]: device.bars for device in self._devices}
         self._devices = [_Device(told) for told in data["devices"]]
@@ -181,6 +218,15 @@ class TopFigures:
             while len(history) > 1 and history[1].at_us <= self.at_us - WINDOW_S * 1e6:
                 history.popleft()
             self._queued[name] = queued
+        for request in data["worst"]:
+            self._worst[request["request_id"]] = request
+        if len(self._worst) > MAX_WORST:
+            after_us = self.at_us - WINDOW_S * 1e6
+            recent = [r for r in self._worst.values() if r["at_us"] > after_us]
+            kept = sorted(recent, key=_badness)[: MAX_WORST // 2]
+            self._worst = {request["request_id"]: request for request in kept}
+        advice = data["scaling"]
+        self.advice = advice and Advice(advice["recommended"], advice["devices"])
         for index, *figures in data["figures"]:
             self._devices[index].figures = [index, *figures]
 
@@ -201,6 +247,12 @@ class TopFigures:
         if RESIDENT in states:
             return f"resident on {states.count(RESIDENT)}"
         return "loading" if 1 in states else "absent"
+
+
+def _badness(request: JsonObject) -> float:
+    """Of requests that were not served, without a prediction: as bad as just missed."""
+    slack_ms: float = request["slack_ms"] or 0.0
+    return slack_ms if request["outcome"] == "served" else min(0.0, slack_ms)
 
 
 def _natural(device: _Device) -> list[tuple[int, str]]:

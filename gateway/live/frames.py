@@ -17,6 +17,7 @@ from gateway.live.messages import (
     LiveFrame,
     LiveModel,
     LiveRequest,
+    LiveScaling,
     LiveSnapshot,
 )
 from gateway.live.watch import LiveWatch
@@ -25,6 +26,7 @@ from gateway.metrics.slo_results import CLIENTS_OWN
 from gateway.metrics.tallies import ModelTallies
 from gateway.observability.answered import Answered
 from gateway.observability.recent_requests import RecentRequests
+from gateway.observability.remedies import REMEDIES
 from gateway.observability.request_stories import in_turns
 from gateway.views import Clock, DeviceView, SchedulerView
 from scheduler.device import WeightsState
@@ -140,12 +142,14 @@ class LiveSampler:
             interval_ms=self._interval_ms,
             phase=phase,
             clients_own=sorted(CLIENTS_OWN),
+            remedies=REMEDIES,
             models=told_models,
             devices=told_devices,
             lost=[name for name in self._metrics.workers if name not in here],
             counts=counts,
             figures=self._figures(places),
             worst=await self._worst(MAX_WORST_SNAPSHOT, minute_ago_ns),
+            scaling=self._scaling(),
             unnamed=self._unnamed(),
         )
 
@@ -168,6 +172,7 @@ class LiveSampler:
             bars=self._bars(places),
             holds=self._changed_holds(places),
             worst=worst,
+            scaling=self._scaling(),
             unnamed=self._unnamed(),
         )
 
@@ -312,6 +317,20 @@ class LiveSampler:
             latency_ms=_ms(answered.latency_ns),
             slack_ms=None if slack_ns is None else _ms(slack_ns),
             at_us=self._us(answered.answered_ns),
+        )
+
+    def _scaling(self) -> LiveScaling | None:
+        advice = self._metrics.scaling
+        if advice is None or advice.recommended_devices is None:
+            return None
+        assert advice.offered_load is not None
+        assert advice.forecast is not None
+        return LiveScaling(
+            devices=self._scheduler.num_serving,
+            recommended=advice.recommended_devices,
+            load=round(advice.offered_load, 3),
+            forecast=round(advice.forecast, 3),
+            error=None if advice.absolute_error is None else round(advice.absolute_error, 3),
         )
 
     def _unnamed(self) -> dict[str, int]:

@@ -105,6 +105,18 @@ class LiveRequest(msgspec.Struct, frozen=True, kw_only=True):
     at_us: int
 
 
+class LiveScaling(msgspec.Struct, frozen=True, kw_only=True):
+    """Advice on how many devices there should be (docs/metrics.md, Autoscaling). `load`, `forecast`
+    and `error` are in devices kept busy: now, foreseen, and what forecasts were wrong by lately.
+    """
+
+    devices: int  # here, and serving
+    recommended: int
+    load: float
+    forecast: float
+    error: float | None  # None before the first forecast was due
+
+
 class LiveFrame(msgspec.Struct, frozen=True, kw_only=True):
     """What changed since the frame before. `epoch` is that of the snapshot whose indexes it uses;
     `holds` has four numbers for each change: device, model, state of the weights, pages.
@@ -118,6 +130,7 @@ class LiveFrame(msgspec.Struct, frozen=True, kw_only=True):
     bars: list[LiveBar]
     holds: list[int]
     worst: list[LiveRequest]
+    scaling: LiveScaling | None  # None before the first window is whole
     unnamed: dict[str, int]  # answers to requests that named no model that is served
 
 
@@ -133,10 +146,12 @@ class LiveSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     interval_ms: float
     phase: str  # of the gateway's life
     clients_own: list[str]  # reasons after which no promise counts as broken
+    remedies: dict[str, str]  # by reason: what helps
     models: list[LiveModel]
     devices: list[LiveDevice]
     lost: list[str]
     counts: list[LiveCounts]
     figures: list[LiveFigures]
     worst: list[LiveRequest]
+    scaling: LiveScaling | None
     unnamed: dict[str, int]

@@ -15,6 +15,7 @@ from gateway.inference.body import PhaseFigures
 from gateway.observability.answered import Answered
 from gateway.observability.phases import passage_of, phases
 from gateway.observability.recent_requests import RecentRequests
+from gateway.observability.remedies import REMEDIES
 from gateway.tenants.tenant import Tenant
 from gateway.views import SchedulerView
 from scheduler.actions import Infer
@@ -88,6 +89,7 @@ class RequestStory(RequestEntry, frozen=True, kw_only=True):
     batch: Batch | None
     timeline: list[Phase]
     story: list[str]
+    remedy: str | None
     same_id: int
 
 
@@ -181,6 +183,7 @@ async def story_of(
             for name, begin_ns, end_ns in phases(answered, passage)
         ],
         story=sentences,
+        remedy=None if answered.reason is None else REMEDIES.get(answered.reason),
         same_id=same_id,
     )
 

@@ -93,12 +93,13 @@ export function readColours() {
 
 const hues = new Map();
 
-// Neighbours in the catalogue get hues far from each other: the golden angle.
+// Neighbours in the catalogue get hues far from each other: the golden ratio. Never red, which is
+// for what failed.
 export function colourOf(model) {
   if (!model) return colours.faint;
   let colour = hues.get(model.index);
   if (!colour) {
-    colour = `hsl(${(model.index * 137.508) % 360} ${colours["bar-sat"]} ${colours["bar-light"]})`;
+    colour = `hsl(${25 + 300 * ((model.index * 0.618034) % 1)} ${colours["bar-sat"]} ${colours["bar-light"]})`;
     hues.set(model.index, colour);
   }
   return colour;

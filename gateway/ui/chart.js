@@ -1,4 +1,4 @@
-// Goodput and misses over the last two minutes, drawn by uPlot, and the same in a sentence.
+// Goodput and misses over the last minute, drawn by uPlot, and the same in a sentence.
 
 import { colours } from "./canvas.js";
 
@@ -9,6 +9,7 @@ export class Chart {
     this.root = root;
     this.text = text;
     this.store = store;
+    this.models = [];
     this.saidAt = 0;
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(root);
   }
@@ -31,21 +32,24 @@ export class Chart {
         line("refused", colours.warn, [6, 3]),
         line("late or failed", colours.bad, [2, 3]),
       ],
+      padding: [null, 30, null, null], // half of the last instant's text
       cursor: { y: false },
       legend: { live: false },
     }, this.data(), this.root);
   }
 
   data() {
-    const { at, goodput, refused, late } = this.store.chart;
+    const { at, goodput, refused, late } = this.store.rates(this.models);
     return [at, goodput, refused, late];
   }
 
-  draw() {
-    this.plot.setData(this.data());
+  draw(models) {
+    this.models = models;
+    const data = this.data();
+    this.plot.setData(data);
     if (performance.now() - this.saidAt < SAY_EVERY_MS) return;
     this.saidAt = performance.now();
-    const [at, ...lines] = this.data();
+    const [at, ...lines] = data;
     if (!at.length) return;
     const [goodput, refused, late] = lines.map((line) => line.at(-1).toFixed(1));
     const most = Math.max(...lines[0]).toFixed(1);

@@ -65,8 +65,9 @@ export async function showStory(request, key) {
     const headers = key ? { authorization: `Bearer ${key}` } : {};
     const answer = await fetch(`/requests/${encodeURIComponent(request.request_id)}`, { headers });
     if (!answer.ok) throw new Error((await problemOf(answer)).detail);
-    const { story, timeline } = await answer.json();
-    words.replaceChildren(...story.map((sentence) => paragraph(sentence)), timelineOf(timeline, request));
+    const { story, remedy, timeline } = await answer.json();
+    const sentences = remedy === null ? story : [...story, `What helps: ${remedy}`];
+    words.replaceChildren(...sentences.map((sentence) => paragraph(sentence)), timelineOf(timeline, request));
   } catch (error) {
     words.textContent = error.message;
   }

@@ -72,7 +72,7 @@ function show() {
   lanes.setRows(shownDevices);
   pages.setRows(shownDevices);
   pages.draw();
-  chart.draw();
+  chart.draw(shownModels);
 }
 
 // Twenty pictures a second are enough for the eye, and leave a laptop cool; for those who want no

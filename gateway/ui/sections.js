@@ -24,6 +24,17 @@ export function showTiles(store, lately, devices) {
   put("tile-queued", rounded(queued, 0));
   const busy = devices.map((device) => device.busy(EXEC, store.at - 5e6, store.at));
   put("tile-busy", devices.length ? percent(busy.reduce((a, b) => a + b, 0) / devices.length) : "–");
+  showAdvice(store.scaling);
+}
+
+function showAdvice(advice) {
+  put("tile-advised", advice ? `${advice.recommended}, here ${advice.devices}` : "–", advice && advice.recommended > advice.devices ? "bad" : "");
+  const wrong = advice?.error === null ? "" : `, forecasts were wrong by ${rounded(advice?.error, 2)} lately`;
+  const why = advice
+    ? `The load keeps ${rounded(advice.load, 2)} devices busy, refused requests too; soon ${rounded(advice.forecast, 2)}${wrong}.`
+    : "It is known after the first seconds.";
+  const tile = document.getElementById("tile-advised");
+  if (tile.title !== why) tile.title = why;
 }
 
 export function showRefusals(table, store, lately, hasChoice) {
@@ -35,7 +46,12 @@ export function showRefusals(table, store, lately, hasChoice) {
   const most = Math.max(1, ...rows.map((row) => row.lately ?? 0));
   fillRows(table.tBodies[0], rows, 4, "nothing yet", (line, row) => {
     const [outcome, reason] = row.reason.split(":");
-    setCell(line.cells[0], `${reason.replaceAll("_", " ")}, ${outcome}`);
+    if (!line.remedy) {
+      line.reason = line.cells[0].appendChild(document.createElement("span"));
+      line.remedy = line.cells[0].appendChild(document.createElement("small"));
+    }
+    setCell(line.reason, `${reason.replaceAll("_", " ")}, ${outcome}`);
+    setCell(line.remedy, store.remedies[reason.split(" ")[0]] ?? "");
     setCell(line.cells[1], rounded(row.lately, 0), "number");
     setCell(line.cells[2], rounded(row.total, 0), "number");
     if (!line.bar) {
@@ -66,7 +82,7 @@ export function showWorst(table, store, filters, onStory) {
     setCell(line.cells[2], rounded(row.slack_ms), (row.slack_ms ?? 0) < 0 ? "number bad" : "number");
     setCell(line.cells[3], rounded(row.slo_ms), "number");
     setCell(line.cells[4], rounded(row.latency_ms), "number");
-    setCell(line.cells[5], why);
+    setCell(line.cells[5], why, "why");
     line.cells[5].title = why;
     setCell(line.cells[6], rounded((store.at - row.at_us) / 1e6, 0), "number");
     line.request = row;
@@ -115,10 +131,10 @@ export function modelColumns(store, onModel) {
     { title: "State", text: stateText, order: (m) => stateOf(m), mood: (m) => (m.unavailable_reason ? "bad" : ""), title_of: (m) => m.unavailable_reason },
     { title: "Goodput/s", number: true, text: (m) => rounded(lately(m).goodput), order: (m) => lately(m).goodput },
     { title: "In time", number: true, text: (m) => percent(lately(m).attainment), order: (m) => lately(m).attainment, mood: (m) => (lately(m).attainment !== null && lately(m).attainment < 0.9 ? "bad" : "") },
-    { title: "Missed, 60 s", number: true, text: (m) => rounded(lately(m).missed, 0), order: (m) => lately(m).missed },
+    { title: "Missed, 60\u00a0s", number: true, text: (m) => rounded(lately(m).missed, 0), order: (m) => lately(m).missed },
     { title: "Latency, ms", number: true, text: (m) => rounded(lately(m).latency), order: (m) => lately(m).latency },
     { title: "Waiting", number: true, text: (m) => m.queued, order: (m) => m.queued },
-    { title: "EXEC of 1, ms", number: true, text: (m) => rounded(m.exec_ms["1"], 2), order: (m) => m.exec_ms["1"] ?? null },
+    { title: "EXEC of\u00a01, ms", number: true, text: (m) => rounded(m.exec_ms["1"], 2), order: (m) => m.exec_ms["1"] ?? null },
     { title: "LOAD, ms", number: true, text: (m) => rounded(m.load_ms, 2), order: (m) => m.load_ms },
     { title: "Pages", number: true, text: (m) => m.pages, order: (m) => m.pages },
     { title: "Loads", number: true, text: (m) => m.loads, order: (m) => m.loads },
@@ -150,16 +166,16 @@ export function workerColumns(store) {
     { title: "Worker", heads: true, text: (d) => d.worker },
     { title: "State", text: (d) => (d.isLost ? "lost" : "here"), mood: (d) => (d.isLost ? "bad" : "") },
     { title: "Device", text: (d) => d.kind },
-    { title: "EXEC, 10 s", number: true, text: (d) => percent(busy(d, EXEC)), order: (d) => busy(d, EXEC) },
-    { title: "LOAD, 10 s", number: true, text: (d) => percent(busy(d, LOAD)), order: (d) => busy(d, LOAD) },
+    { title: "EXEC, 10\u00a0s", number: true, text: (d) => percent(busy(d, EXEC)), order: (d) => busy(d, EXEC) },
+    { title: "LOAD, 10\u00a0s", number: true, text: (d) => percent(busy(d, LOAD)), order: (d) => busy(d, LOAD) },
     { title: "Pages free", number: true, text: (d) => (d.isLost ? "–" : `${free(d)} of ${d.total_pages}`), order: free },
     { title: "Models", number: true, text: (d) => d.holds?.size, order: (d) => d.holds?.size ?? null },
     { title: "Orders out", number: true, text: shown(outstanding), order: outstanding },
     { title: "Sent ahead, ms", number: true, text: shown(ahead, 2), order: ahead },
     { title: "Gaps", number: true, text: (d) => percent(gaps(d)), order: gaps },
     { title: "Round trip, ms", number: true, text: shown(rtt, 2), order: rtt },
-    { title: "GPU, %", number: true, text: shown(used), order: used },
-    { title: "Power, W", number: true, text: shown(power), order: power },
+    { title: "GPU,\u00a0%", number: true, text: shown(used), order: used },
+    { title: "Power,\u00a0W", number: true, text: shown(power), order: power },
     { title: "°C", number: true, text: shown(heat), order: heat },
   ];
 }

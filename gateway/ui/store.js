@@ -9,12 +9,11 @@ export const EXEC = 0;
 export const LOAD = 1;
 const MAX_BARS = 6000; // of a lane: 30 s of 200 executions a second
 const MAX_WORST = 400;
-const CHART_POINTS = 240;
 
 class Model {
   constructor(name) {
     this.name = name;
-    this.history = []; // {at, served, missed, latency, reasons}: counted then; the first is the oldest needed
+    this.history = []; // {at, served, missed, refused, late, latency, reasons}: counted then; the first is the oldest needed
     this.queued = this.cancelled = this.invalid = this.cold = this.loads = this.evictions = 0;
   }
 
@@ -23,7 +22,12 @@ class Model {
     const [, served, cancelled, invalid, queued, latency, cold, loads, evictions, reasons] = row;
     let missed = 0;
     for (const reason in reasons) if (!isOwn(reason)) missed += reasons[reason];
-    this.history.push({ at, served, missed, latency, reasons });
+    let refused = 0, late = 0;
+    for (const reason in reasons) {
+      if (reason.startsWith("rejected:")) refused += reasons[reason];
+      else late += reasons[reason];
+    }
+    this.history.push({ at, served, missed, refused, late, latency, reasons });
     Object.assign(this, { cancelled, invalid, queued, cold, loads, evictions });
     this.forget(at - WINDOW_US);
   }
@@ -38,7 +42,7 @@ class Model {
   get last() { return this.history.at(-1) ?? NOTHING; }
 }
 
-const NOTHING = { at: 0, served: 0, missed: 0, latency: 0, reasons: {} };
+const NOTHING = { at: 0, served: 0, missed: 0, refused: 0, late: 0, latency: 0, reasons: {} };
 
 class Device {
   constructor(worker) {
@@ -79,7 +83,9 @@ export class Store {
     this.lost = [];
     this.worst = [];
     this.unnamed = {};
-    this.chart = { at: [], goodput: [], refused: [], late: [] };
+    this.remedies = {};
+    this.scaling = null;
+    this.instants = []; // {at, wall} of frames within WINDOW_US: points of the chart
     this.skew = Infinity; // local µs less the gateway's, at best
   }
 
@@ -121,7 +127,8 @@ export class Store {
     if (this.worst.length > MAX_WORST) {
       this.worst = this.worst.sort(byBadness).slice(0, MAX_WORST / 2);
     }
-    this.chartPoint();
+    if (data.at_us > (this.instants.at(-1)?.at ?? -1)) this.instants.push({ at: data.at_us, wall: Date.now() / 1e3 });
+    while (this.instants[0].at < this.at - WINDOW_US) this.instants.shift();
   }
 
   names(data) {
@@ -130,13 +137,14 @@ export class Store {
     this.phase = data.phase;
     this.interval = data.interval_ms * 1e3;
     const own = new Set(data.clients_own);
+    this.remedies = data.remedies;
     this.isOwn = (reason) => own.has(reason.split(":")[1]);
   }
 
   // Another process answers under the same address.
   restart() {
     Object.assign(this, { models: [], devices: [], worst: [], openedAt: null, skew: Infinity });
-    this.chart = { at: [], goodput: [], refused: [], late: [] };
+    this.instants = [];
   }
 
   merge(data) {
@@ -145,6 +153,7 @@ export class Store {
     for (const row of data.counts) this.models[row[0]].count(row, data.at_us, this.isOwn);
     for (const row of data.figures) this.devices[row[0]].figures = row;
     this.unnamed = data.unnamed;
+    this.scaling = data.scaling;
     const known = new Set(this.worst.map((request) => request.request_id + request.at_us));
     this.worst.push(...data.worst.filter((request) => !known.has(request.request_id + request.at_us)));
   }
@@ -193,39 +202,43 @@ export class Store {
       const { served, missed, first, last, seconds } = this.lately(model);
       sum.served += served;
       sum.missed += missed;
+      sum.refused += last.refused - first.refused;
+      sum.late += last.late - first.late;
       sum.queued += model.queued;
       sum.seconds = seconds;
       for (const reason in last.reasons) {
         const lately = last.reasons[reason] - (first.reasons[reason] ?? 0);
         const known = sum.reasons.get(reason) ?? { lately: 0, total: 0 };
         sum.reasons.set(reason, { lately: known.lately + lately, total: known.total + last.reasons[reason] });
-        if (reason.startsWith("rejected:")) sum.refused += lately;
-        else sum.late += lately;
       }
     }
     return sum;
   }
 
-  chartPoint() {
-    let served = 0, refused = 0, late = 0;
-    for (const model of this.models) {
-      const { last } = model;
-      served += last.served;
-      for (const reason in last.reasons) {
-        if (reason.startsWith("rejected:")) refused += last.reasons[reason];
-        else late += last.reasons[reason];
+  // Rates between the last frames, of these models in sum: from their histories, so that they are
+  // right at once when others are chosen.
+  rates(models) {
+    const { instants } = this;
+    const sums = instants.map(() => ({ served: 0, refused: 0, late: 0 }));
+    for (const { history } of models) {
+      let place = 0;
+      for (let i = 0; i < instants.length && history.length; i++) {
+        while (place + 1 < history.length && history[place + 1].at <= instants[i].at) place++;
+        const { served, refused, late } = history[place];
+        sums[i].served += served;
+        sums[i].refused += refused;
+        sums[i].late += late;
       }
     }
-    const before = this.counted;
-    this.counted = { at: this.at, served, refused, late, epoch: this.epoch };
-    if (!before || before.at >= this.at || before.epoch !== this.epoch) return;
-    const seconds = (this.at - before.at) / 1e6;
-    const { chart } = this;
-    chart.at.push(Date.now() / 1e3);
-    chart.goodput.push((served - before.served) / seconds);
-    chart.refused.push((refused - before.refused) / seconds);
-    chart.late.push((late - before.late) / seconds);
-    if (chart.at.length > CHART_POINTS) for (const list of Object.values(chart)) list.shift();
+    const chart = { at: [], goodput: [], refused: [], late: [] };
+    for (let i = 1; i < instants.length; i++) {
+      const seconds = (instants[i].at - instants[i - 1].at) / 1e6;
+      chart.at.push(instants[i].wall);
+      chart.goodput.push((sums[i].served - sums[i - 1].served) / seconds);
+      chart.refused.push((sums[i].refused - sums[i - 1].refused) / seconds);
+      chart.late.push((sums[i].late - sums[i - 1].late) / seconds);
+    }
+    return chart;
   }
 }
 

@@ -125,8 +125,15 @@ def live(browser: Browser, pictures: Path, url: str, key: str) -> None:
     page.reload()  # filters are in the address, the key in the tab
     visit.is_live()
     expect(page.locator("#filter-says")).to_contain_text("1 of 3 devices", timeout=PATIENCE_MS)
+    page.fill("#filter-model", "none is called so")
+    nothing = "0.0 requests per second in time, at most 0.0"
+    expect(page.locator("#chart-text")).to_contain_text(nothing, timeout=PATIENCE_MS)
     page.click("#filter-clear")
     expect(page.locator("#filter-says")).to_have_text("")
+    reasons = page.locator("#refusals tbody tr:not([hidden]) small")
+    expect(reasons.filter(has_text="more devices").first).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#tile-advised")).to_contain_text(", here 3", timeout=PATIENCE_MS)
+    print("ui: says what helps, and how many devices are advised")
     page.select_option("#filter-state", "resident")
     expect(page.locator("#models-count")).not_to_have_text("64 of 64")
     page.click("#filter-clear")

@@ -9,16 +9,20 @@ import asyncio
 import random
 import socket
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import msgspec
 import uvicorn
 
 from gateway.app import create_app
 from gateway.config import GatewayConfig
 from gateway.dispatcher import Dispatcher
+from gateway.inference.endpoint import InferEndpoint
+from gateway.inference.exchange import Reply
 from gateway.lifecycle import Lifecycle
 from gateway.metrics.metrics import Metrics
+from gateway.metrics.scaling import Scaling
+from gateway.metrics.scaling_sampler import ScalingSampler
 from scheduler.actions import (
     Action,
     Code,
@@ -35,6 +39,7 @@ from scheduler.events import WorkerJoined
 from scheduler.scheduler import Scheduler
 from scheduler.spec import (
     MILLISECOND_NS,
+    SECOND_NS,
     DeviceSpec,
     ModelProfile,
     ModelSpec,
@@ -125,12 +130,10 @@ def spec(number: int, chance: random.Random) -> ModelSpec:
 class Clients:
     """Poisson arrivals, few models much more than most."""
 
-    def __init__(self, dispatcher: Dispatcher, metrics: Metrics, names: Sequence[str]) -> None:
-        self._dispatcher = dispatcher
-        self._metrics = metrics
+    def __init__(self, infer: InferEndpoint, names: Sequence[str]) -> None:
+        self._infer = infer
         self._names = names
         self._chance = random.Random(7)
-        self.answers: deque[object] = deque(maxlen=1)
 
     async def ask(self, per_second: float) -> None:
         due = time.monotonic()
@@ -139,35 +142,17 @@ class Clients:
             if due > time.monotonic():
                 await asyncio.sleep(due - time.monotonic())
             name = self._names[min(int(self._chance.paretovariate(0.7)), len(self._names)) - 1]
-            slo_ns = self._chance.choice((10, 25, 50, 100, 250)) * MILLISECOND_NS
-            self._submit(name, slo_ns)
+            self._submit(name, self._chance.choice((10, 25, 50, 100, 250)))
 
-    def _submit(self, name: str, slo_ns: int) -> None:
-        arrival_ns = time.monotonic_ns()
-        tallies = self._metrics.of_model(name)
+    def _submit(self, name: str, slo_ms: int) -> None:
+        x = {"name": "x", "shape": [1, 1], "datatype": "UINT8", "data": [0]}
+        body = msgspec.json.encode({"model": name, "slo_ms": slo_ms, "inputs": [x]})
+        headers = [(b"content-length", b"%d" % len(body))]
+        self._infer.answer(headers, body, _written, arrival_ns=time.monotonic_ns())
 
-        def on_done(outcome: object, outputs: object) -> None:
-            latency_ns = time.monotonic_ns() - arrival_ns
-            kind = type(outcome).__name__.lower()
-            if kind == "served":
-                tallies.observe_served(outcome, latency_ns=latency_ns, slo_ns=slo_ns)  # type: ignore[arg-type]
-            else:
-                reason = outcome.reason.value  # type: ignore[attr-defined]
-                tallies.observe_refused(kind, reason, latency_ns=latency_ns)
 
-        self._dispatcher.submit(
-            model=name,
-            arrival_ns=arrival_ns,
-            slo_ns=slo_ns,
-            rows=1,
-            batch_key="",
-            shape_key="",
-            elements=1,
-            do_not_queue=False,
-            tensors=(TensorMeta((1, 1), 1),),
-            buffers=[b"x"],
-            on_done=on_done,
-        )
+def _written(reply: Reply, on_written: Callable[[], None]) -> None:
+    on_written()
 
 
 async def serve(num_models: int, num_devices: int, per_second: float, port: int) -> None:
@@ -187,6 +172,15 @@ async def serve(num_models: int, num_devices: int, per_second: float, port: int)
         observers=[metrics],
         call_soon=loop.call_soon,
     )
+    scaling = Scaling(horizon_ns=60 * SECOND_NS, target_utilisation=0.7)
+    metrics.watch_scaling(scaling)
+    ScalingSampler(
+        scaling,
+        scheduler,
+        metrics.totals,
+        clock=time.monotonic_ns,
+        call_later=loop.call_later,
+    ).start()
     device = DeviceSpec(
         kind="stand-in", page_bytes=PAGE_BYTES, total_pages=PAGES, shares_exec_core=False
     )
@@ -203,7 +197,7 @@ async def serve(num_models: int, num_devices: int, per_second: float, port: int)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     names = [one.name for one in specs]
     chance.shuffle(names)
-    clients = Clients(dispatcher, metrics, names)
+    clients = Clients(app.infer, names)
     await asyncio.gather(uvicorn.Server(config).serve(sockets=[listener]), clients.ask(per_second))
 
 

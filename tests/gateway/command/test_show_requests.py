@@ -85,6 +85,14 @@ def test_a_story_is_told_with_its_timeline() -> None:
     assert "trace" not in told.file.getvalue()
 
 
+def test_a_refused_ones_story_says_what_helps() -> None:
+    story = EXAMPLES["RequestRefused"]["value"]
+    told = Told(story)
+    with told.client() as client:
+        show_story(client, told.console, "r")
+    assert f"What helps: {story['remedy']}" in told.lines
+
+
 def test_a_refusal_is_one_line() -> None:
     responses = read_contract()["components"]["responses"]
     content = responses["NotFound"]["content"]["application/problem+json"]

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from gateway.command.client import Client, ClientError
 from gateway.command.top import run
-from gateway.command.top_figures import TopFigures
+from gateway.command.top_figures import MAX_WORST, TopFigures
 from gateway.command.top_screen import screen
 from tests.gateway.running import ROOT, environment
 
@@ -54,11 +54,14 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "interval_ms": 500.0,
         "phase": "serving",
         "clients_own": ["quota_exceeded"],
+        "remedies": {"slo_infeasible_now": "More devices.", "quota_exceeded": "Fewer requests."},
         "models": [model, {**model, "name": "bad", "unavailable_reason": "not ONNX"}],
         "devices": [device],
         "lost": ["gpu-9"],
         "counts": [[0, 100, 0, 0, 0, 500, 1, 1, 0, {}]],
         "figures": [[0, 6, 0, 250, 0.0, None, None, None, None]],
+        "worst": [],
+        "scaling": None,
         "unnamed": {},
         **changes,
     }
@@ -77,9 +80,30 @@ def frame(**changes: Any) -> dict[str, Any]:
         ],
         "holds": [],
         "worst": [],
+        "scaling": {"devices": 1, "recommended": 3, "load": 1.8, "forecast": 2, "error": None},
         "unnamed": {},
         **changes,
     }
+
+
+def request(request_id: str, at_us: int, slack_ms: float | None, reason: str | None) -> Any:
+    return {
+        "request_id": request_id,
+        "model": "resnet",
+        "outcome": "served" if reason is None else "rejected",
+        "reason": reason,
+        "detail": "predicted 41.0 ms",
+        "slo_ms": 25.0,
+        "slack_ms": slack_ms,
+        "at_us": at_us,
+    }
+
+
+def printed(figures: TopFigures, *, width: int, height: int, order: str = "goodput") -> str:
+    out = Console(file=io.StringIO(), width=width, height=height)
+    with out.capture() as text:
+        out.print(screen(figures, url="http://h:1", width=width, height=height, order=order))
+    return text.get()
 
 
 def test_rates_are_of_what_came_since_it_was_opened() -> None:
@@ -165,6 +189,44 @@ def test_the_screen_says_all_of_it_in_the_lines_that_there_are(order: str) -> No
     for said in ("1.2.3 at http://h:1, serving", "paused", "of 64)", "of 1000)", "quota exceeded"):
         assert said in whole
     assert "lost: gpu-9" in whole
+
+
+def test_what_helps_is_said_where_there_is_room_and_numbers_are_never_cut() -> None:
+    figures = TopFigures()
+    name = "a_model_with_a_name_too_long_for_a_narrow_terminal"
+    [model, _] = snapshot()["models"]
+    figures.on_event("snapshot", snapshot(models=[{**model, "name": name}]))
+    figures.on_event("frame", frame())
+    wide, narrow = printed(figures, width=120, height=24), printed(figures, width=80, height=24)
+    assert "slo infeasible now, rejected     3            3  More devices." in wide
+    assert "More devices." not in narrow
+    assert "slo infeasible now, rejected     3            3" in narrow
+    assert name in wide
+    assert name not in narrow
+    for numbers in ("0.7   70.0 %       3  10.0        4      2", "devices 1, advised 3"):
+        assert numbers in wide
+        assert numbers in narrow
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+
+
+def test_the_worst_requests_of_the_window_are_named_in_a_tall_terminal() -> None:
+    figures = TopFigures()
+    figures.on_event("snapshot", snapshot(worst=[request("old", 1_000_000, -900, "overloaded")]))
+    told = [
+        request("tight", 60_000_000, 0.5, None),
+        request("worse", 60_000_000, -16, "slo_infeasible_now"),
+        request("unforeseen", 60_000_000, None, "no_worker"),
+    ]
+    figures.on_event("frame", frame(at_us=61_000_000, worst=told))
+    assert [line.request_id for line in figures.worst()] == ["worse", "unforeseen", "tight"]
+    assert "slo_infeasible_now: predicted 41.0 ms" in printed(figures, width=120, height=40)
+    assert "worse" not in printed(figures, width=120, height=24)
+    # a flood of them leaves the worst, in bounded memory
+    many = [request(f"r{n}", 61_000_000, -n, "overloaded") for n in range(1000)]
+    for start in range(0, 1000, 20):
+        figures.on_event("frame", frame(at_us=61_000_000, worst=many[start : start + 20]))
+    assert figures.worst()[0].request_id == "r999"
+    assert len(figures.worst()) <= MAX_WORST
 
 
 class Stream(httpx.SyncByteStream):

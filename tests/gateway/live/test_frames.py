@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from gateway.live.watch import EXEC, LOAD, MAX_BARS, MAX_BARS_OF_LANE
+from gateway.metrics.scaling import Sample, Scaling
 from gateway.observability.answered import Answered, OwnAnswer
 from scheduler.actions import Code, Infer, LoadWeights
 from scheduler.events import (
@@ -15,6 +16,7 @@ from scheduler.events import (
     Rejected,
     Served,
 )
+from scheduler.spec import SECOND_NS
 from tests.gateway.doubles import model_spec
 from tests.gateway.live_stage import LiveStage, Reader, ms
 
@@ -119,6 +121,44 @@ def test_only_models_that_changed_are_told_again() -> None:
         stage.metrics.of_model("resnet").outcomes["invalid", "bad_request"] = 4
         await stage.tick()
         assert (await reader.read()).data["counts"] == [[0, 2, 1, 4, 0, 0, 0, 0, 0, {}]]
+        await reader.leave()
+
+    asyncio.run(story())
+
+
+def test_advice_on_the_number_of_devices_is_there_as_soon_as_it_is_known() -> None:
+    stage = LiveStage()
+    stage.join("w1", resident=("resnet",))
+    scaling = Scaling(horizon_ns=10 * SECOND_NS, target_utilisation=0.5)
+    stage.metrics.watch_scaling(scaling)
+
+    async def story() -> None:
+        reader = Reader(stage)
+        await reader.start()
+        assert (await reader.read()).data["scaling"] is None
+        told = []
+        for second in range(31):
+            scaling.observe(Sample(1.0, 1, 0, 0), second * SECOND_NS)
+            if second in (10, 30):
+                await stage.tick()
+                told.append((await reader.read()).data["scaling"])
+        expected = {"devices": 1, "recommended": 2, "load": 1.0, "forecast": 1.0}
+        # how wrong forecasts are is known when the first is due
+        assert told == [{**expected, "error": None}, {**expected, "error": 0.0}]
+        await reader.leave()
+
+    asyncio.run(story())
+
+
+def test_a_snapshot_says_what_helps_by_reason() -> None:
+    stage = LiveStage()
+
+    async def story() -> None:
+        reader = Reader(stage)
+        await reader.start()
+        remedies = (await reader.read()).data["remedies"]
+        assert "more devices" in remedies["slo_infeasible_now"]
+        assert "More memory" in remedies["cold_model"]
         await reader.leave()
 
     asyncio.run(story())

@@ -302,7 +302,7 @@ def test_a_served_request_has_its_story() -> None:
             "Request a/b:c of mlp, 1 row, arrived at 2027-01-15T08:00"
         )
         assert told["story"][-1] == "The gateway wrote its answer 3.0 ms after arrival."
-        assert told["same_id"] == 1
+        assert (told["same_id"], told["remedy"]) == (1, None)
 
     run(story)
 

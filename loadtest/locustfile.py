@@ -19,8 +19,8 @@ from geventhttpclient.client import HTTPClientPool
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.runners import MasterRunner, WorkerRunner
 
-from gateway.command.client import Client, ClientError
 from loadtest.locust_load.mix import choose, choose_slo_ms
+from loadtest.locust_load.models_there import NoModels, models_there
 from loadtest.locust_load.options import (
     Options,
     OptionsError,
@@ -112,7 +112,7 @@ def _(environment: Any, **_: Any) -> None:
         models = _ask_for_models(environment, options)
         index = runner.worker_index if isinstance(runner, WorkerRunner) else 0
         _Process.plan = Plan(options, models, index)
-    except (OptionsError, PayloadError, ClientError) as error:
+    except (OptionsError, PayloadError, NoModels) as error:
         _say_no_test(environment, error)
 
 
@@ -235,10 +235,10 @@ class RemontoirShape(LoadTestShape):
             if step is None or (limit_s and run_time_s >= float(limit_s)):
                 return None
             if step.shares and not self._models:
-                self._models = sorted(options.mix.models) or _models_there(
+                self._models = sorted(options.mix.models) or _names_there(
                     self.runner.environment, options
                 )
-        except (OptionsError, ClientError) as error:
+        except (OptionsError, NoModels) as error:
             _say_no_test(self.runner.environment, error)
             return None
         per_user = options.rate_per_user if options.is_open else 1.0
@@ -254,15 +254,14 @@ def _say_no_test(environment: Any, error: Exception) -> None:
     environment.process_exit_code = BAD_OPTIONS_EXIT
 
 
-def _models_there(environment: Any, options: Options) -> list[str]:
-    """Raises ClientError."""
+def _names_there(environment: Any, options: Options) -> list[str]:
+    """Raises NoModels."""
     return sorted(model["name"] for model in _ask_for_models(environment, options))
 
 
 def _ask_for_models(environment: Any, options: Options) -> list[dict[str, Any]]:
-    """Raises ClientError."""
-    with Client(environment.host, api_key=options.api_key, ca_cert=options.ca_cert) as client:
-        return client.models()
+    """Raises NoModels."""
+    return models_there(environment.host, api_key=options.api_key, ca_cert=options.ca_cert)
 
 
 _pools: dict[Any, HTTPClientPool] = {}

@@ -13,7 +13,12 @@ from urllib.parse import quote
 
 import numpy as np
 
-from gateway.command.client import NUMPY_TYPES
+# Datatypes of the Open Inference Protocol that numpy has.
+NUMPY_TYPES = {
+    "BOOL": "|b1", "UINT8": "|u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+    "INT8": "|i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+    "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
 
 
 class PayloadError(ValueError):

@@ -171,6 +171,14 @@ def test_bad_options_are_told_and_end_it(
     assert not puppet.asked
 
 
+def test_a_gateway_that_is_not_there_is_named() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    locust = _locust("--headless", "--host", url, "-t", "60s", "--only-summary")
+    output, _ = locust.communicate(timeout=60)
+    assert f"{url}/models cannot be asked: " in output
+    assert locust.returncode == 2
+
+
 def test_help_has_the_options_of_the_file() -> None:
     output, _ = _locust("--help").communicate(timeout=60)
     assert "--rate-per-user" in output

@@ -3,6 +3,7 @@
 from scheduler.actions import Infer, LoadWeights
 from scheduler.device import DeviceMirror, WeightsState
 from scheduler.model_queue import ModelQueue
+from scheduler.priority import HIGH, LOW, NORMAL
 from scheduler.request import RequestState
 from scheduler.scheduler import Scheduler
 
@@ -107,6 +108,7 @@ def _validate_models(scheduler: Scheduler) -> None:
     _check(not strays, f"{sorted(strays)} are staged and not served")
     both = scheduler.state.models.keys() & scheduler.state.unloaded.keys()
     _check(not both, f"{sorted(both)} are served and unloaded")
+    announced = {d.worker_id: {(key, id(queue)) for key, _, queue in d.ready} for d in devices}
     for name, model in scheduler.state.models.items():
         holders = [d for d in devices if d.is_resident(name) and d in model.offered_by]
         _check({id(d) for d in holders} == {id(d) for d in model.holders}, f"{name}: holders")
@@ -121,13 +123,18 @@ def _validate_models(scheduler: Scheduler) -> None:
             f"{name}: num_queued {model.num_queued}",
         )
         for queue in model.queues.values():
-            _validate_queue(model.holders, queue)
+            _validate_queue(queue)
+            for device in model.holders:
+                _check(
+                    (queue.latest_start_ns, id(queue)) in announced[device.worker_id],
+                    f"{name}: {device.worker_id} does not know that requests wait",
+                )
     waiting = {name for name, model in scheduler.state.models.items() if model.num_queued}
     told = scheduler.state.waiting.keys()
     _check(told == waiting, f"waiting {sorted(told)} ≠ {sorted(waiting)}")
 
 
-def _validate_queue(holders: list[DeviceMirror], queue: ModelQueue) -> None:
+def _validate_queue(queue: ModelQueue) -> None:
     name = queue.model
     deadlines = [request.deadline_ns for request in queue]
     _check(bool(deadlines), f"{name}: an empty queue is kept")
@@ -135,11 +142,9 @@ def _validate_queue(holders: list[DeviceMirror], queue: ModelQueue) -> None:
     _check(queue.num_rows == sum(r.rows for r in queue), f"{name}: num_rows {queue.num_rows}")
     _check(queue.latest_start_ns is not None, f"{name}: queue without a key")
     _check(queue.wake_at_ns is not None, f"{name}: queue without an expiry")
-    for device in holders:
-        _check(
-            any(e[2] is queue and e[0] == queue.latest_start_ns for e in device.ready),
-            f"{name}: {device.worker_id} does not know that requests wait",
-        )
+    told = {(p, r.request_id) for p in (HIGH, LOW) for r in queue.of_priority(p)}
+    classes = {(r.priority, r.request_id) for r in queue if r.priority != NORMAL}
+    _check(told == classes, f"{name}: classes {sorted(told)}, not {sorted(classes)}")
 
 
 def _check(holds: bool, message: str) -> None:

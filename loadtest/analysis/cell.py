@@ -1,9 +1,10 @@
 """What analysis knows about one measured cell: one configuration under one workload, once.
 
-Owns the view that every page and every ranking reads; results_view.py makes it out of rows of the
-results' database. Durations are milliseconds as in HTTP, rates are per second.
+It is the row that a driver writes, a database keeps and every page and ranking reads. Durations are
+milliseconds as in HTTP, rates are per second.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from statistics import fmean
@@ -23,7 +24,11 @@ Setting = tuple[str, float, float, str]
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """`latency` is the distribution of what was served, from the scheduled arrival: milliseconds
     and how many took at most so long, ascending. `stages` are mean milliseconds, in their order.
-    `rate_per_s` is what was offered; 0 for a closed loop.
+    `rate_per_s` is what was offered; 0 for a closed loop. What was offered at once, a mix of models
+    or of SLOs, are rows of one `point`: server_cpu_s and server_rss_bytes are of all of them.
+    `failed` is every other end than an answer or a refusal: errors, answers never got, wrong
+    outputs; `errors` says which. `histogram` and `refusal_histogram` are HDR histograms in
+    microseconds, as the library hdrhistogram encodes them; the former has late answers, too.
     """
 
     job: str
@@ -61,8 +66,22 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     partial: str = ""  # why it is not whole, or nothing
     errors: tuple[tuple[str, int], ...] = ()
     model_path: str = ""
+    model_hash: str = ""  # SHA-256 of the file
     machine: str = ""
     commit: str = ""
+    point: str = ""
+    job_hash: str = ""  # SHA-256 of the job's file
+    ended_at: str = ""
+    warm_up_s: float = 0.0
+    slo_sent_ms: float | None = None  # what is left of the SLO for the server
+    late_p50_ms: float | None = None  # of late answers, by how much
+    refusal_p50_ms: float | None = None
+    driver_error_max_ms: float | None = None
+    driver_ceiling_per_s: float | None = None
+    prediction_error_p50_ms: float | None = None
+    histogram: str = ""
+    refusal_histogram: str = ""
+    environment: dict[str, str] = {}  # CPUs, kernel, versions, load: what a figure depends on
 
     @property
     def goodput_per_s(self) -> float:
@@ -97,6 +116,18 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
             busy=self.used(),
             energy_j_per_s=None if self.energy_j is None else self.energy_j / self.duration_s,
         )
+
+
+def key_of(cell: Cell) -> str:
+    """The same for the same cell of the same run, whoever measured it."""
+    return json.dumps(
+        [cell.run_id, *cell.setting, cell.config, cell.batch, cell.repeat], separators=(",", ":")
+    )
+
+
+def row_of(cell: Cell) -> bytes:
+    """A cell as one line of JSON, with its key."""
+    return msgspec.json.encode({"key": key_of(cell), **msgspec.to_builtins(cell)})
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):

@@ -39,6 +39,12 @@ def _door(bench: Bench) -> None:
     door.run(bench)
 
 
+def _observed(bench: Bench) -> None:
+    from loadtest import observed
+
+    observed.run(bench)
+
+
 def _hops(bench: Bench) -> None:
     from loadtest import hops
 
@@ -86,6 +92,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     ),
     "cache": ("microseconds that a hit and a miss of the prediction cache cost", _cache),
     "door": ("microseconds that metrics, stories, keys, quotas and traces add", _door),
+    "observed": ("requests/s with stories and traces, off and on (needs wrk)", _observed),
     "hops": ("microseconds per MB of a large request, hop by hop", _hops),
     "paging": ("twelve models through a cache for three; LOAD against memmove", _paging),
     "reload": ("a new version of one model at 0.7 of capacity: what others lose", _reload),

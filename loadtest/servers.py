@@ -98,6 +98,7 @@ def remontoir(
     log_dir: Path,
     cpus: str = str(SERVER_CPU),
     flags: Sequence[str] = (),
+    environ: Mapping[str, str] = {},  # a Mapping: nobody can change it
     start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[Server]:
     """Gateway and worker on the given cores, ready."""
@@ -105,7 +106,14 @@ def remontoir(
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(models)]
     command += ["--cache-dir", str(cache_dir), "--port", str(port), "--drain-s", "0", *flags]
     with _running(
-        "remontoir", command, port, cpus, log_dir, "/readyz", start_timeout_s=start_timeout_s
+        "remontoir",
+        command,
+        port,
+        cpus,
+        log_dir,
+        "/readyz",
+        environ,
+        start_timeout_s=start_timeout_s,
     ) as server:
         yield server
 

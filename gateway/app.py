@@ -30,7 +30,10 @@ from gateway.observability.answered import OnAnswered, told_to
 from gateway.observability.recent_requests import RecentRequests
 from gateway.observability.request_routes import add_request_routes
 from gateway.observability.trace_context import TRACERESPONSE, BeginTrace, trace_of
+from gateway.replicas.forwarding import Forwarding
+from gateway.replicas.routes import ReplicaRoutes
 from gateway.tenants.device_time import DeviceTime
+from gateway.tenants.guard import App as ASGIApp
 from gateway.tenants.guard import Guard
 from gateway.tenants.keyring import Keyring
 from gateway.variants.feedback import Feedback
@@ -52,14 +55,14 @@ class App:
         lifecycle: Lifecycle,
         *,
         request_ids: RequestIds,
-        guard: Guard | None = None,
+        others: ASGIApp | None = None,
     ) -> None:
-        """`guard` stands in front of `routes`; None where everybody may ask."""
+        """`others` stands in front of `routes`: who asks for keys, who asks other replicas."""
         self.infer = infer
         self.routes = routes
         self.lifecycle = lifecycle
         self._request_ids = request_ids
-        self._others = guard or routes
+        self._others: ASGIApp = others or routes
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         target = target_of(scope["path"]) if scope["type"] == "http" else None
@@ -118,6 +121,7 @@ def create_app(
     groups: Groups | None = None,
     on_answered: Sequence[OnAnswered] = (),
     begin_trace: BeginTrace | None = None,
+    forwarding: Forwarding | None = None,
 ) -> App:
     """Composes the HTTP side.
 
@@ -129,7 +133,8 @@ def create_app(
     which of the dispatcher's ids a request's textual id belongs to.
     With a `keyring` requests need a key of it; its `device_time` is then among the dispatcher's
     observers.
-    `reloading` has the same catalogue, where there is a model repository.
+    `reloading` has the same catalogue, where there is a model repository. `forwarding` has the way
+    to other replicas, which have models that the catalogue has not.
     """
     lifecycle = lifecycle or Lifecycle()
     errors = ErrorReplies(
@@ -167,6 +172,7 @@ def create_app(
         feedback=feedback,
         on_answered=told_to(listeners),
         begin_trace=begin_trace,
+        forwarding=forwarding,
     )
     metrics.watch_http(infer)
     routes = build_routes(
@@ -192,10 +198,13 @@ def create_app(
     )
     named = CatalogWithGroups(catalog, groups)
     add_request_routes(routes, recent, scheduler, named, request_ids)
+    others: ASGIApp = routes
+    if forwarding is not None:
+        others = ReplicaRoutes(routes, forwarding, errors=errors, request_ids=request_ids)
     guard = None
     if keyring is not None:
-        guard = Guard(
-            routes,
+        others = guard = Guard(
+            others,
             keyring,
             errors=errors,
             request_ids=request_ids,
@@ -221,4 +230,4 @@ def create_app(
         max_pages=config.ui_pages,
     )
     add_live_routes(routes, feed, guard)
-    return App(infer, routes, lifecycle, request_ids=request_ids, guard=guard)
+    return App(infer, routes, lifecycle, request_ids=request_ids, others=others)

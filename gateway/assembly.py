@@ -30,6 +30,8 @@ from gateway.observability.request_log import RequestLog
 from gateway.observability.traces import OtlpSink, Traces, TracesError
 from gateway.programs import program
 from gateway.recorder import RecordedCore, Recorder
+from gateway.replicas.forwarding import Forwarding
+from gateway.replicas.peer import Peer
 from gateway.tenants.device_time import DeviceTime
 from gateway.tenants.keyring import Keyring
 from gateway.tenants.tenants_file import Tenants, weights_of
@@ -111,6 +113,7 @@ class Assembly:
         # The HTTP side's: there models are unloaded, while a worker that joins may still have them.
         self._shown: dict[str, ModelSpec] = {}
         self._groups = Groups(groups or {}, self._shown)
+        self._shards = host_process.shards_of(config)
         self._lifecycle = Lifecycle()
         self._weights = weights_of(tenants or {})
         scheduler = Scheduler(
@@ -180,6 +183,9 @@ class Assembly:
         listeners: list[OnAnswered] = [RequestLog().note]
         if self._traces is not None:
             listeners.append(self._traces.note)
+        self._forwarding = self._make_forwarding(scheduler)
+        if self._forwarding is not None:
+            metrics.watch_replicas(self._forwarding)
         app = create_app(
             config,
             self._dispatcher,
@@ -194,6 +200,7 @@ class Assembly:
             groups=self._groups,
             on_answered=listeners,
             begin_trace=None if self._traces is None else self._traces.begin,
+            forwarding=self._forwarding,
         )
         self._server = http_server(app, config, certificate=self._certificate, cors=cors)
 
@@ -226,7 +233,7 @@ class Assembly:
             text = f"groups file {self._config.groups_file}: {error}"
             raise ServeError(text, exit_code=2) from error
         self._supervisor.start()
-        if self._num_workers:
+        if self._num_workers and self.catalog:
             await self._has_worker.wait()
         # What is here now stays until the end: no use in looking at it in every collection.
         gc.collect()
@@ -286,6 +293,8 @@ class Assembly:
         self._server.should_exit = True
         await self._end_reloading()
         self._dispatcher.close()
+        if self._forwarding is not None:
+            self._forwarding.close()
         self._loop_lag.close()
         self._scaling.close()
         # Both at once: a worker that says goodbye to the link has not died to the supervisor.
@@ -346,6 +355,24 @@ class Assembly:
         # One process starts the others, one for each GPU, and keeps them running.
         self._device = "all" if len(devices) > 1 else devices[0]
 
+    def _make_forwarding(self, scheduler: Scheduler) -> Forwarding | None:
+        """None where this gateway is the only one."""
+        shards = self._shards
+        if shards is None:
+            return None
+        call_later = asyncio.get_running_loop().call_later
+        return Forwarding(
+            shards,
+            {
+                replica.name: Peer(replica, clock=time.monotonic_ns, call_later=call_later)
+                for replica in shards.replicas.values()
+                if replica.name != shards.own_name
+            },
+            clock=time.monotonic_ns,
+            call_later=call_later,
+            can_serve=lambda: bool(scheduler.devices),
+        )
+
     def _make_reloading(self, scheduler: Scheduler, metrics: Metrics) -> Reloading | None:
         """None where there is no repository."""
         if self._config.models_dir is None or self._emulation is not None:
@@ -359,6 +386,7 @@ class Assembly:
             link=self._link,
             metrics=metrics,
             compile_model=self._compile_one,
+            is_ours=lambda model: self._shards is None or self._shards.has(model),
         )
 
     async def _end_reloading(self) -> None:
@@ -383,7 +411,11 @@ class Assembly:
             specs = await run_compile([*command, *self._common_flags()], file)
         except CompileError as error:
             raise ServeError(str(error), exit_code=error.exit_code) from error
-        if all(spec.unavailable_reason is not None for spec in specs):
+        if not specs and self._shards is not None:
+            logger.warning(
+                "replica %s has none of the models: it only forwards", self._shards.own_name
+            )
+        elif all(spec.unavailable_reason is not None for spec in specs):
             reasons = "; ".join(f"{spec.name}: {spec.unavailable_reason}" for spec in specs)
             raise ServeError(f"no model can be served: {reasons}")
         return specs
@@ -403,6 +435,9 @@ class Assembly:
             flags += ["--models", self._config.models_dir]
         if self._emulation is not None:
             flags += ["--emulate", self._emulation.name]
+        if self._config.replica is not None and self._config.replicas is not None:
+            flags += ["--replica", self._config.replica, "--replicas", self._config.replicas]
+            flags += ["--replica-copies", str(self._config.replica_copies)]
         return flags
 
     def _on_event(self, event: Event) -> None:

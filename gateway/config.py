@@ -55,6 +55,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     tls_cert: str | None = None  # PEM files; plain HTTP on loopback, or behind a proxy that has TLS
     tls_key: str | None = None  # None: in the same file
     cors_origins: str | None = None  # no other site's pages until they are named
+    replica: str | None = None  # own name among `replicas`; None: this gateway is the only one
+    replicas: str | None = None  # NAME=URL[;weight=W],...: all of them, the same text everywhere
+    replica_copies: Positive = 2  # replicas that have a model ready: one may be away
     curve_keys: str | None = None  # a directory of `remontoir keys curve`; needed beyond loopback
     cache_mb: Positive | None = None  # None: the device's; on the CPU all demo models, 1,024
     page_mb: Positive = 16  # the OSDI'20 paper's page: a cost per page below 1 % of its copy

@@ -60,6 +60,7 @@ PROBLEMS: dict[str, Problem] = {
     # from the gateway's own door
     "starting": Problem(503, "The gateway is starting", may_retry=True),
     "draining": Problem(503, "The gateway is draining", may_retry=True),
+    "replica_unavailable": Problem(503, "No replica that has the model answers", may_retry=True),
     "unauthenticated": Problem(401, "A valid API key is needed"),
     "forbidden": Problem(403, "The API key does not allow this"),
     "slo_below_tenant_minimum": Problem(403, "The SLO is shorter than the tenant may ask for"),

@@ -110,6 +110,23 @@ class HttpView(Protocol):
     def num_body_bytes(self) -> int: ...
 
 
+class PeerView(Protocol):
+    """gateway.replicas.peer.Peer, as metrics show it. `problem` is None while it is asked."""
+
+    problem: str | None
+    hop_ns: int
+    num_sent: int
+
+
+class ReplicasView(Protocol):
+    """gateway.replicas.forwarding.Forwarding, as metrics show it."""
+
+    @property
+    def peers(self) -> Mapping[str, PeerView]: ...
+    @property
+    def results(self) -> Mapping[tuple[str, str], int]: ...
+
+
 class DeviceView(Protocol):
     """scheduler.device.DeviceMirror, read only."""
 

@@ -28,6 +28,7 @@ from gpuworker.config import (
     ConfigError,
     WorkerConfig,
     default_cache_dir,
+    shards_of,
 )
 from gpuworker.curve_keys import CurveKeys
 from gpuworker.device_choice import AUTO, CPU, WORDS, devices_of
@@ -38,6 +39,7 @@ from gpuworker.devices.emulated import (
 )
 from gpuworker.logs import FORMATS, LogError, start_logging
 from gpuworker.model_store import model_directories
+from scheduler.shards import Shards
 
 EXIT_DONE, EXIT_BROKEN, EXIT_USAGE = 0, 1, 2
 # How long a thread that wants the interpreter waits before it asks the other to yield: a Pong must
@@ -85,6 +87,7 @@ def _run(args: argparse.Namespace) -> int:
         cpu=args.cpu,
         device=devices[0],
         host_store=args.host_store,
+        shards=_shards_of(args),
     )
     config.validate()
     keys = None if args.curve_keys is None else curve_keys.read(args.curve_keys)
@@ -163,8 +166,13 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
     from gpuworker.launcher import run_all
 
     board = None if args.health_port is None else health.serve(len(devices), args.health_port)
+    shards = _shards_of(args)
     specs = specs_of(
-        args.models, args.cache_dir, page_bytes=args.page_mb * MEBIBYTE, device=devices[0]
+        args.models,
+        args.cache_dir,
+        page_bytes=args.page_mb * MEBIBYTE,
+        device=devices[0],
+        is_ours=lambda model: shards is None or shards.has(model),
     )
     common = ["--connect", args.connect, "--models", str(args.models)]
     common += ["--cache-dir", str(args.cache_dir), "--page-mb", str(args.page_mb)]
@@ -174,8 +182,15 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
         common += [curve_keys.FLAG, str(args.curve_keys)]
     if args.cache_mb is not None:
         common += ["--cache-mb", str(args.cache_mb)]
+    if shards is not None:
+        common += ["--replica", args.replica, "--replicas", args.replicas]
+        common += ["--replica-copies", str(args.replica_copies)]
     sizes = {s.name: s.weights_bytes for s in specs if s.unavailable_reason is None}
     return run_all(devices, common, name=args.name, weights_bytes=sizes, board=board)
+
+
+def _shards_of(args: argparse.Namespace) -> Shards | None:
+    return shards_of(args.replica, args.replicas, args.replica_copies)
 
 
 def _end_at_once(exit_code: int) -> NoReturn:
@@ -198,10 +213,15 @@ def _devices(args: argparse.Namespace) -> int:
 def _compile(args: argparse.Namespace) -> int:
     catalogue: Path = args.catalog_out
     os.nice(args.nice)  # the process that compiles inherits it
+    shards = _shards_of(args)
+
+    def is_ours(model: str) -> bool:
+        return shards is None or shards.has(model)
+
     with _names_file("--catalog-out", catalogue):  # now, not after minutes of compiling
         catalogue.parent.mkdir(parents=True, exist_ok=True)
     if args.emulate is not None:
-        specs = emulated_specs(args.emulate)
+        specs = emulated_specs(args.emulate, is_ours)
     elif args.models is None:
         raise ConfigError("--models is needed, except with --emulate")
     else:
@@ -215,6 +235,7 @@ def _compile(args: argparse.Namespace) -> int:
             device=devices_of(args.device)[0],
             quiet=args.quiet,
             only=args.model,
+            is_ours=is_ours,
         )
     with _names_file("--catalog-out", catalogue):
         _write_atomically(catalogue, msgspec.json.encode(specs))
@@ -288,6 +309,19 @@ def _parser() -> argparse.ArgumentParser:
         "--emulate",
         metavar="NAME",
         help=f"no hardware, durations of a published profile: {', '.join(EMULATIONS)}",
+    )
+    common.add_argument(
+        "--replica", metavar="NAME", help="of several gateways, which one this is for"
+    )
+    common.add_argument(
+        "--replicas", metavar="LIST", help="all of them, as the gateways have it: NAME=URL,..."
+    )
+    common.add_argument(
+        "--replica-copies",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="how many gateways have a model ready (default: %(default)s)",
     )
     _add_device(common)
     _add_log_level(common)

@@ -4,6 +4,7 @@ Owns which engine goes with which device, and what a failure to start means: set
 for good, or a device that may be there again. An engine is imported only when it is the one.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from gpuworker.additions import Provide
@@ -21,10 +22,15 @@ def backend_of(config: WorkerConfig) -> Backend:
             config.emulate,
             cache_bytes=config.cache_bytes or CPU_CACHE_BYTES,
             page_bytes=config.page_bytes,
+            is_ours=config.is_ours,
         )
     assert config.models_dir is not None  # validate() says so
     specs = specs_of(
-        config.models_dir, config.cache_dir, page_bytes=config.page_bytes, device=config.device
+        config.models_dir,
+        config.cache_dir,
+        page_bytes=config.page_bytes,
+        device=config.device,
+        is_ours=config.is_ours,
     )
     if config.device != CPU:
         return _gpu_backend(config, specs)
@@ -55,12 +61,25 @@ def provider_of(config: WorkerConfig) -> Provide:
     )
 
 
-def specs_of(models_dir: Path, cache_dir: Path, *, page_bytes: int, device: str) -> list[ModelSpec]:
+def specs_of(
+    models_dir: Path,
+    cache_dir: Path,
+    *,
+    page_bytes: int,
+    device: str,
+    is_ours: Callable[[str], bool] = lambda _: True,
+) -> list[ModelSpec]:
     """What was compiled before, and what could not be: a worker tries only what nobody has."""
     from gpuworker.compile import compile_repository
 
     return compile_repository(
-        models_dir, cache_dir, page_bytes=page_bytes, device=device, quiet=True, tries_again=False
+        models_dir,
+        cache_dir,
+        page_bytes=page_bytes,
+        device=device,
+        quiet=True,
+        tries_again=False,
+        is_ours=is_ours,
     )
 
 

@@ -69,9 +69,10 @@ def compile_repository(
     quiet: bool = False,
     tries_again: bool = True,
     only: str | None = None,
+    is_ours: Callable[[str], bool] = lambda _: True,
 ) -> list[ModelSpec]:
-    """The specs of all models, by name, or of `only` one, in silence; compiles those that are not
-    in the cache.
+    """The specs of all models that are ours, by name, or of `only` one, in silence; compiles those
+    that are not in the cache.
 
     Raises RepositoryError where `models_dir` is no directory or holds no model, and ConfigError
     where there is no such device. A model that cannot be served has an `unavailable_reason`. One
@@ -80,7 +81,7 @@ def compile_repository(
     """
     target = target_of(device)
     if only is None:
-        models = scan_repository(models_dir, takes_plans=target.is_gpu)
+        models = scan_repository(models_dir, takes_plans=target.is_gpu, is_ours=is_ours)
     else:
         models = [read_model(models_dir / only, takes_plans=target.is_gpu)]
     artifacts = ArtifactCache(cache_dir, engine_key=target.engine_key)

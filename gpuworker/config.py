@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from scheduler.shards import ReplicasError, Shards, parse_replicas
+
 MEBIBYTE = 1024 * 1024
 
 
@@ -30,7 +32,12 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     emulate: str | None = None
     cpu: int | None = None
     device: str = "cpu"  # or "cuda:N"
+    shards: Shards | None = None  # of whose models its replica has some; None: all are made ready
     host_store: int | None = None  # descriptor of weights that the GPUs of this machine share
+
+    def is_ours(self, model: str) -> bool:
+        """Whether the model is made ready here."""
+        return self.shards is None or self.shards.has(model)
 
     def validate(self) -> None:
         """Raises ConfigError."""
@@ -50,6 +57,21 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
             usable = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             raise ConfigError(f"--cpu {self.cpu} is not among the usable CPUs {usable}")
+
+
+def shards_of(replica: str | None, replicas: str | None, copies: int) -> Shards | None:
+    """Of the gateway that this worker is for; None where it is the only one. Raises ConfigError."""
+    if replica is None and replicas is None:
+        return None
+    if replica is None or replicas is None:
+        given, missing = (
+            ("--replicas", "--replica") if replica is None else ("--replica", "--replicas")
+        )
+        raise ConfigError(f"{given} without {missing}: which models are this worker's?")
+    try:
+        return Shards(parse_replicas(replicas), replica, copies=copies)
+    except ReplicasError as error:
+        raise ConfigError(f"--replicas: {error}") from error
 
 
 def default_cache_dir() -> Path:

@@ -8,6 +8,7 @@ is wrong with a model is its `problem`.
 import contextlib
 import hashlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,14 +73,21 @@ class RepositoryModel(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
-def scan_repository(models_dir: Path, *, takes_plans: bool = False) -> list[RepositoryModel]:
-    """Every model of the repository, by name. Raises RepositoryError where there is none.
+def scan_repository(
+    models_dir: Path,
+    *,
+    takes_plans: bool = False,
+    is_ours: Callable[[str], bool] = lambda _: True,
+) -> list[RepositoryModel]:
+    """Every model of the repository that is ours, by name. Raises RepositoryError where there is
+    none at all.
 
     `takes_plans`: a TensorRT plan goes before an ONNX file; elsewhere it is none.
     """
     return [
         read_model(directory, takes_plans=takes_plans)
         for directory in model_directories(models_dir)
+        if is_ours(directory.name)
     ]
 
 

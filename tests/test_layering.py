@@ -34,7 +34,7 @@ ALLOWED_IN_SCHEDULER = {"msgspec"}  # besides the rest of the standard library
 SCHEDULER_ORDER = (
     ("priority",),
     ("build", "spec"),
-    ("actions", "words"),
+    ("actions", "shards", "words"),
     ("events", "wire"),
     ("request", "profile", "work_tracker", "lane_shares", "timers", "simulated_worker"),
     ("model_queue", "rate_meter", "slo_classes", "tenants"),

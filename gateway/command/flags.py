@@ -161,6 +161,34 @@ PageMb = Annotated[
         show_default=str(DEFAULTS.page_mb),
     ),
 ]
+Replica = Annotated[
+    str | None,
+    typer.Option(
+        "--replica",
+        metavar="NAME",
+        help="Of several gateways that share the models, which one this is, or is for.",
+        show_default="the only one",
+    ),
+]
+Replicas = Annotated[
+    str | None,
+    typer.Option(
+        "--replicas",
+        metavar="NAME=URL,...",
+        help="All of them, this one too, the same text for each and for their workers; "
+        ";weight=W after a URL for one with more devices (docs/scale.md).",
+        show_default="none",
+    ),
+]
+ReplicaCopies = Annotated[
+    int | None,
+    typer.Option(
+        "--replica-copies",
+        min=1,
+        help="How many replicas have a model ready: its owner, and who stands in for it.",
+        show_default=str(DEFAULTS.replica_copies),
+    ),
+]
 DefaultSloMs = Annotated[
     float | None,
     typer.Option(

@@ -29,6 +29,7 @@ from gateway.variants.groups_file import Groups, GroupsError, read_groups
 from gateway.workers import curve_keys
 from gateway.workers.curve_keys import GatewayKeys
 from scheduler.policies import Policy, PolicyError, parse
+from scheduler.shards import ReplicasError, Shards, parse_replicas
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,26 @@ def policy_of(config: GatewayConfig) -> Policy:
     try:
         return parse(config.policy, schedule_ahead_ms=config.schedule_ahead_ms)
     except PolicyError as error:
+        raise ServeError(str(error), exit_code=2) from error
+
+
+def shards_of(config: GatewayConfig) -> Shards | None:
+    """Which replica has which models; None where this is the only one. Raises ServeError."""
+    if config.replica is None and config.replicas is None:
+        return None
+    try:
+        if config.replicas is None:
+            raise ReplicasError(f"--replica {config.replica}: of which --replicas?")
+        if config.replica is None:
+            raise ReplicasError(f"--replicas {config.replicas}: which is this --replica?")
+        if config.groups_file is not None:
+            raise ReplicasError(
+                f"--groups {config.groups_file}: with --replicas the models of a group are on"
+                " different replicas, and none could choose among them"
+            )
+        replicas = parse_replicas(config.replicas)
+        return Shards(replicas, config.replica, copies=config.replica_copies)
+    except ReplicasError as error:
         raise ServeError(str(error), exit_code=2) from error
 
 

@@ -47,6 +47,9 @@ from gateway.lifecycle import Lifecycle
 from gateway.metrics.metrics import Metrics
 from gateway.observability.answered import OnAnswered
 from gateway.observability.trace_context import TRACEPARENT, BeginTrace, trace_of
+from gateway.replicas.asked import MODEL_HEADER, asked_of
+from gateway.replicas.forwarding import Forwarding
+from gateway.replicas.hop import HOP
 from gateway.tenants.device_time import DeviceTime
 from gateway.tenants.keyring import Keyring
 from gateway.tenants.tenant import Tenant
@@ -70,6 +73,8 @@ SPECIAL_HEADERS = slo.HEADERS | {
     CONTENT_ENCODING,
     ACCEPT_ENCODING,
     HEADER_LENGTH,
+    HOP,
+    MODEL_HEADER,
 }
 _MAX_LENGTH_DIGITS = 12  # of a length that any body has; int() refuses thousands of them
 _RAW = b"0"  # a header length that says: no JSON at all
@@ -110,12 +115,15 @@ class InferEndpoint:
         feedback: Feedback | None = None,
         on_answered: OnAnswered | None = None,
         begin_trace: BeginTrace | None = None,
+        forwarding: Forwarding | None = None,
     ) -> None:
         """`kept` has versions beside those of the catalogue, by name and version. Without a
         keyring nobody needs a key; with one, `device_time` predicts for its quotas. `feedback`
         hears which members of `groups` have answered, `on_answered` of every request's end.
-        `begin_trace` decides about requests whose caller has not.
+        `begin_trace` decides about requests whose caller has not. `forwarding` has the way to other
+        replicas, None where there are none.
         """
+        self._forwarding = forwarding
         self.on_answered = on_answered
         self._begin_trace = begin_trace
         self.clock = clock
@@ -186,6 +194,8 @@ class InferEndpoint:
                 self._check_door(scope["method"], headers)
                 if self._keyring is not None:
                     self._let_in(exchange, self._keyring, headers)
+                if self._forwarding is not None and HOP in special:
+                    exchange.enter_from_peer(special[HOP])
                 message = await receive()
                 if not message.get("more_body", True):
                     body = message["body"]
@@ -199,7 +209,7 @@ class InferEndpoint:
                     is_read = True
                     if special and CONTENT_ENCODING in special:
                         body = await self._decompressed(exchange, body, special[CONTENT_ENCODING])
-                    self._submit(exchange, body, special, target)
+                    self._route(exchange, body, special, target, scope["headers"])
             except RequestError as error:
                 exchange.refuse(error)
             except ClientGone:
@@ -259,15 +269,15 @@ class InferEndpoint:
             self._check_door("POST", _NO_HEADERS)  # what the body was announced as matters no more
             if self._keyring is not None:
                 self._let_in(exchange, self._keyring, known)
+            if self._forwarding is not None and HOP in special:
+                exchange.enter_from_peer(special[HOP])
             exchange.hold(len(body))
             check_length(len(body), max_bytes=self._max_body_bytes)
-            self._submit(exchange, body, special, target)
+            self._route(exchange, body, special, target, headers)
         except RequestError as error:
             exchange.refuse(error)
         except Exception:
-            ids = {"request_id": request_id}
-            logger.exception("request %s broke the gateway", request_id, extra=ids)
-            exchange.fail()
+            _fail(exchange)
         return exchange
 
     def collects_body(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
@@ -300,7 +310,11 @@ class InferEndpoint:
     ) -> Exchange | None:
         """A `POST` of whose body only the first piece is there: refuses it if that is certain."""
         known = dict(headers)
-        if HEADER_LENGTH not in known or self.lifecycle.refusal_reason is not None:
+        if (
+            HEADER_LENGTH not in known
+            or self.lifecycle.refusal_reason is not None
+            or (self._forwarding is not None and HOP in known)
+        ):
             return None
         request_id = self._request_ids.of(known.get(REQUEST_ID))
         media_type = PROBLEM_JSON if target.model is None else JSON
@@ -342,6 +356,10 @@ class InferEndpoint:
 
     def cancel(self, exchange: Exchange) -> None:
         """Nobody waits for its answer any more."""
+        if exchange.forward is not None:
+            exchange.forward.abandon()
+            exchange.abandon("forwarded", "its client went away while a replica had it")
+            return
         ask = exchange.ask
         sink_id = exchange.sink_id if ask is None else ask.sink_id
         if sink_id is not None:
@@ -470,6 +488,8 @@ class InferEndpoint:
             if target is QUOTE or dry_run(request, special):
                 return
             name = target.model or request.model
+            if self._forwarding is not None and name and self._forwarding.has_elsewhere(name):
+                return
             tenant = exchange.tenant
             if tenant is not None and name is not None:
                 tenant.check_model(name)
@@ -503,6 +523,45 @@ class InferEndpoint:
                 self._on_named(0, exchange.request_id)
             exchange.on_done(refusal, None)
 
+    def _route(
+        self,
+        exchange: Exchange,
+        body: bytes,
+        special: Mapping[bytes, bytes],
+        target: Target,
+        headers: Sequence[tuple[bytes, bytes]],
+    ) -> None:
+        """To the replica that has the model, which is this one where there are no others."""
+        forwarding = self._forwarding
+        if forwarding is None or exchange.hop is not None:
+            self._submit(exchange, body, special, target)
+            return
+        asked = asked_of(target, body, special)
+        # What is only passed on counts where it is served.
+        exchange.was_refused = asked is not None and forwarding.forward(
+            exchange,
+            asked.model,
+            target=target,
+            headers=headers,
+            body=body,
+            slo_ns=asked.slo_ns,
+            serve_here=functools.partial(self._serve_here, exchange, body, special, target),
+        )
+        if not exchange.was_refused:
+            self._submit(exchange, body, special, target)
+
+    def _serve_here(
+        self, exchange: Exchange, body: bytes, special: Mapping[bytes, bytes], target: Target
+    ) -> None:
+        """Other replicas that have the model did not answer, and this one has it too."""
+        exchange.was_refused = False
+        try:
+            self._submit(exchange, body, special, target)
+        except RequestError as error:
+            exchange.refuse(error)
+        except Exception:
+            _fail(exchange)
+
     def _submit(
         self,
         exchange: Exchange,
@@ -519,6 +578,8 @@ class InferEndpoint:
         if name is None:
             request, binary = decode_body(body, header_length)
             name = request.model
+            if MODEL_HEADER in special:
+                name = _agreed_model(name, special[MODEL_HEADER].decode("latin-1"))
             if name is None:
                 raise bad_request("the body names no model: member `model` is missing")
             if tenant is not None:
@@ -636,6 +697,22 @@ class InferEndpoint:
             elements=work.elements,
         )
         exchange.held_device_ns = tenant.hold(predicted_ns, self.clock())
+
+
+def _fail(exchange: Exchange) -> None:
+    """Within an `except`."""
+    ids = {"request_id": exchange.request_id}
+    logger.exception("request %s broke the gateway", exchange.request_id, extra=ids)
+    exchange.fail()
+
+
+def _agreed_model(in_body: str | None, in_header: str) -> str:
+    """By the header a router has chosen where it goes. Raises RequestError(bad_request)."""
+    if in_body is not None and in_body != in_header:
+        raise bad_request(
+            f"the body names model {in_body[:200]!r}, header x-remontoir-model {in_header[:200]!r}"
+        )
+    return in_header
 
 
 def _note_wishes(

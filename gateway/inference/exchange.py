@@ -34,6 +34,7 @@ from gateway.metrics.metrics import Metrics
 from gateway.metrics.tallies import SERVED, ModelTallies
 from gateway.observability.answered import Answered, OnAnswered, OwnAnswer
 from gateway.observability.trace_context import TRACERESPONSE, TraceContext
+from gateway.replicas.hop import Hop, parse_spent
 from gateway.tenants.tenant import Tenant
 from gateway.views import Clock
 from scheduler.events import Cancelled, Expired, Failed, Outcome, Quote, Reason, Rejected, Served
@@ -54,15 +55,28 @@ _BINARY = (b"content-type", b"application/octet-stream")
 _OUTCOME_NAMES = {Rejected: "rejected", Expired: "expired", Failed: "failed"}
 # The gateway's own refusals that are no fault of the request.
 _REJECTIONS = frozenset(
-    {"overloaded", "starting", "draining", "model_unavailable", "quota_exceeded"}
+    {
+        "overloaded",
+        "starting",
+        "draining",
+        "model_unavailable",
+        "quota_exceeded",
+        "replica_unavailable",
+    }
 )
 
 # What no load and no device would change: asking it costs the tenant's quota.
 _NEVER = frozenset({Reason.SLO_INFEASIBLE_EVER, Reason.LARGER_THAN_CACHE})
 
-_GONE_READING = OwnAnswer("cancelled", "reading", "its client went away before its body was there")
+_GONE_READING = "its client went away before its body was there"
 
 _encoder = msgspec.json.Encoder()
+
+
+class Forward(Protocol):
+    """gateway.replicas.forwarding: the request on its way to another replica."""
+
+    def abandon(self) -> None: ...
 
 
 class Surroundings(Protocol):
@@ -91,10 +105,12 @@ class Exchange:
         "client_id",
         "closes_connection",
         "encoding",
+        "forward",
         "group",
         "has_entered",
         "held_bytes",
         "held_device_ns",
+        "hop",
         "is_answered",
         "is_ended",
         "is_gone",
@@ -153,6 +169,8 @@ class Exchange:
         self.is_gone = False
         self.was_executing = False  # when its client went away
         self.trace: TraceContext | None = None  # None where the client sent none
+        self.hop: Hop | None = None  # of a request that came from a peer
+        self.forward: Forward | None = None  # while another replica is asked
         self.is_ended = False
         self.closes_connection = False
         self.encoding: bytes | None = None  # of the reply: gzip, deflate or neither
@@ -162,17 +180,29 @@ class Exchange:
         self.client_id: str | None
         self.slo_ns = 0  # until it is known
 
+    def enter_from_peer(self, spent: bytes) -> None:
+        """Its SLO runs since it was with a peer. Raises RequestError(bad_request)."""
+        spent_ns = parse_spent(spent)
+        self.hop = Hop(self.arrival_ns)
+        self.arrival_ns -= spent_ns
+
+    def relay(self, reply: Reply) -> None:
+        """The answer of a peer, which counts it and tells of it."""
+        if not self.is_answered:
+            self.trace = None
+            self._answer(reply)
+
     def hold(self, num_bytes: int) -> None:
         """Counts bytes of the body in. Raises RequestError(overloaded) over the gateway's limit."""
         self.surroundings.memory.take(num_bytes)
         self.held_bytes += num_bytes
 
-    def abandon(self) -> None:
+    def abandon(self, reason: str = "reading", detail: str = _GONE_READING) -> None:
         """The client went away before the dispatcher had the request, or after a 408."""
         if not self.is_answered:
             self.is_answered = True
-            self._count("cancelled", "reading")
-            self._tell(_GONE_READING, self.surroundings.clock())
+            self._count("cancelled", reason)
+            self._tell(OwnAnswer("cancelled", reason, detail), self.surroundings.clock())
 
     def on_done(self, outcome: Outcome, outputs: Outputs | None) -> None:
         """The dispatcher's callback: exactly once."""
@@ -265,6 +295,9 @@ class Exchange:
         self.is_answered = True
         if self.trace is not None:
             reply[0]["headers"].append((TRACERESPONSE, self.trace.response()))
+        if self.hop is not None:
+            told = self.hop.told(now=self.surroundings.clock(), slo_ns=self.slo_ns)
+            reply[0]["headers"].append(told)
         if self.write is not None:
             self.write(reply, self._release)
             return

@@ -17,7 +17,7 @@ from gateway.metrics.tallies import SIGNED_DURATIONS, ModelTallies, Tally, Total
 from gateway.tenants.keyring import Keyring
 from gateway.variants.feedback import Feedback
 from gateway.variants.groups import Group
-from gateway.views import HttpView, LinkView, SchedulerView
+from gateway.views import HttpView, LinkView, ReplicasView, SchedulerView
 from scheduler.actions import Code, EvictResult, Infer, InferResult, LoadResult, LoadWeights
 from scheduler.events import (
     ActionFinished,
@@ -60,6 +60,7 @@ class Metrics:
         self.keyring: Keyring | None = None
         self.loop_lag: LoopLag | None = None
         self.scaling: Scaling | None = None
+        self.replicas: ReplicasView | None = None
         self.groups: Mapping[str, Group] = {}
         self.feedback: Feedback | None = None
         # The models to show under Triton's names too; None: under ours alone.
@@ -110,6 +111,9 @@ class Metrics:
 
     def watch_scaling(self, scaling: Scaling) -> None:
         self.scaling = scaling
+
+    def watch_replicas(self, replicas: ReplicasView) -> None:
+        self.replicas = replicas
 
     def show_as_triton(self, catalog: Mapping[str, ModelSpec]) -> None:
         """The page has Triton's names besides ours, of these models."""

@@ -14,6 +14,7 @@ from gateway.inference.answer_sharing import AnswerSharing
 from gateway.metrics import fleet as metrics_fleet
 from gateway.metrics import groups as metrics_groups
 from gateway.metrics import process_figures
+from gateway.metrics import replicas as metrics_replicas
 from gateway.metrics import triton as triton_metrics
 from gateway.metrics.metrics import Metrics
 from gateway.metrics.slo_results import results_of
@@ -109,6 +110,8 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
         yield from metrics_fleet.link_parts(metrics.link)
     if metrics.keyring is not None:
         yield from _tenants(metrics.keyring)
+    if metrics.replicas is not None:
+        yield from metrics_replicas.replica_parts(metrics.replicas)
     if metrics.groups and metrics.feedback is not None:
         yield from metrics_groups.group_parts(metrics.groups, metrics.feedback)
     if metrics.sharings:

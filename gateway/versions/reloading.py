@@ -92,6 +92,7 @@ class Reloading:
         link: Link,
         metrics: Metrics,
         compile_model: Compile,
+        is_ours: Callable[[str], bool] = lambda _: True,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -103,6 +104,7 @@ class Reloading:
         self._link = link
         self._metrics = metrics
         self._compile_model = compile_model
+        self._is_ours = is_ours
         self._sleep = sleep
         self._clock = clock
         self._watch = RepositoryWatch({})
@@ -122,7 +124,7 @@ class Reloading:
         while True:
             await self._sleep(interval_s)
             states = await asyncio.to_thread(states_of, self._models_dir)
-            for name in self._watch.look(states):
+            for name in filter(self._is_ours, self._watch.look(states)):
                 serving = self.versions.serving.get(name)
                 if serving is not None and serving.unavailable_reason == UNLOADED:
                     self._unloaded_and_changed.add(name)  # for who loads it
@@ -147,6 +149,8 @@ class Reloading:
         """
         if name.startswith(".") or "/" in name or "\0" in name:
             raise RequestError("not_found", f"{name[:200]!r} is no model's name")
+        if not self._is_ours(name):
+            raise RequestError("not_found", f"model {name[:200]} is of another replica")
         async with self._lock_of(name):
             await self._take_when_complete(name)
             return await self._refresh(name)

@@ -51,9 +51,11 @@ class StagedRows(NamedTuple):
     rows: tuple[int, ...]
 
 
-def emulated_specs(emulation: str) -> list[ModelSpec]:
+def emulated_specs(
+    emulation: str, is_ours: Callable[[str], bool] = lambda _: True
+) -> list[ModelSpec]:
     """The catalogue of an emulation. Raises UnknownEmulation."""
-    return [model.spec for model in read_models(emulation)]
+    return [model.spec for model in read_models(emulation) if is_ours(model.spec.name)]
 
 
 def read_models(emulation: str) -> list[EmulatedModel]:
@@ -79,8 +81,10 @@ class EmulatedBackend:
         page_bytes: int,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
+        is_ours: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        self._models = {model.spec.name: model for model in read_models(emulation)}
+        models = read_models(emulation)
+        self._models = {model.spec.name: model for model in models if is_ours(model.spec.name)}
         self._clock = clock
         self._sleep = sleep
         # All and only models whose weights are mapped.

@@ -42,6 +42,17 @@ class Family(NamedTuple):
     labels: frozenset[str]
 
 
+class _Peer:
+    problem: str | None = None
+    hop_ns = 1_000_000
+    num_sent = 1
+
+
+class _Replicas:
+    peers = {"gateway-1": _Peer()}  # noqa: RUF012 - read only
+    results = {("gateway-1", "answered"): 1}  # noqa: RUF012
+
+
 class _Link:
     malformed_frames = unknown_senders = unreadable_replies = 1
     refused_connections: Mapping[str, int] = {"unknown_key": 1}
@@ -73,6 +84,7 @@ def full_page(*, triton_metrics: bool = False) -> str:
     metrics.watch_link(_Link())
     group = Group("g", GroupSpec(members=(MemberSpec(model="mlp"),), selection="exp3"))
     metrics.watch_groups({"g": group}, Feedback())
+    metrics.watch_replicas(_Replicas())
     lag = LoopLag(clock=bench.clock, call_later=bench.timers)
     metrics.watch_loop(lag)
     lag.start()

@@ -16,6 +16,7 @@ from gateway.http.cors import Cors
 from gateway.http.limited_protocol import ConnectionLimits
 from gateway.http.protocol import HttpProtocol
 from gateway.http.tls import Certificate
+from gateway.replicas.forwarding import Forwarding
 from gateway.tenants.tenants_file import Tenants
 from tests.gateway.http_doubles import Bench, Submitted
 
@@ -30,7 +31,12 @@ def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
 class Gateway:
     """One listening app; `submitted` and `cancelled` are awaited."""
 
-    def __init__(self, bench: Bench, config: GatewayConfig) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        config: GatewayConfig,
+        forwarding: Callable[[Bench], Forwarding] | None = None,
+    ) -> None:
         self.bench = bench
         self.submitted: asyncio.Queue[Submitted] = asyncio.Queue()
         self.cancelled: asyncio.Queue[int] = asyncio.Queue()
@@ -59,6 +65,7 @@ class Gateway:
             lifecycle=bench.lifecycle,
             keyring=bench.keyring,
             device_time=bench.device_time,
+            forwarding=None if forwarding is None else forwarding(bench),
         )
         self.port = 0
         self.server: uvicorn.Server
@@ -122,9 +129,11 @@ async def listening(
     limits: ConnectionLimits | None = None,
     cors: Cors | None = None,
     certificate: Certificate | None = None,
+    forwarding: Callable[[Bench], Forwarding] | None = None,
 ) -> AsyncIterator[Gateway]:
     """With uvicorn's own protocol all requests come through ASGI."""
-    gateway = Gateway(Bench(*specs, tenants=tenants), config or GatewayConfig())
+    bench = Bench(*specs, tenants=tenants)
+    gateway = Gateway(bench, config or GatewayConfig(), forwarding)
     http = HttpProtocol.serving(gateway.app.infer, limits, cors) if is_direct else "httptools"
     server = uvicorn.Server(
         uvicorn.Config(

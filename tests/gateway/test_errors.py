@@ -35,6 +35,7 @@ def test_every_reason_of_the_core_has_a_row() -> None:
         ("no_worker", 503, True),
         ("starting", 503, True),
         ("draining", 503, True),
+        ("replica_unavailable", 503, True),
         ("unauthenticated", 401, False),
         ("forbidden", 403, False),
         ("slo_below_tenant_minimum", 403, False),
@@ -60,7 +61,7 @@ def test_status_and_retry_after_are_those_of_the_contract(
 
 
 def test_the_table_has_no_other_rows() -> None:
-    assert len(PROBLEMS) == 27
+    assert len(PROBLEMS) == 28
 
 
 def test_a_rejection_carries_its_figures() -> None:

@@ -13,7 +13,8 @@ import pytest
 import zmq
 
 from gpuworker.__main__ import main
-from gpuworker.config import MEBIBYTE, ConfigError, WorkerConfig, default_cache_dir
+from gpuworker.backend_choice import backend_of
+from gpuworker.config import MEBIBYTE, ConfigError, WorkerConfig, default_cache_dir, shards_of
 from scheduler import wire
 from scheduler.spec import ModelSpec
 
@@ -211,3 +212,45 @@ def test_a_worker_bound_to_its_parent_ignores_ctrl_c_and_follows_the_parents_dea
         parent.wait()
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker_pid, signal.SIGKILL)
+
+
+TWO = "g0=http://10.0.0.1:8000,g1=http://10.0.0.2:8000"
+
+
+def compiled_for(replica: str, tmp_path: Path, *flags: str) -> set[str]:
+    file = tmp_path / f"{replica}.json"
+    command = ["compile", "--emulate", "clockwork-v100", "--catalog-out", str(file)]
+    command += ["--replica", replica, "--replicas", TWO, *flags]
+    assert main(command) == 0
+    return {spec.name for spec in msgspec.json.decode(file.read_bytes(), type=list[ModelSpec])}
+
+
+def test_of_several_gateways_each_has_models_of_its_own(tmp_path: Path) -> None:
+    first = compiled_for("g0", tmp_path, "--replica-copies", "1")
+    second = compiled_for("g1", tmp_path, "--replica-copies", "1")
+    assert first.isdisjoint(second)
+    assert 0.3 < len(first) / len(first | second) < 0.7
+    assert compiled_for("g0", tmp_path) == first | second  # of two, each stands in for the other
+
+
+def test_a_worker_of_one_of_several_gateways_makes_its_models_ready(tmp_path: Path) -> None:
+    shards = shards_of("g0", TWO, copies=1)
+    backend = backend_of(config(models_dir=None, emulate="clockwork-v100", shards=shards))
+    assert set(backend.models) == compiled_for("g0", tmp_path, "--replica-copies", "1")
+
+
+@pytest.mark.parametrize(
+    ("replica", "replicas", "message"),
+    [
+        ("g0", None, "--replica without --replicas"),
+        (None, TWO, "--replicas without --replica"),
+        ("g2", TWO, "--replicas: replica 'g2' is not among the replicas"),
+        ("g0", "g0", "--replicas: 'g0' is not NAME=http://HOST:PORT"),
+    ],
+)
+def test_replicas_that_cannot_be_used_are_named(
+    replica: str | None, replicas: str | None, message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        shards_of(replica, replicas, copies=2)
+    assert message in str(raised.value)

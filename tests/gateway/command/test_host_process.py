@@ -116,3 +116,35 @@ def test_a_door_to_other_machines_needs_keys(endpoint: str, is_ours: bool) -> No
             host_process.worker_keys_of(config)
         insecure = GatewayConfig(worker_bind=endpoint, insecure=True)
         assert host_process.worker_keys_of(insecure) is None
+
+
+TWO = "g0=http://10.0.0.1:8000,g1=http://10.0.0.2:8000"
+
+
+def test_a_gateway_is_the_only_one_until_it_is_told_of_others() -> None:
+    assert host_process.shards_of(GatewayConfig()) is None
+    shards = host_process.shards_of(GatewayConfig(replica="g1", replicas=TWO))
+    assert shards is not None
+    assert (shards.own_name, shards.copies, list(shards.replicas)) == ("g1", 2, ["g0", "g1"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (GatewayConfig(replica="g0"), "--replica g0: of which --replicas?"),
+        (GatewayConfig(replicas=TWO), "which is this --replica?"),
+        (GatewayConfig(replica="g2", replicas=TWO), "replica 'g2' is not among the replicas: g0, "),
+        (GatewayConfig(replica="g0", replicas="g0=10.0.0.1"), "is not NAME=http://HOST:PORT"),
+        (
+            GatewayConfig(replica="g0", replicas=TWO, groups_file="groups.yaml"),
+            "with --replicas the models of a group are on different replicas",
+        ),
+    ],
+)
+def test_replicas_that_cannot_be_used_are_refused_at_the_start(
+    config: GatewayConfig, message: str
+) -> None:
+    with pytest.raises(ServeError) as caught:
+        host_process.shards_of(config)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2

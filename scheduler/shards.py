@@ -94,13 +94,11 @@ def rendezvous_order(replicas: Sequence[Replica], model: str) -> tuple[str, ...]
     replica takes from each other its share of models, and moves none between them (Thaler and
     Ravishankar 1998; the weights are of Schindelhauer and Schomaker 2005).
     """
-    return tuple(
-        replica.name
-        for replica in sorted(replicas, key=lambda replica: _score(replica, model), reverse=True)
-    )
+    drawn = sorted(((_score(replica, model), replica.name) for replica in replicas), reverse=True)
+    return tuple([name for _, name in drawn])
 
 
-def _score(replica: Replica, model: str) -> tuple[float, str]:
+def _score(replica: Replica, model: str) -> float:
     digest = hashlib.blake2b(f"{replica.name}\0{model}".encode(), digest_size=8).digest()
     fraction = ((int.from_bytes(digest, "big") >> (64 - _HASH_BITS)) + 0.5) / (1 << _HASH_BITS)
-    return -replica.weight / math.log(fraction), replica.name
+    return -replica.weight / math.log(fraction)

@@ -30,6 +30,7 @@ INTERPRETED = frozenset(
         "invariants.py",
         "recording.py",
         "retelling.py",
+        "scaling.py",
         "simulated_worker.py",
         "simulation.py",
         "situation.py",

@@ -23,7 +23,6 @@ from gateway.http.server import http_server
 from gateway.lifecycle import Lifecycle
 from gateway.metrics.loop_lag import LoopLag
 from gateway.metrics.metrics import Metrics
-from gateway.metrics.scaling import Scaling
 from gateway.metrics.scaling_sampler import ScalingSampler
 from gateway.observability.answered import OnAnswered
 from gateway.observability.request_log import RequestLog
@@ -53,6 +52,7 @@ from gateway.workers.supervisor import (
 from scheduler import __version__
 from scheduler.event_log import Header
 from scheduler.events import Event, ModelAdded, WorkerJoined
+from scheduler.scaling import Scaling
 from scheduler.scheduler import Scheduler
 from scheduler.spec import SECOND_NS, ModelSpec, SchedulerConfig
 

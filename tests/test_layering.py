@@ -36,7 +36,7 @@ SCHEDULER_ORDER = (
     ("build", "spec"),
     ("actions", "shards", "words"),
     ("events", "wire"),
-    ("request", "profile", "work_tracker", "lane_shares", "timers", "simulated_worker"),
+    ("request", "profile", "work_tracker", "lane_shares", "timers", "simulated_worker", "scaling"),
     ("model_queue", "rate_meter", "slo_classes", "tenants"),
     ("device",),
     ("state",),

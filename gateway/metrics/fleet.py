@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gateway.metrics.metrics import Metrics, name_of
-from gateway.metrics.scaling import Scaling
 from gateway.metrics.text import MODELS_PER_PART, escaped, family, header
 from gateway.views import DeviceView, LinkView, SchedulerView
 from gateway.workers.gpu_figures import GpuFigures
+from scheduler.scaling import Scaling
 from scheduler.spec import public_name
 from scheduler.wire import CLOCK_LIMITS, DeviceSample
 

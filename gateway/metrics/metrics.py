@@ -12,7 +12,6 @@ from typing import NamedTuple
 from gateway.inference.answer_sharing import AnswerSharing, Sharings
 from gateway.metrics.lane_times import LaneTimes
 from gateway.metrics.loop_lag import LoopLag
-from gateway.metrics.scaling import Scaling
 from gateway.metrics.tallies import SIGNED_DURATIONS, ModelTallies, Tally, Totals
 from gateway.tenants.keyring import Keyring
 from gateway.variants.feedback import Feedback
@@ -32,6 +31,7 @@ from scheduler.events import (
     WorkerJoined,
     WorkerLost,
 )
+from scheduler.scaling import Scaling
 from scheduler.spec import ModelSpec, public_name
 
 # Workers are named by their operator; more names than this in one life are a mistake.

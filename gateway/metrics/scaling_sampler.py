@@ -3,11 +3,11 @@
 It owns one timer. It must never cost a request anything: it reads sums that others keep.
 """
 
-from gateway.metrics.scaling import Sample, Scaling
 from gateway.metrics.slo_results import result_of
 from gateway.metrics.tallies import Totals
 from gateway.views import CallLater, Clock, SchedulerView
 from gateway.wakeup_timer import Cancellable
+from scheduler.scaling import Sample, Scaling
 
 # The scheduler forgets arrivals with a time constant of a second: no rarer look has seen them all.
 INTERVAL_S = 1.0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import uvicorn
+from gateway.metrics.scaling import Scaling
 
 from gateway.app import create_app
 from gateway.config import GatewayConfig
@@ -21,7 +22,6 @@ from gateway.inference.endpoint import InferEndpoint
 from gateway.inference.exchange import Reply
 from gateway.lifecycle import Lifecycle
 from gateway.metrics.metrics import Metrics
-from gateway.metrics.scaling import Scaling
 from gateway.metrics.scaling_sampler import ScalingSampler
 from scheduler.actions import (
     Action,

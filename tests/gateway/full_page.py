@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.config import GatewayConfig
 from gateway.metrics.loop_lag import LoopLag
 from gateway.metrics.page import page_parts
-from gateway.metrics.scaling import Sample, Scaling
 from gateway.tenants.tenants_file import TenantSpec
 from gateway.variants.feedback import Feedback
 from gateway.variants.groups import Group
@@ -29,6 +28,7 @@ from scheduler.actions import (
     Span,
 )
 from scheduler.events import ActionFinished, ModelAdded, Send, Tick, WorkerJoined
+from scheduler.scaling import Sample, Scaling
 from scheduler.spec import SECOND_NS, SharingSpec
 from scheduler.wire import DeviceSample
 from tests.gateway.http_doubles import Bench, PuppetDevice, model_spec, ms, served

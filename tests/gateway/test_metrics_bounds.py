@@ -13,7 +13,6 @@ from gateway.inference.target import NATIVE, Target, target_of
 from gateway.metrics.loop_lag import LoopLag
 from gateway.metrics.metrics import Metrics
 from gateway.metrics.page import page_parts
-from gateway.metrics.scaling import Scaling
 from gateway.metrics.scaling_sampler import ScalingSampler
 from gateway.tenants.tenants_file import TenantSpec
 from scheduler.actions import (
@@ -38,6 +37,7 @@ from scheduler.events import (
     WorkerJoined,
     WorkerLost,
 )
+from scheduler.scaling import Scaling
 from scheduler.spec import SECOND_NS
 from tests.gateway.http_doubles import (
     Bench,

@@ -4,9 +4,9 @@ import asyncio
 from typing import Any
 
 import msgspec
+from gateway.metrics.scaling import Sample, Scaling
 
 from gateway.live.watch import EXEC, LOAD, MAX_BARS, MAX_BARS_OF_LANE
-from gateway.metrics.scaling import Sample, Scaling
 from gateway.observability.answered import Answered, OwnAnswer
 from scheduler.actions import Code, Infer, LoadWeights
 from scheduler.events import (

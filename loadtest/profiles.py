@@ -116,6 +116,12 @@ def catalogue(file: str | Path, model: str) -> ModelMaker:
     return ModelMaker(spec)
 
 
+def catalogue_names(file: str | Path) -> list[str]:
+    """The models of a catalogue that can be served. Raises ProfileError."""
+    specs = _read_catalogue(Path(file))
+    return [name for name, spec in specs.items() if spec.unavailable_reason is None]
+
+
 def _maker(
     source: str,
     *,

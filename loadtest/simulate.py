@@ -8,7 +8,7 @@ the same case gives the same decision log, whoever watches.
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import msgspec
@@ -81,13 +81,15 @@ def run(
     collects: bool = True,
     observer: Observer | None = None,
     log: BinaryIO | None = None,
+    asks: Iterable[Ask] | None = None,
 ) -> Run:
     """Play a case to its end: until every request that came before `duration_s` is answered.
 
     `observer` sees every (now, event, commands), `log` gets the decision log; `collects` off for
-    runs of which only the decisions matter. Raises ValueError for a case that cannot be.
+    runs of which only the decisions matter. `asks`, in time order, come in place of what the open
+    loops of the workload would draw. Raises ValueError for a case that cannot be.
     """
-    play = _Play(case, collects=collects, observer=observer, log=log, progress=progress)
+    play = _Play(case, collects=collects, observer=observer, log=log, progress=progress, asks=asks)
     gc.collect()
     gc.freeze()  # what was built for the run is not looked through again and again during it
     begin_ns = time.perf_counter_ns()
@@ -157,6 +159,7 @@ class _Play:
         observer: Observer | None,
         log: BinaryIO | None,
         progress: Progress | None,
+        asks: Iterable[Ask] | None = None,
     ) -> None:
         setup = case.setup
         models = models_of(setup)
@@ -174,8 +177,10 @@ class _Play:
         self._sample_ns = round(setup.sample_ms * MILLISECOND_NS)
         self._end_ns = round(case.duration_s * SECOND_NS)
         self._shapes = {model.name: _shape_of(model) for model in models}
-        self._arrivals = open_loop(
-            setup.workload, duration_s=case.duration_s, seed=case.seed, models=names
+        self._arrivals = iter(
+            open_loop(setup.workload, duration_s=case.duration_s, seed=case.seed, models=names)
+            if asks is None
+            else asks
         )
         self._loops = closed_loops(
             setup.workload, duration_s=case.duration_s, seed=case.seed, models=names

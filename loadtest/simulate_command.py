@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
     """Play what the options ask for, with a progress bar. Raises ScenarioError, RuntimeError."""
-    scenario = load(_path_of(options.scenario))
+    scenario = load(path_of(options.scenario))
     cases = scenario.expand(
         policies=options.policy,
         seeds=options.seed,
@@ -113,7 +113,7 @@ def simulate(options: argparse.Namespace, errors: Console) -> list[Line]:
     return lines
 
 
-def _path_of(text: str) -> Path:
+def path_of(text: str) -> Path:
     """The file, or the scenario of that name that comes with the product."""
     path = Path(text)
     ours = SCENARIOS / f"{text}.yaml"

@@ -170,3 +170,117 @@ CheckOut = Annotated[
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Short: does it work at all?")]
+PlanSource = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="SCENARIO.yaml|FILE.rec",
+        help="A scenario, or what `serve --record` wrote; or neither, with --trace.",
+    ),
+]
+Trace = Annotated[
+    str | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Requests: a CSV with at_s and perhaps model and slo_ms, Azure's or ServeGen's "
+        "traces (also by their names in loadtest/data), or a recording.",
+    ),
+]
+PlanSlo = Annotated[
+    float | None,
+    typer.Option("--slo-ms", help="Of all requests.", show_default="the requests' own"),
+]
+PlanModels = Annotated[
+    Path | None,
+    typer.Option(
+        "--models",
+        metavar="DIR",
+        help="Which models the trace asks: a repository, compiled and measured on this machine.",
+    ),
+]
+Catalogues = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--catalogue",
+        metavar="FILE",
+        help="Or what `compile --catalog-out` measured elsewhere; may be given again.",
+    ),
+]
+Profiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--profile",
+        metavar="v100/NAME",
+        help="Or a row of the Clockwork paper's V100 table; may be given again.",
+    ),
+]
+ModelCount = Annotated[
+    int | None,
+    typer.Option("--count", help="So many of each model, as after fine-tuning.", show_default="1"),
+]
+Target = Annotated[
+    float | None,
+    typer.Option("--target", metavar="SHARE", help="To be answered in time.", show_default="0.99"),
+]
+PlanPolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="TEXT",
+        help="NAME, or NAME:option=value,...",
+        show_default="the source's, or remontoir",
+    ),
+]
+RatePerS = Annotated[
+    float | None,
+    typer.Option(
+        "--rate-per-s", help="The trace faster or slower, to that mean.", show_default="as it is"
+    ),
+]
+TraceScale = Annotated[
+    float | None, typer.Option("--scale", help="The trace's rate times that.", show_default="1")
+]
+PlanDurationS = Annotated[
+    float | None,
+    typer.Option("--duration-s", help="Only the first of the trace.", show_default="all"),
+]
+ExecNoise = Annotated[
+    float | None,
+    typer.Option(
+        "--exec-noise",
+        help="Executions vary: the standard deviation of a factor around 1.",
+        show_default="the scenario's, or 0",
+    ),
+]
+DeviceMb = Annotated[
+    int | None,
+    typer.Option(
+        "--device-mb",
+        help="MiB of weights that one device can hold at the most.",
+        show_default="22016, what Clockwork keeps of a V100",
+    ),
+]
+MaxDevices = Annotated[
+    int | None, typer.Option("--max-devices", help="No more are tried.", show_default="64")
+]
+MaxRequests = Annotated[
+    int | None,
+    typer.Option(
+        "--max-requests",
+        help="Of a longer trace the busiest stretch of so many is played.",
+        show_default="50000",
+    ),
+]
+BudgetS = Annotated[
+    float | None,
+    typer.Option(
+        "--budget-s",
+        help="After so many seconds nothing more is begun; what is known by then is told.",
+        show_default="600",
+    ),
+]
+PlanOut = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Write plan.json, plan.svg and plan.png there."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]

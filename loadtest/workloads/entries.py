@@ -232,7 +232,24 @@ class ServeGen(ReplayEntry, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         self.need_positive(window_s=self.window_s)
 
 
+class Requests(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="requests"):
+    """Requests one by one, as they were: a CSV, or what `remontoir serve --record` wrote.
+
+    The CSV has a column `at_s` (seconds, in order) and may have `model` and `slo_ms`. Rows of other
+    models than `models` are left out; without the column each request draws one evenly. `slo_ms` is
+    for rows that have none, or for all if `keeps_slos` is off. With `speed` 2 they come twice as
+    fast.
+    """
+
+    file: str
+    speed: float = 1.0
+    keeps_slos: bool = True
+
+    def check(self) -> None:
+        self.need_positive(speed=self.speed)
+
+
 OpenEntry: TypeAlias = (
-    Poisson | Gamma | OnOff | Diurnal | Spread | AzureFunctions | AzureLlm | ServeGen
+    Poisson | Gamma | OnOff | Diurnal | Spread | AzureFunctions | AzureLlm | ServeGen | Requests
 )
 WorkloadEntry: TypeAlias = OpenEntry | Closed

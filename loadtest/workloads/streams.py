@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from heapq import merge
 from typing import assert_never
 
-from loadtest.workloads import processes, replays
+from loadtest.workloads import processes, replays, request_files
 from loadtest.workloads.ask import Ask
 from loadtest.workloads.choice import matching_models, slo_chooser
 from loadtest.workloads.closed_loop import ClosedLoop
@@ -24,6 +24,7 @@ from loadtest.workloads.entries import (
     OnOff,
     OpenEntry,
     Poisson,
+    Requests,
     ServeGen,
     Spread,
     WorkloadEntry,
@@ -84,6 +85,8 @@ def _requests_of(
         return random.Random(f"{label}/{purpose}" if purpose else label)
 
     span_s = max(0.0, _stop_s(entry, duration_s) - entry.start_s)
+    if isinstance(entry, Requests):
+        return request_files.asks(entry, stream, models, span_s, chances)
     arrivals = _arrivals(entry, models, span_s, chances)
     return _asks(entry, stream, arrivals, chances("slo"))
 
@@ -108,6 +111,8 @@ def _arrivals(
             return replays.azure_llm(entry, models, span_s, chances)
         case ServeGen():
             return replays.servegen(entry, models, span_s, chances)
+        case Requests():
+            raise AssertionError("its rows have SLOs of their own")
         case _:
             assert_never(entry)
 

@@ -6,22 +6,21 @@ names the file, the key and the value. The format by example: loadtest/scenarios
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import msgspec
 import yaml
 
 from loadtest.scenario_keys import keys_given_twice, known_keys, no_key, steps_of
 from loadtest.scenario_setup import Crash, Setup, Stall
+from loadtest.variables import Value as Value
+from loadtest.variables import combinations, filled, variables_in
 from loadtest.workloads import WorkloadEntry
 from scheduler.policies import PolicyError
 from scheduler.policies import parse as parse_policy
 
-Value = str | int | float | bool  # of a variable
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<where>.*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"contains unknown field `(.*)`")
 _Kind = TypeVar("_Kind")
@@ -80,11 +79,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         for variable in chosen.keys() - self.variables.keys():
             known = ", ".join(self.variables) or "none"
             raise ScenarioError(f"{self.path}: no variable {variable!r}; there are {known}")
-        in_body = set(_variables_in(self.body))
+        in_body = set(variables_in(self.body))
         cases: dict[tuple[object, ...], Case] = {}
         for policy_text in policies or self.policies:
-            used = in_body | set(_variables_in(policy_text))
-            for values in _combinations({k: v for k, v in chosen.items() if k in used}):
+            used = in_body | set(variables_in(policy_text))
+            for values in combinations({k: v for k, v in chosen.items() if k in used}):
                 policy = str(self._filled(policy_text, values, "policies"))
                 setup = self._setup(values, duration_s=duration_s)
                 try:
@@ -115,23 +114,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return _convert(body, Setup, self.path)
 
     def _filled(self, tree: Any, values: Mapping[str, Value], where: str) -> Any:
-        """The tree with every `${variable}` replaced; one alone keeps the value's own type."""
-        if isinstance(tree, dict):
-            return {k: self._filled(v, values, f"{where}.{k}") for k, v in tree.items()}
-        if isinstance(tree, list):
-            return [self._filled(v, values, f"{where}[{i}]") for i, v in enumerate(tree)]
-        if not isinstance(tree, str):
-            return tree
-        for variable in _VARIABLE.findall(tree):
-            if variable not in values:
-                known = ", ".join(self.variables) or "none"
-                raise ScenarioError(
-                    f"{self.path}: {where}: no variable {variable!r} for {tree!r}; "
-                    f"there are {known}"
-                )
-        if alone := _VARIABLE.fullmatch(tree):
-            return values[alone[1]]
-        return _VARIABLE.sub(lambda found: str(values[found[1]]), tree)
+        def refuse(place: str, variable: str, text: str) -> NoReturn:
+            known = ", ".join(self.variables) or "none"
+            raise ScenarioError(
+                f"{self.path}: {place}: no variable {variable!r} for {text!r}; there are {known}"
+            )
+
+        return filled(tree, values, where, refuse)
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,19 +224,3 @@ def _in_one_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem}, in line {error.problem_mark.line + 1}"
     return " ".join(str(error).split())
-
-
-def _variables_in(tree: Any) -> Iterator[str]:
-    if isinstance(tree, dict):
-        for value in tree.values():
-            yield from _variables_in(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _variables_in(value)
-    elif isinstance(tree, str):
-        yield from _VARIABLE.findall(tree)
-
-
-def _combinations(variables: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
-    for values in product(*variables.values()):
-        yield dict(zip(variables, values, strict=True))

@@ -15,7 +15,15 @@ import msgspec
 import typer
 from rich.console import Console
 
-from gateway.command import check_cli, flags, keys_cli, planning_cli, programs_cli, reload_cli
+from gateway.command import (
+    bench_cli,
+    check_cli,
+    flags,
+    keys_cli,
+    planning_cli,
+    programs_cli,
+    reload_cli,
+)
 from gateway.command.command_error import CommandError
 from gateway.config import KEY_VARIABLE, MEBIBYTE
 from gateway.programs import given_flags, program
@@ -40,6 +48,7 @@ app = typer.Typer(
 app.add_typer(keys_cli.app)
 app.add_typer(programs_cli.app)
 app.add_typer(planning_cli.app)
+app.add_typer(bench_cli.app)
 
 
 def main() -> None:

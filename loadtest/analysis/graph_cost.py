@@ -55,7 +55,8 @@ class GraphCost(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def moved_bytes(self) -> int:
-        return sum(operator.moved_bytes for operator in self.operators)
+        """At least `least_bytes`, also where operators that are not counted move most of it."""
+        return max(self.least_bytes, sum(operator.moved_bytes for operator in self.operators))
 
     @property
     def intensity(self) -> float:

@@ -196,6 +196,16 @@ class JobQueue:
             )
             return [str(content) for (content,) in found]
 
+    def all_rows(self) -> list[str]:
+        """Of every job, in the order of submission."""
+        with self._engine.begin() as base:
+            found = base.execute(
+                sql.select(ROWS.c.content)
+                .join(JOBS, JOBS.c.job_id == ROWS.c.job_id)
+                .order_by(JOBS.c.number, ROWS.c.row_key)
+            )
+            return [str(content) for (content,) in found]
+
     def overview(self, now_s: float, *, ended: int = 20) -> Overview:
         """All open jobs, the last `ended` others, and all followers."""
         with self._engine.begin() as base:

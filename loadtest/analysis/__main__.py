@@ -18,6 +18,7 @@ from rich.table import Table
 from loadtest.analysis import leaderboard, measured_roofs, prices, recommend, results_view
 from loadtest.analysis.cell import lines_of
 from loadtest.analysis.report_page import Roofs, report_html
+from loadtest.driver.results_db import ResultsError
 from loadtest.plots.style import MissingLibrary
 
 RESULTS = "bench-results"
@@ -25,7 +26,7 @@ RESULTS = "bench-results"
 SHOWN = ("goodput", "attainment", "p50", "p99", "late", "refused", "usd")
 PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
 EXPECTED = (
-    results_view.ResultsError, prices.PriceError, leaderboard.UnknownMetric,
+    ResultsError, prices.PriceError, leaderboard.UnknownMetric,
     recommend.NothingKnown, MissingLibrary,
 )  # fmt: skip
 

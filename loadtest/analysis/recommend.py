@@ -24,7 +24,6 @@ Config = tuple[tuple[str, str], ...]
 
 TOP = 3
 INTERVAL = 0.90
-_Z = 1.6449  # standard deviations to either side of a 90 % interval
 DRAWS = 4_000
 # Goodput is compared by ratio, but for what is next to none: below this share of the most.
 FLOOR = 0.02
@@ -123,18 +122,16 @@ def recommend(samples: Sequence[Sample], slo_ms: float, *, seed: int = 0) -> lis
     mean, covariance, scale = _predict(samples, configs, slo_ms)
     lows, highs = _bounds(samples, configs, slo_ms)
 
-    def back(values: Array) -> Array:
-        """Out of logarithms, inside what was measured on either side."""
-        found: Array = np.clip(scale * (np.exp(values) - FLOOR), lows, highs)
-        return found
-
-    deviation = np.sqrt(np.maximum(np.diag(covariance), 0))
     chance = np.random.default_rng(seed)
-    draws = back(chance.multivariate_normal(mean, covariance, DRAWS, method="eigh"))
+    draws = chance.multivariate_normal(mean, covariance, DRAWS, method="eigh")
+    # out of logarithms, inside what was measured on either side
+    draws = np.clip(scale * (np.exp(draws) - FLOOR), lows, highs)
     # where bounds make several equal, each has its part of being the best
     tops = draws >= draws.max(axis=1, keepdims=True)
     is_best = (tops / tops.sum(axis=1, keepdims=True)).mean(axis=0)
-    goodput, low, high = back(mean), back(mean - _Z * deviation), back(mean + _Z * deviation)
+    # The mean of draws, not the draw of a mean: a bound that cuts off the upper half counts.
+    goodput = draws.mean(axis=0)
+    low, high = np.quantile(draws, ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2), axis=0)
     measured = {sample.config for sample in samples if math.isclose(sample.slo_ms, slo_ms)}
     choices = [
         Choice(

@@ -1,4 +1,4 @@
-"""Cells out of wherever results lie: JSON lines, a leader's database, a folder of both.
+"""Cells out of wherever results lie: a database, JSON lines, a folder of both.
 
 Owns the formats. A line that was not written to its end is left out, and said.
 """
@@ -9,20 +9,14 @@ from pathlib import Path
 import msgspec
 
 from loadtest.analysis.cell import Cell, row_of
-
-DATABASES = (".sqlite", ".db")
-
-
-class ResultsError(ValueError):
-    """There are no results where they should be, or they are something else."""
-
+from loadtest.driver.results_db import SUFFIXES, ResultsDatabase, ResultsError
 
 Say = Callable[[str], None]
 
 
 def read_cells(source: str, *, say: Say = lambda _: None) -> list[Cell]:
-    """Every cell, of every run. `source` is a .jsonl file, a leader's SQLite file, a folder with
-    such files, or a database's URL. Raises ResultsError.
+    """Every cell, of every run. `source` is a .jsonl file, a SQLite file, a folder with such files,
+    or a database's URL. Raises ResultsError.
     """
     cells = list(_read(source, say))
     if not cells:
@@ -39,19 +33,19 @@ def write_cells(path: Path, cells: Iterable[Cell]) -> None:
 
 def _read(source: str, say: Say) -> Iterator[Cell]:
     if "://" in source:
-        yield from _of_database(source, source, say)
+        yield from _of_database(source, say)
         return
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in (*DATABASES, ".jsonl"))
+        files = sorted(file for file in path.rglob("*") if file.suffix in (*SUFFIXES, ".jsonl"))
         if not files:
-            raise ResultsError(f"{path} holds no results: no .jsonl, no {' or '.join(DATABASES)}")
+            raise ResultsError(f"{path} holds no results: no .jsonl, no {' or '.join(SUFFIXES)}")
         for file in files:
             yield from _read(str(file), say)
     elif not path.exists():
         raise ResultsError(f"{path}: no such file or folder")
-    elif path.suffix in DATABASES:
-        yield from _of_database(f"sqlite:///{path.resolve()}", source, say)
+    elif path.suffix in SUFFIXES:
+        yield from _of_database(source, say)
     else:
         yield from _of_lines(path.read_bytes().splitlines(), source, say)
 
@@ -66,15 +60,9 @@ def _of_lines(lines: Iterable[bytes | str], source: str, say: Say) -> Iterator[C
             say(f"{source}, line {number} is not whole, and left out")
 
 
-def _of_database(url: str, source: str, say: Say) -> Iterator[Cell]:
-    from loadtest.job_queue.queue_schema import QueueError
-    from loadtest.job_queue.queue_tables import JobQueue
-
+def _of_database(place: str, say: Say) -> Iterator[Cell]:
+    results = ResultsDatabase(place, must_exist=True)
     try:
-        queue = JobQueue(url)
-    except QueueError as error:
-        raise ResultsError(str(error)) from error
-    try:
-        yield from _of_lines(queue.all_rows(), source, say)
+        yield from _of_lines(results.lines(), results.name, say)
     finally:
-        queue.close()
+        results.close()

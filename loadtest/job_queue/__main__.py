@@ -22,7 +22,7 @@ from rich.table import Table
 from loadtest.job_queue import client, follower, leader
 from loadtest.job_queue.host import MAX_BUSY, HostUse
 from loadtest.job_queue.messages import ENDED_STATES, Job, Submission
-from loadtest.job_queue.queue_schema import QueueError, database_url
+from loadtest.job_queue.queue_schema import QueueError
 
 TOKEN_VARIABLE = "REMONTOIR_BENCH_TOKEN"
 POLL_S = 2.0
@@ -71,8 +71,7 @@ def _leader(options: argparse.Namespace) -> int:
     tls = () if options.tls_cert is None else (options.tls_cert, options.tls_key)
     if not leader.is_loopback(options.host) and not tls:
         errors.print("without --tls-cert the token travels readable", style="yellow")
-    url = database_url(options.database)
-    queue = JobQueue(url)
+    queue = JobQueue(options.database)
     scheme = "https" if tls else "http"
     console.print(
         f"leader on {scheme}://{options.host}:{options.port}, queue in {options.database}",
@@ -96,7 +95,7 @@ def _follower(options: argparse.Namespace) -> int:
         labels={"host": socket.gethostname(), **dict(options.label)},
         host=HostUse(),
         run=follower.run_program(options.command),
-        rows_of=follower.rows_of_json_lines,
+        rows_of=follower.rows_of_results,
         say=lambda text: console.print(text, markup=False),
         max_busy=options.max_busy,
     )

@@ -9,7 +9,8 @@ from typing import TypeVar
 import httpx
 import msgspec
 
-from loadtest.job_queue.messages import Beat, End, Job, Overview, Row, Rows, Submission, Told
+from loadtest.analysis.cell import Cell
+from loadtest.job_queue.messages import Beat, End, Job, Overview, Rows, Submission, Told
 
 TIMEOUT_S = 20.0
 
@@ -54,7 +55,7 @@ class LeaderClient:
     def beat(self, follower: str, beat: Beat) -> Told:
         return self._ask("POST", f"/followers/{follower}/beat", Told, msgspec.json.encode(beat))
 
-    def add_rows(self, job_id: str, lease: str, rows: Sequence[Row]) -> None:
+    def add_rows(self, job_id: str, lease: str, rows: Sequence[Cell]) -> None:
         body = msgspec.json.encode(Rows(lease=lease, rows=list(rows)))
         self._answer("POST", f"/jobs/{job_id}/rows", body)
 

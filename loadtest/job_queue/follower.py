@@ -7,7 +7,6 @@ answer is asked again, for as long as it takes.
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -21,9 +20,11 @@ from typing import IO, Protocol
 
 import msgspec
 
+from loadtest.analysis.cell import Cell
+from loadtest.driver.results_db import FILE_NAME, ResultsDatabase
 from loadtest.job_queue.client import LeaderClient, LeaderRefused, LeaderUnreachable
 from loadtest.job_queue.host import MAX_BUSY
-from loadtest.job_queue.messages import Assignment, Beat, End, Labels, Row
+from loadtest.job_queue.messages import Assignment, Beat, End, Labels
 from loadtest.job_queue.queue_tables import BEAT_S
 
 # Of SIGTERM before SIGKILL: a run stops its servers and keeps what it has.
@@ -33,10 +34,11 @@ PARTIAL_EXIT = 3
 ROWS_IN_A_BODY = 100
 TAIL_CHARACTERS = 2000
 
+RESULTS = "results"
 _ASSIGNMENT, _SPEC, _LOG, _ENDED = "assignment.json", "job.yaml", "run.log", "ended.json"
 
 Run = Callable[[Path, Path, IO[bytes]], "Process"]
-RowsOf = Callable[[Path], Iterable[Row]]
+RowsOf = Callable[[Path], Iterable[Cell]]
 
 
 class Process(Protocol):
@@ -196,8 +198,9 @@ class Follower:
         """Rows first: a job that has ended has all of its results at the leader."""
         ended = msgspec.json.decode((folder / _ENDED).read_bytes(), type=_Ended)
         try:
-            rows: list[Row] = []
-            for row in self._rows_of(folder):
+            rows: list[Cell] = []
+            # Of a job that is run again, what was measured comes again, too.
+            for row in self._rows_of(folder) if ended.state != "lost" else ():
                 rows.append(row)
                 if len(rows) == ROWS_IN_A_BODY:
                     self._leader.add_rows(assignment.job_id, assignment.lease, rows)
@@ -257,7 +260,7 @@ def run_program(command: Sequence[str]) -> Run:
     """Starts a job as a process group of its own. `command` gets the spec and the folder."""
 
     def run(spec: Path, folder: Path, log: IO[bytes]) -> Process:
-        return _Group([*command, str(spec), "--results", str(folder / "results")], log)
+        return _Group([*command, str(spec), "--results", str(folder / RESULTS)], log)
 
     return run
 
@@ -306,15 +309,12 @@ def _tail(path: Path) -> str:
     return " ".join(text.split()) or "it said nothing"
 
 
-def rows_of_json_lines(folder: Path) -> Iterable[Row]:
-    """Rows that a driver wrote as `results/rows.jsonl`, each with a `key`."""
-    file = folder / "results" / "rows.jsonl"
-    if not file.exists():
+def rows_of_results(folder: Path) -> Iterable[Cell]:
+    """What a driver has kept in `results`; nothing if it did not come that far."""
+    if not (folder / RESULTS / FILE_NAME).exists():
         return
-    for line in file.read_bytes().splitlines():
-        try:
-            key = str(json.loads(line)["key"])
-        except (ValueError, KeyError, TypeError):
-            print(f"{file}: a row is not whole, and left out", file=sys.stderr)
-            continue
-        yield Row(key=key, content=msgspec.Raw(line))
+    results = ResultsDatabase(folder / RESULTS)
+    try:
+        yield from results.cells()
+    finally:
+        results.close()

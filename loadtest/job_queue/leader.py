@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from loadtest.driver.results_db import ResultsError
 from loadtest.job_queue.messages import Beat, End, Rows, Submission
 from loadtest.job_queue.queue_schema import QueueError
 from loadtest.job_queue.queue_tables import JobQueue
@@ -95,6 +96,8 @@ def leader_app(
                 return _error(400, str(error))
             except _TooLarge:
                 return _error(413, f"a body has at most {MAX_BODY_BYTES:,} bytes")
+            except ResultsError as error:
+                return _error(500, str(error))
             except QueueError as error:
                 return _error(409 if error.is_conflict else 404, str(error))
             return response

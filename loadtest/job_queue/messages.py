@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from loadtest.analysis.cell import Cell
+
 State = Literal["waiting", "running", "done", "partial", "failed", "cancelled"]
 OPEN_STATES: tuple[State, ...] = ("waiting", "running")
 ENDED_STATES: tuple[State, ...] = ("done", "partial", "failed", "cancelled")
@@ -86,16 +88,11 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     beat_in_s: float
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of results, as the driver wrote it. A key's later row replaces its earlier."""
-
-    key: str
-    content: msgspec.Raw
-
-
 class Rows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Results, as a driver has kept them."""
+
     lease: str
-    rows: list[Row]
+    rows: list[Cell]
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

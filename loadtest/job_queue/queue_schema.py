@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from loadtest.driver.results_db import FILE_NAME, SUFFIXES
 from loadtest.job_queue.messages import Job, Labels
 
 # Ten beats: a follower's host that swaps or is suspended for less is not lost.
@@ -48,11 +49,11 @@ FOLLOWERS = sql.Table(
     sql.Column("seen_s", sql.Float, nullable=False),
 )
 ROWS = sql.Table(
-    "queue_rows",
+    "queue_rows",  # which results are of which job; they lie in the results' own table
     TABLES,
     sql.Column("job_id", sql.String(36), primary_key=True),
-    sql.Column("row_key", sql.String(300), primary_key=True),
-    sql.Column("content", sql.Text, nullable=False),
+    sql.Column("row_key", sql.String(700), primary_key=True),
+    sql.Column("run_id", sql.String(64), nullable=False),
 )
 
 
@@ -69,8 +70,8 @@ def database_url(place: str) -> str:
     if "://" in place:
         return place
     path = Path(place)
-    if path.suffix not in (".sqlite", ".db"):
-        path = path / "queue.sqlite"
+    if path.suffix not in SUFFIXES:
+        path = path / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{path.resolve()}"
 

@@ -1,4 +1,4 @@
-"""The leader's queue in a database.
+"""The leader's queue, in the database of its results.
 
 Owns every change of a job's state; each call is one transaction, so that a leader
 that is killed between two of them has lost nothing. Decisions are two_tier.py's; `now_s` is an
@@ -14,6 +14,8 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from loadtest.analysis.cell import Cell, key_of
+from loadtest.driver.results_db import ResultsDatabase, ResultsError
 from loadtest.job_queue.messages import (
     OPEN_STATES,
     Assignment,
@@ -22,7 +24,6 @@ from loadtest.job_queue.messages import (
     FollowerFacts,
     Job,
     Overview,
-    Row,
     Submission,
     Told,
 )
@@ -32,6 +33,7 @@ from loadtest.job_queue.queue_schema import (
     ROWS,
     QueueError,
     backlog_s_of,
+    database_url,
     fits,
     is_alive,
     job_of,
@@ -51,9 +53,14 @@ class JobQueue:
     """All jobs and followers. One leader at a time works on a database."""
 
     def __init__(
-        self, url: str, *, new_lease: Callable[[], str] = lambda: secrets.token_urlsafe(24)
+        self, place: str, *, new_lease: Callable[[], str] = lambda: secrets.token_urlsafe(24)
     ) -> None:
-        self._engine = open_database(url)
+        """`place` is a folder, a file or a URL. Raises QueueError."""
+        try:
+            self._results = ResultsDatabase(place)
+        except ResultsError as error:
+            raise QueueError(str(error)) from error
+        self._engine = open_database(database_url(place))
         self._new_lease = new_lease
 
     def resume(self, now_s: float) -> None:
@@ -68,6 +75,7 @@ class JobQueue:
 
     def close(self) -> None:
         self._engine.dispose()
+        self._results.close()
 
     def submit(self, job_id: str, job: Submission, now_s: float) -> Job:
         """Put a job into a follower's queue. The same id again is the same job: it is not queued
@@ -140,18 +148,19 @@ class JobQueue:
             run = self._next_of(base, name, beat, now_s) if beat.is_idle else None
             return Told(run=run, beat_in_s=BEAT_S)
 
-    def add_rows(self, job_id: str, lease: str, rows: Sequence[Row]) -> int:
+    def add_rows(self, job_id: str, lease: str, cells: Sequence[Cell]) -> int:
         """Keep results; how many there are now. Raises QueueError if the lease is void."""
         with self._engine.begin() as base:
             self._held(base, job_id, lease)
-            for row in rows:
-                where = (ROWS.c.job_id == job_id) & (ROWS.c.row_key == row.key)
-                content = bytes(row.content).decode()
-                changed = base.execute(ROWS.update().where(where).values(content=content))
-                if changed.rowcount == 0:
-                    base.execute(
-                        ROWS.insert().values(job_id=job_id, row_key=row.key, content=content)
-                    )
+        # Kept first and noted after: what is sent again, since the answer was lost, is one row.
+        self._results.add(list(cells))
+        with self._engine.begin() as base:
+            for cell in cells:
+                where = (ROWS.c.job_id == job_id) & (ROWS.c.row_key == key_of(cell))
+                base.execute(ROWS.delete().where(where))
+                base.execute(
+                    ROWS.insert().values(job_id=job_id, row_key=key_of(cell), run_id=cell.run_id)
+                )
             return self._num_rows(base, job_id)
 
     def end(self, job_id: str, end: End, now_s: float) -> Job:
@@ -188,23 +197,14 @@ class JobQueue:
             return self._read(base, job_id)
 
     def rows(self, job_id: str) -> list[str]:
-        """Results as they came, in order of their keys. Raises QueueError for an unknown job."""
+        """Results as JSON, as they were measured. Raises QueueError for an unknown job."""
         with self._engine.begin() as base:
             self._read(base, job_id)
             found = base.execute(
-                sql.select(ROWS.c.content).where(ROWS.c.job_id == job_id).order_by(ROWS.c.row_key)
+                sql.select(ROWS.c.run_id).where(ROWS.c.job_id == job_id).distinct()
             )
-            return [str(content) for (content,) in found]
-
-    def all_rows(self) -> list[str]:
-        """Of every job, in the order of submission."""
-        with self._engine.begin() as base:
-            found = base.execute(
-                sql.select(ROWS.c.content)
-                .join(JOBS, JOBS.c.job_id == ROWS.c.job_id)
-                .order_by(JOBS.c.number, ROWS.c.row_key)
-            )
-            return [str(content) for (content,) in found]
+            runs = sorted(str(run_id) for (run_id,) in found)
+        return [line for run_id in runs for line in self._results.lines(run_id=run_id)]
 
     def overview(self, now_s: float, *, ended: int = 20) -> Overview:
         """All open jobs, the last `ended` others, and all followers."""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import msgspec
 import onnx
 import pytest
 
@@ -11,9 +10,9 @@ from loadtest.analysis import __main__ as command
 from loadtest.analysis import ceilings, measured_roofs
 from loadtest.analysis.cell import row_of
 from loadtest.analysis.graph_cost import GraphError
-from loadtest.analysis.results_view import ResultsError, read_cells, write_cells
-from loadtest.job_queue.messages import Beat, Row, Submission
-from loadtest.job_queue.queue_schema import database_url
+from loadtest.analysis.results_view import read_cells, write_cells
+from loadtest.driver.results_db import ResultsError
+from loadtest.job_queue.messages import Beat, Submission
 from loadtest.job_queue.queue_tables import JobQueue
 from tests.loadtest.analysis_cells import a_cell, a_day
 
@@ -132,16 +131,16 @@ def test_results_are_read_from_lines_folders_and_a_leaders_database(tmp_path: Pa
     cell = a_cell()
     write_cells(tmp_path / "rows.jsonl", [cell])
     assert read_cells(str(tmp_path / "rows.jsonl")) == [cell]
-    url = database_url(str(tmp_path / "leader"))
-    queue = JobQueue(url)
+    queue = JobQueue(str(tmp_path / "leader"))
     queue.submit("j", Submission(name="j", spec="x: 1"), 0.0)
     run = queue.beat("a", Beat(instance="a"), 1.0).run
     assert run is not None
     other = a_cell(model="magika")
-    queue.add_rows("j", run.lease, [Row(key="k", content=msgspec.Raw(row_of(other)))])
+    queue.add_rows("j", run.lease, [other])
     queue.close()
-    assert read_cells(url) == [other]
-    assert read_cells(str(tmp_path / "leader" / "queue.sqlite")) == [other]
+    file = tmp_path / "leader" / "results.sqlite"
+    assert read_cells(str(file)) == [other]
+    assert read_cells(f"sqlite:///{file}") == [other]
     assert sorted(c.model for c in read_cells(str(tmp_path))) == ["magika", "resnet18"]
 
 

@@ -5,24 +5,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import msgspec
 import pytest
 from starlette.applications import Starlette
 
+from loadtest.analysis.cell import row_of
+from loadtest.driver.results_db import ResultsDatabase
 from loadtest.job_queue.client import LeaderClient, LeaderRefused, LeaderUnreachable
 from loadtest.job_queue.follower import (
     FolderInUse,
     Follower,
     claim,
     follow,
-    rows_of_json_lines,
+    rows_of_results,
     run_program,
 )
 from loadtest.job_queue.host import HostUse
 from loadtest.job_queue.leader import LeaderError, check_exposure, leader_app
-from loadtest.job_queue.messages import Beat, End, Job, Row, Submission, Told
-from loadtest.job_queue.queue_schema import LEASE_S, QueueError, database_url
+from loadtest.job_queue.messages import Beat, End, Job, Submission, Told
+from loadtest.job_queue.queue_schema import LEASE_S, QueueError
 from loadtest.job_queue.queue_tables import MAX_ATTEMPTS, JobQueue
+from tests.loadtest.analysis_cells import a_cell
 
 
 class InProcess(httpx.BaseTransport):
@@ -63,7 +65,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[JobQueue]:
-    found = JobQueue(database_url(str(tmp_path / "leader")))
+    found = JobQueue(str(tmp_path / "leader"))
     yield found
     found.close()
 
@@ -150,13 +152,13 @@ def test_a_job_that_loses_every_follower_has_failed(queue: JobQueue):
 
 
 def test_a_killed_leader_loses_nothing(tmp_path: Path):
-    url = database_url(str(tmp_path / "q.sqlite"))
+    url = str(tmp_path / "q.sqlite")
     before = JobQueue(url)
     submit(before, "runs", estimated_s=1)
     submit(before, "waits")
     run = beat(before, "a", 0).run
     assert run is not None
-    before.add_rows("runs", run.lease, [Row(key="k", content=msgspec.Raw(b'{"x": 1}'))])
+    before.add_rows("runs", run.lease, [a_cell()])
     del before  # nothing is closed, nothing said
 
     after = JobQueue(url)
@@ -164,7 +166,7 @@ def test_a_killed_leader_loses_nothing(tmp_path: Path):
     assert not beat(after, "a", 510, lease=run.lease).stop
     assert [job.state for job in after.overview(511).jobs] == ["running", "waiting"]
     after.end("runs", End(lease=run.lease, state="done"), 520)
-    assert after.rows("runs") == ['{"x": 1}']
+    assert after.rows("runs") == [row_of(a_cell()).decode()]
     told = beat(after, "a", 521)
     assert told.run is not None
     assert told.run.job_id == "waits"
@@ -189,18 +191,16 @@ def test_estimates_come_from_what_jobs_took(queue: JobQueue):
     assert submit(queue, "j4", spec="third").estimated_s == 120
 
 
-def test_rows_are_kept_once_and_replaced_by_a_later_attempt(queue: JobQueue):
+def test_a_row_that_is_sent_again_is_one_row(queue: JobQueue):
     submit(queue, "j")
     first = beat(queue, "a", 0).run
     assert first is not None
-    queue.add_rows("j", first.lease, [Row(key="1", content=msgspec.Raw(b'{"v": 1}'))])
-    second = beat(queue, "a", 1).run
-    assert second is not None
-    with pytest.raises(QueueError):
+    assert queue.add_rows("j", first.lease, [a_cell(repeat=1)]) == 1
+    assert queue.add_rows("j", first.lease, [a_cell(repeat=1), a_cell(repeat=2)]) == 2
+    assert len(queue.rows("j")) == 2
+    assert beat(queue, "a", 1).run is not None
+    with pytest.raises(QueueError, match="not by this lease"):
         queue.add_rows("j", first.lease, [])
-    rows = [Row(key=k, content=msgspec.Raw(b'{"v": 2}')) for k in ("1", "2")]
-    assert queue.add_rows("j", second.lease, rows) == 2
-    assert queue.rows("j") == ['{"v": 2}', '{"v": 2}']
 
 
 def test_a_cancelled_job_is_stopped_where_it_runs(queue: JobQueue):
@@ -231,7 +231,7 @@ def test_followers_and_their_backlogs_are_shown(queue: JobQueue):
 
 
 def test_a_database_that_cannot_be_used_is_named_without_its_password():
-    with pytest.raises(QueueError, match=r"nosuch://u:\*\*\*@h/x cannot be used"):
+    with pytest.raises(QueueError, match=r"nosuch://u:\*\*\*@h/x cannot hold results"):
         JobQueue("nosuch://u:secret@h/x")
 
 
@@ -334,7 +334,7 @@ class Stage:
             labels={},
             host=self,
             run=self.run,
-            rows_of=rows_of_json_lines,
+            rows_of=rows_of_results,
             say=self.said.append,
         )
 
@@ -348,10 +348,9 @@ class Stage:
         return self.processes[-1]
 
     def write_rows(self, *values: int) -> None:
-        results = self.specs[-1].parent / "results"
-        results.mkdir()
-        lines = [f'{{"key": "k{value}", "value": {value}}}\n' for value in values]
-        (results / "rows.jsonl").write_text("".join(lines))
+        results = ResultsDatabase(self.specs[-1].parent / "results")
+        results.add([a_cell(repeat=value) for value in values])
+        results.close()
 
 
 @pytest.fixture
@@ -370,7 +369,7 @@ def test_a_follower_runs_a_job_and_delivers_its_rows(stage: Stage):
     stage.follower.step()
     job = stage.leader.job("j")
     assert (job.state, job.num_rows) == ("done", 2)
-    assert stage.leader.rows("j")[0] == b'{"key": "k1", "value": 1}'
+    assert stage.leader.rows("j")[0] == row_of(a_cell(repeat=1))
     assert [path.name for path in stage.folder.iterdir()] == []
 
 
@@ -465,12 +464,8 @@ def test_a_follower_the_leader_refuses_stops(stage: Stage):
         stage.follower.step()
 
 
-def test_a_row_that_is_not_whole_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "rows.jsonl").write_text('{"key": "a"}\n{"key": "b", "val')
-    assert [row.key for row in rows_of_json_lines(tmp_path)] == ["a"]
-    assert "a row is not whole" in capsys.readouterr().err
-    assert list(rows_of_json_lines(tmp_path / "nowhere")) == []
+def test_a_run_without_results_delivers_none(tmp_path: Path):
+    assert list(rows_of_results(tmp_path)) == []
 
 
 def test_a_real_process_gets_spec_and_folder_and_ends_with_its_children(tmp_path: Path):

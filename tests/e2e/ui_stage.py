@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import uvicorn
-from gateway.metrics.scaling import Scaling
 
 from gateway.app import create_app
 from gateway.config import GatewayConfig
@@ -36,6 +35,7 @@ from scheduler.actions import (
     Span,
 )
 from scheduler.events import WorkerJoined
+from scheduler.scaling import Scaling
 from scheduler.scheduler import Scheduler
 from scheduler.spec import (
     MILLISECOND_NS,

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import msgspec
-from gateway.metrics.scaling import Sample, Scaling
 
 from gateway.live.watch import EXEC, LOAD, MAX_BARS, MAX_BARS_OF_LANE
 from gateway.observability.answered import Answered, OwnAnswer
@@ -16,6 +15,7 @@ from scheduler.events import (
     Rejected,
     Served,
 )
+from scheduler.scaling import Sample, Scaling
 from scheduler.spec import SECOND_NS
 from tests.gateway.doubles import model_spec
 from tests.gateway.live_stage import LiveStage, Reader, ms

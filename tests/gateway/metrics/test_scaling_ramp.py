@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from gateway.metrics.scaling import Sample, Scaling
 from scheduler.events import Event, Outcome, RequestArrived, Served
+from scheduler.scaling import Sample, Scaling
 from scheduler.scheduler import Scheduler
 from scheduler.simulation import SimulatedWorker, Simulation
 from scheduler.spec import (

@@ -91,7 +91,7 @@ def full_page(*, triton_metrics: bool = False) -> str:
     bench.timers.armed[-1].fire()
     scaling = Scaling(horizon_ns=SECOND_NS, target_utilisation=0.7)
     metrics.watch_scaling(scaling)
-    for second in range(12):
+    for second in range(21):  # until the first forecast is due
         scaling.observe(Sample(1.0, 1, 0, 0), second * SECOND_NS)
     tallies = metrics.of_model("mlp")
     cold = served(is_cold_start=True, load_ns=ms(5))

@@ -5,42 +5,150 @@ It owns names and texts of these families; figures are read when the page is mad
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from gateway.metrics.metrics import Metrics, name_of
-from gateway.metrics.text import MODELS_PER_PART, escaped, family, header
-from gateway.views import DeviceView, LinkView, SchedulerView
+from gateway.metrics.text import MODELS_PER_PART, Families, escaped, families, family, header
+from gateway.views import ConnectionView, DeviceView, LinkView, SchedulerView
 from gateway.workers.gpu_figures import GpuFigures
 from scheduler.scaling import Scaling
 from scheduler.spec import public_name
 from scheduler.wire import CLOCK_LIMITS, DeviceSample
 
 # Of a card that does not tell a figure, there is none.
-_GPU_GAUGES: Sequence[tuple[str, str, Callable[[DeviceSample], float | None]]] = (
+_GPUS: Families[DeviceSample] = (
     (
         "gpu_power_watts",
+        "gauge",
         "Power of the whole card.",
-        lambda sample: None if sample.power_mw is None else sample.power_mw / 1e3,
+        lambda s: None if s.power_mw is None else s.power_mw / 1e3,
     ),
     (
         "gpu_sm_clock_hertz",
+        "gauge",
         "Clock of the multiprocessors.",
-        lambda sample: None if sample.sm_clock_mhz is None else sample.sm_clock_mhz * 10**6,
+        lambda s: None if s.sm_clock_mhz is None else s.sm_clock_mhz * 10**6,
     ),
     (
         "gpu_utilisation_ratio",
+        "gauge",
         "Share of the time in which anything executed, by NVML.",
-        lambda sample: (
-            None if sample.utilisation_percent is None else sample.utilisation_percent / 100
-        ),
+        lambda s: None if s.utilisation_percent is None else s.utilisation_percent / 100,
     ),
     (
         "gpu_memory_used_bytes",
+        "gauge",
         "Memory in use, by whomever.",
-        lambda sample: sample.memory_used_bytes,
+        lambda s: s.memory_used_bytes,
     ),
-    ("gpu_memory_total_bytes", "Memory of the card.", lambda sample: sample.memory_total_bytes),
-    ("gpu_temperature_celsius", "Temperature of the card.", lambda sample: sample.temperature_c),
+    ("gpu_memory_total_bytes", "gauge", "Memory of the card.", lambda s: s.memory_total_bytes),
+    ("gpu_temperature_celsius", "gauge", "Temperature of the card.", lambda s: s.temperature_c),
+)
+_ENERGY: Families[GpuFigures] = (
+    (
+        "gpu_energy_joules_total",
+        "counter",
+        "Energy of the whole card while its worker was connected, idle or not.",
+        lambda g: None if g.energy_mj is None else g.energy_mj / 1e3,
+    ),
+)
+_CONNECTIONS: Families[ConnectionView] = (
+    (
+        "worker_clock_offset_seconds",
+        "gauge",
+        "Clock of the worker minus clock of the gateway: steady, whatever it is.",
+        lambda c: c.clock_offset_ns / 1e9,
+    ),
+    (
+        "worker_round_trip_seconds",
+        "gauge",
+        "Shortest way to the worker and back, of the last ten seconds; the offset is as exact.",
+        lambda c: c.rtt_ns / 1e9,
+    ),
+)
+_LANES: Families[DeviceView] = (
+    (
+        "schedule_ahead_seconds",
+        "gauge",
+        "How long before its lane is predicted free a device is sent its next execution.",
+        lambda d: d.schedule_ahead_ns / 1e9,
+    ),
+    (
+        "gap_rate",
+        "gauge",
+        "Of the executions held back until then, lately, the share that found the lane run dry.",
+        lambda d: d.gap_rate,
+    ),
+    (
+        "held_executions_total",
+        "counter",
+        "Executions held back until schedule_ahead before the lane was to be free.",
+        lambda d: d.num_held,
+    ),
+    (
+        "held_executions_late_total",
+        "counter",
+        "Of them, those that reached the worker after the lane had run dry.",
+        lambda d: d.num_held_late,
+    ),
+    (
+        "outliers_total",
+        "counter",
+        "Executions and LOADs that took over three times the usual: clipped in the estimates.",
+        lambda d: d.num_outliers,
+    ),
+)
+# Nothing for what is not known yet: an autoscaler must not take it for a 0.
+_SCALING: Families[Scaling] = (
+    (
+        "offered_load_devices",
+        "gauge",
+        "Devices that what arrived in the last ten seconds would keep busy, in the batches its "
+        "rates and SLOs allow; refused or not.",
+        lambda a: a.offered_load,
+    ),
+    (
+        "utilisation_ratio",
+        "gauge",
+        "Offered load over the devices there are; above 1 it cannot be served.",
+        lambda a: a.utilisation,
+    ),
+    (
+        "load_forecast_devices",
+        "gauge",
+        "The offered load one scaling_horizon_s from now, as foreseen.",
+        lambda a: a.forecast,
+    ),
+    (
+        "predicted_utilisation_ratio",
+        "gauge",
+        "The forecast over the devices there are.",
+        lambda a: a.predicted_utilisation,
+    ),
+    (
+        "load_forecast_absolute_error_devices",
+        "gauge",
+        "Mean absolute error of the forecasts that came due lately.",
+        lambda a: a.absolute_error,
+    ),
+    (
+        "load_forecast_bias_devices",
+        "gauge",
+        "Mean of actual minus forecast, of the same; above 0 too little was foreseen.",
+        lambda a: a.bias,
+    ),
+    (
+        "refused_slo_ratio",
+        "gauge",
+        "Requests with a promise of the last minute that were refused, as a share.",
+        lambda a: a.refused_ratio,
+    ),
+    (
+        "recommended_devices",
+        "gauge",
+        "Devices for the forecast and its usual error at scaling_target_utilisation.",
+        lambda a: a.recommended_devices,
+    ),
 )
 
 
@@ -65,73 +173,14 @@ def workers(metrics: Metrics) -> Iterator[str]:
     )
 
 
-def scaling(advice: Scaling) -> str:
-    """Nothing for what is not known yet: an autoscaler must not take it for a 0."""
-    gauges = (
-        (
-            "offered_load_devices",
-            "Devices that what arrived in the last ten seconds would keep busy, in the batches its "
-            "rates and SLOs allow; refused or not.",
-            advice.offered_load,
-        ),
-        (
-            "utilisation_ratio",
-            "Offered load over the devices there are; above 1 it cannot be served.",
-            advice.utilisation,
-        ),
-        (
-            "load_forecast_devices",
-            "The offered load one scaling_horizon_s from now, as foreseen.",
-            advice.forecast,
-        ),
-        (
-            "predicted_utilisation_ratio",
-            "The forecast over the devices there are.",
-            advice.predicted_utilisation,
-        ),
-        (
-            "load_forecast_absolute_error_devices",
-            "Mean absolute error of the forecasts that came due lately.",
-            advice.absolute_error,
-        ),
-        (
-            "load_forecast_bias_devices",
-            "Mean of actual minus forecast, of the same; above 0 too little was foreseen.",
-            advice.bias,
-        ),
-        (
-            "refused_slo_ratio",
-            "Requests with a promise of the last minute that were refused, as a share.",
-            advice.refused_ratio,
-        ),
-        (
-            "recommended_devices",
-            "Devices for the forecast and its usual error at scaling_target_utilisation.",
-            advice.recommended_devices,
-        ),
-    )
-    return "".join(
-        family(name, "gauge", text, [("", value)])
-        for name, text, value in gauges
-        if value is not None
-    )
+def scaling_parts(advice: Scaling) -> Iterator[str]:
+    return families(_SCALING, [("", advice)])
 
 
 def link_parts(link: LinkView) -> Iterator[str]:
     """What the link knows of the workers, and what nobody understood."""
     connections = [(f'worker="{escaped(c.name)}"', c) for c in link.connections()]
-    yield family(
-        "worker_clock_offset_seconds",
-        "gauge",
-        "Clock of the worker minus clock of the gateway: steady, whatever it is.",
-        [(labels, connection.clock_offset_ns / 1e9) for labels, connection in connections],
-    )
-    yield family(
-        "worker_round_trip_seconds",
-        "gauge",
-        "Shortest way to the worker and back, of the last ten seconds; the offset is as exact.",
-        [(labels, connection.rtt_ns / 1e9) for labels, connection in connections],
-    )
+    yield from families(_CONNECTIONS, connections)
     yield _odd_messages(link)
     yield _refused_connections(link)
     yield from _gpus(link.gpus)
@@ -162,20 +211,9 @@ def _refused_connections(link: LinkView) -> str:
 def _gpus(gpus: Mapping[str, GpuFigures]) -> Iterator[str]:
     """Nothing at all for a figure that no GPU tells: there may be none."""
     told = [(f'worker="{escaped(name)}"', figures) for name, figures in gpus.items()]
-    energy = [(labels, g.energy_mj / 1e3) for labels, g in told if g.energy_mj is not None]
-    if energy:
-        yield family(
-            "gpu_energy_joules_total",
-            "counter",
-            "Energy of the whole card while its worker was connected, idle or not.",
-            energy,
-        )
+    yield from families(_ENERGY, told)
     samples = [(labels, g.sample) for labels, g in told if g.sample is not None]
-    for name, text, value_of in _GPU_GAUGES:
-        values = [(labels, value_of(sample)) for labels, sample in samples]
-        known = [(labels, value) for labels, value in values if value is not None]
-        if known:
-            yield family(name, "gauge", text, known)
+    yield from families(_GPUS, samples)
     limits = [
         (f'{labels},reason="{reason}"', int(reason in sample.clock_limits))
         for labels, sample in samples
@@ -217,43 +255,10 @@ def scheduler_parts(scheduler: SchedulerView) -> Iterator[str]:
     )
     # By name: of two incarnations, the later.
     devices = {f'worker="{escaped(name_of(k))}"': d for k, d in scheduler.devices.items()}
-    yield from _lanes(list(devices.items()))
+    yield from families(_LANES, list(devices.items()))
     yield family(
         "anomalies_total",
         "counter",
         "Unexpected input of workers, by kind.",
         ((f'kind="{escaped(kind)}"', count) for kind, count in scheduler.anomalies.items()),
-    )
-
-
-def _lanes(devices: list[tuple[str, DeviceView]]) -> Iterator[str]:
-    yield family(
-        "schedule_ahead_seconds",
-        "gauge",
-        "How long before its lane is predicted free a device is sent its next execution.",
-        [(labels, device.schedule_ahead_ns / 1e9) for labels, device in devices],
-    )
-    yield family(
-        "gap_rate",
-        "gauge",
-        "Of the executions held back until then, lately, the share that found the lane run dry.",
-        [(labels, device.gap_rate) for labels, device in devices],
-    )
-    yield family(
-        "held_executions_total",
-        "counter",
-        "Executions held back until schedule_ahead before the lane was to be free.",
-        [(labels, device.num_held) for labels, device in devices],
-    )
-    yield family(
-        "held_executions_late_total",
-        "counter",
-        "Of them, those that reached the worker after the lane had run dry.",
-        [(labels, device.num_held_late) for labels, device in devices],
-    )
-    yield family(
-        "outliers_total",
-        "counter",
-        "Executions and LOADs that took over three times the usual: clipped in the estimates.",
-        [(labels, device.num_outliers) for labels, device in devices],
     )

@@ -5,12 +5,12 @@ parts of a few models each, and whoever sends it lets others run in between. (pr
 writes such a page from a collector in 2.8 s for 1,000 models, up to 0.7 s of it in one piece.)
 """
 
-import itertools
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gateway.inference.answer_sharing import AnswerSharing
+from gateway.inference.prediction_cache import PredictionCache
 from gateway.metrics import fleet as metrics_fleet
 from gateway.metrics import groups as metrics_groups
 from gateway.metrics import process_figures
@@ -20,9 +20,10 @@ from gateway.metrics.metrics import Metrics
 from gateway.metrics.slo_results import results_of
 from gateway.metrics.tallies import ModelTallies, Tally
 from gateway.metrics.text import (
-    MODELS_PER_PART,
+    Families,
     Models,
     escaped,
+    families,
     family,
     family_parts,
     header,
@@ -79,6 +80,23 @@ _HISTOGRAMS: Sequence[tuple[str, str, Callable[[ModelTallies], Tally]]] = (
         lambda tallies: tallies.batch_rows,
     ),
 )
+_CACHES: Families[PredictionCache] = (
+    ("cache_bytes", "gauge", "Memory of the answers kept.", lambda c: c.num_bytes),
+    ("cache_max_bytes", "gauge", "Most that it may be.", lambda c: c.max_bytes),
+    ("cache_entries", "gauge", "Answers kept.", len),
+    (
+        "cache_evictions_total",
+        "counter",
+        "Answers that went to make room, the least recently used first.",
+        lambda c: c.num_evicted,
+    ),
+    (
+        "cache_too_large_total",
+        "counter",
+        "Answers not kept, since one alone is over the limit.",
+        lambda c: c.num_too_large,
+    ),
+)
 
 
 def page_parts(metrics: Metrics) -> Iterator[str]:
@@ -119,7 +137,7 @@ def page_parts(metrics: Metrics) -> Iterator[str]:
     if metrics.scheduler is not None:
         yield from metrics_fleet.scheduler_parts(metrics.scheduler)
     if metrics.scaling is not None:
-        yield metrics_fleet.scaling(metrics.scaling)
+        yield from metrics_fleet.scaling_parts(metrics.scaling)
     yield process_figures.page()
     if metrics.triton_catalog is not None:
         yield from triton_metrics.page_parts(
@@ -254,32 +272,26 @@ def _actions(models: Models, metrics: Metrics) -> Iterator[str]:
 def _tenants(keyring: Keyring) -> Iterator[str]:
     """Names are of the tenants file, so there are as many as it has; keys are never among them."""
     tenants = list(keyring.tenants.values())
-    yield header(
+    yield from family_parts(
         "tenant_requests_total",
         "counter",
         "Inference requests answered, by tenant, outcome and reason.",
+        (
+            (f'tenant="{tenant.name}",outcome="{outcome}",reason="{reason}"', count)
+            for tenant in tenants
+            for (outcome, reason), count in list(tenant.outcomes.items())
+        ),
     )
-    rest = iter(tenants)
-    while part := list(itertools.islice(rest, MODELS_PER_PART)):
-        yield "".join(
-            f'remontoir_tenant_requests_total{{tenant="{tenant.name}",outcome="{outcome}",'
-            f'reason="{reason}"}} {count}\n'
-            for tenant in part
-            for (outcome, reason), count in tenant.outcomes.items()
-        )
-    rest = iter(tenants)
-    yield header(
+    yield from family_parts(
         "tenant_slo_requests_total",
         "counter",
         "Requests with a promise, by tenant and what became of it.",
-    )
-    while part := list(itertools.islice(rest, MODELS_PER_PART)):
-        yield "".join(
-            f'remontoir_tenant_slo_requests_total{{tenant="{tenant.name}",result="{result}"}} '
-            f"{count}\n"
-            for tenant in part
+        (
+            (f'tenant="{tenant.name}",result="{result}"', count)
+            for tenant in tenants
             for result, count in results_of(tenant.outcomes).items()
-        )
+        ),
+    )
     yield family(
         "tenant_device_seconds_total",
         "counter",
@@ -328,32 +340,4 @@ def _sharings(sharings: Mapping[str, AnswerSharing]) -> Iterator[str]:
         [(model, sharing.num_waiting) for model, sharing in models],
     )
     caches = [(model, sharing.cache) for model, sharing in models if sharing.cache.max_bytes]
-    if not caches:
-        return
-    yield family(
-        "cache_bytes",
-        "gauge",
-        "Memory of the answers kept.",
-        [(model, cache.num_bytes) for model, cache in caches],
-    )
-    yield family(
-        "cache_max_bytes",
-        "gauge",
-        "Most that it may be.",
-        [(model, cache.max_bytes) for model, cache in caches],
-    )
-    yield family(
-        "cache_entries", "gauge", "Answers kept.", [(model, len(cache)) for model, cache in caches]
-    )
-    yield family(
-        "cache_evictions_total",
-        "counter",
-        "Answers that went to make room, the least recently used first.",
-        [(model, cache.num_evicted) for model, cache in caches],
-    )
-    yield family(
-        "cache_too_large_total",
-        "counter",
-        "Answers not kept, since one alone is over the limit.",
-        [(model, cache.num_too_large) for model, cache in caches],
-    )
+    yield from families(_CACHES, caches)

@@ -4,7 +4,8 @@ It owns the format and the prefix of all names. It must never know what is count
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from gateway.metrics.tallies import ModelTallies, Tally
 
@@ -17,6 +18,9 @@ ROWS_PER_PART = 512
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 Models = list[tuple[str, ModelTallies]]  # label value, tallies
 Rows = Iterable[tuple[str, float]]  # labels as they stand in the braces, value
+T = TypeVar("T")
+# Of the same things: name, kind, text, and the value of a thing, None where it tells none.
+Families = Sequence[tuple[str, str, str, Callable[[T], float | None]]]
 
 
 def family(name: str, kind: str, text: str, rows: Rows, *, prefix: str = PREFIX) -> str:
@@ -25,6 +29,17 @@ def family(name: str, kind: str, text: str, rows: Rows, *, prefix: str = PREFIX)
         for labels, value in rows
     ]
     return header(name, kind, text, prefix=prefix) + "".join(lines)
+
+
+def families(
+    wanted: Families[T], told: Sequence[tuple[str, T]], *, prefix: str = PREFIX
+) -> Iterator[str]:
+    """`told` are labels and thing. Nothing at all for a family of which no thing tells a value."""
+    for name, kind, text, value_of in wanted:
+        values = [(labels, value_of(thing)) for labels, thing in told]
+        known = [(labels, value) for labels, value in values if value is not None]
+        if known:
+            yield family(name, kind, text, known, prefix=prefix)
 
 
 def family_parts(

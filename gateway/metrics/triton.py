@@ -6,11 +6,18 @@ names are of its docs/user_guide/metrics.md; what it has and we have not is left
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from gateway.inference.answer_sharing import AnswerSharing
 from gateway.metrics.tallies import ModelTallies
-from gateway.metrics.text import MODELS_PER_PART, Rows, escaped, family, family_parts
+from gateway.metrics.text import (
+    MODELS_PER_PART,
+    Families,
+    Rows,
+    escaped,
+    families,
+    family_parts,
+)
 from gateway.v2.statistics import ModelStats, statistics_of
 from gateway.views import LinkView, SchedulerView
 from gateway.workers.gpu_figures import GpuFigures
@@ -22,16 +29,18 @@ PREFIX = "nv_"
 _REASONS = {"rejected": "REJECTED", "expired": "REJECTED", "cancelled": "CANCELED"}
 _FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
-_GPU_GAUGES: Sequence[tuple[str, str, Callable[[DeviceSample], float | None]]] = (
+_GPUS: Families[DeviceSample] = (
     (
         "gpu_utilization",
+        "gauge",
         "GPU utilization, 0.0 to 1.0.",
         lambda s: None if s.utilisation_percent is None else s.utilisation_percent / 100,
     ),
-    ("gpu_memory_used_bytes", "GPU memory in use.", lambda s: s.memory_used_bytes),
-    ("gpu_memory_total_bytes", "GPU memory.", lambda s: s.memory_total_bytes),
+    ("gpu_memory_used_bytes", "gauge", "GPU memory in use.", lambda s: s.memory_used_bytes),
+    ("gpu_memory_total_bytes", "gauge", "GPU memory.", lambda s: s.memory_total_bytes),
     (
         "gpu_power_usage",
+        "gauge",
         "GPU power in watts.",
         lambda s: None if s.power_mw is None else s.power_mw / 1e3,
     ),
@@ -169,11 +178,7 @@ def _gpus(gpus: Mapping[str, GpuFigures]) -> Iterator[str]:
         for name, figures in gpus.items()
         if figures.sample is not None
     ]
-    for name, text, value_of in _GPU_GAUGES:
-        rows = [(labels, value_of(sample)) for labels, sample in cards]
-        known = [(labels, value) for labels, value in rows if value is not None]
-        if known:
-            yield family(name, "gauge", text, known, prefix=PREFIX)
+    return families(_GPUS, cards, prefix=PREFIX)
 
 
 def _counter(name: str, text: str, rows: Rows) -> Iterator[str]:

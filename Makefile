@@ -23,7 +23,7 @@ LOCK311 := $(COMPILE) --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench locust experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui e2e-prometheus vendor-ui clean distclean
+.PHONY: help install serve test check format bench locust experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui e2e-prometheus e2e-image helm-e2e vendor-ui clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,12 @@ e2e-v2: $(DEV) ## KServe's client, mlserver infer and perf_analyzer against a re
 e2e-prometheus: $(DEV) ## alert rules and dashboards on a real Prometheus, gateway under load (two minutes, network)
 	@$(BIN)/python tests/e2e/prometheus.py
 
+e2e-image: $(DEV) ## build the container image on Debian's packages and run it (root, Debian, five minutes, network)
+	@$(BIN)/python tests/e2e/image.py
+
+helm-e2e: $(DEV) ## the chart: lint, schemas, and a real API server (Debian; ten minutes first, then two; network)
+	@$(BIN)/python tests/e2e/helm.py
+
 e2e-http: $(DEV) ## openapi.yaml by spectral, schemathesis and a generated client (minutes, network)
 	@$(BIN)/python tests/e2e/http_contract.py
 
@@ -112,6 +118,11 @@ lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARG
 	$(LOCK311) $(ARGS) --extra build pyproject.toml -o requirements.txt
 	$(LOCK311) $(ARGS) --extra build --extra dev -c requirements.txt pyproject.toml \
 	    -o requirements-dev.txt
+	$(LOCK311) $(ARGS) --extra otel -c requirements-dev.txt pyproject.toml \
+	    -o requirements-image.txt
+	$(LOCK311) $(ARGS) --group compile -c requirements-dev.txt -o requirements-compile.txt
+	$(LOCK311) $(ARGS) --group gpu-image -c requirements-dev.txt -c requirements-cuda-tests.txt \
+	    -o requirements-gpu-image.txt
 	$(COMPILE) $(ARGS) --universal --python-version 3.10 --group cuda-tests \
 	    -c requirements-dev.txt -o requirements-cuda-tests.txt
 	$(COMPILE) $(ARGS) --python-platform linux --python-version 3.10 --group python310 \

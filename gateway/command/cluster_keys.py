@@ -114,7 +114,7 @@ class Cluster:
         return response
 
 
-def in_cluster(labels: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> Cluster:
+def in_cluster(labels: Mapping[str, str], service_account: Path) -> Cluster:
     """The cluster whose pod this is. Raises ClusterError where it is none."""
     host, port = (os.environ.get(f"KUBERNETES_SERVICE_{word}") for word in ("HOST", "PORT"))
     if not (host and port):

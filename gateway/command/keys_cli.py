@@ -129,6 +129,15 @@ ApiKeysSecret = Annotated[
         help="The API keys themselves: client.key, operator.key (admin), monitoring.key (metrics).",
     ),
 ]
+ServiceAccount = Annotated[
+    Path | None,
+    typer.Option(
+        "--service-account",
+        metavar="DIR",
+        help="Where token, namespace and ca.crt are.",
+        show_default="where a pod has them",
+    ),
+]
 Labels = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="NAME=VALUE", help="Of the Secrets; may be given again."),
@@ -142,6 +151,7 @@ def kubernetes(
     tenants: TenantsSecret = None,
     api_keys: ApiKeysSecret = None,
     label: Labels = None,
+    service_account: ServiceAccount = None,
 ) -> None:
     """Make keys as Secrets of the cluster that this pod is in, unless they are there: what the Helm
     chart's job runs.
@@ -163,7 +173,8 @@ def kubernetes(
         raise CommandError("make which keys? Name Secrets for some.", exit_code=2)
     labels = dict(text.partition("=")[::2] for text in label or ())
     try:
-        with cluster_keys.in_cluster(labels) as cluster:
+        account = service_account or cluster_keys.SERVICE_ACCOUNT
+        with cluster_keys.in_cluster(labels, account) as cluster:
             if curve_gateway is not None and curve_worker is not None:
                 is_new = cluster_keys.make_curve(
                     cluster, worker=curve_worker, gateway=curve_gateway

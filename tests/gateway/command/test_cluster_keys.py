@@ -137,7 +137,7 @@ def test_half_of_a_pair_that_is_in_use_is_said_and_not_replaced(api: Api, cluste
 def test_outside_of_a_cluster_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ClusterError, match="this is no pod of a cluster"):
-        cluster_keys.in_cluster({})
+        cluster_keys.in_cluster({}, tmp_path)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     with pytest.raises(ClusterError, match=r"/token: No such file .* must be mounted"):

@@ -18,7 +18,7 @@ import yaml
 from gateway.config import load_config
 from gateway.tenants.tenants_file import parse_tenants
 from gpuworker.__main__ import _parser as worker_parser
-from gpuworker.config import MEBIBYTE
+from gpuworker.config import MEBIBYTE, shards_of
 from tests.e2e import kubernetes_tools as tools
 from tests.gateway.running import ROOT
 
@@ -102,6 +102,11 @@ BROKEN = (
         "autoscaled DaemonSet",
         ("autoscaling.hpa.enabled=true",),
         ("autoscaling needs worker.kind StatefulSet",),
+    ),
+    Broken(
+        "groups on several gateways",
+        ("gateway.replicas=2", "gateway.groups.a.members={b,c}"),
+        ("gateway.groups and gateway.replicas 2",),
     ),
     Broken(
         "half of a key pair",
@@ -289,6 +294,7 @@ def check_commands(file: Path) -> None:
                 continue
             [container] = document["spec"]["template"]["spec"]["containers"]
             told = worker_parser().parse_args(["run", *container["args"][1:]])
+            shards_of(told.replica, told.replicas, told.replica_copies)
             assert told.health_port == container["ports"][0]["containerPort"]
 
 

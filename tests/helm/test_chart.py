@@ -36,6 +36,7 @@ WORKER_FLAGS = {
     "cache_bytes": "--cache-mb",
     "page_bytes": "--page-mb",
     "device": "--device",
+    "shards": "--replica",
     "emulate": None,  # for laptops
     "cpu": None,  # the kubelet's CPU manager pins
     "host_store": None,  # a parent says it to its own
@@ -120,8 +121,10 @@ def test_the_config_map_sets_what_is_the_charts_and_nothing_else() -> None:
     text = (CHART / "templates" / "gateway-config.yaml").read_text()
     named = set(re.findall(r'"([a-z_]+)"', text)) & set(FIELDS)
     assert named - {"log_format"} <= SET_BY_THE_CHART
-    # how many workers join, and with what, is the workers' own affair
-    assert SET_BY_THE_CHART - named == {"tenants", "cache_mb", "emulate", "record"}
+    # a pod's name is in its environment; what workers have is their own affair
+    assert SET_BY_THE_CHART - named == {"replica", "tenants", "cache_mb", "emulate", "record"}
+    gateway = (CHART / "templates" / "gateway-statefulset.yaml").read_text()
+    assert re.findall(r"REMONTOIR_\w+", gateway) == ["REMONTOIR_REPLICA"]
 
 
 def test_every_setting_of_a_worker_is_said_or_left_out_on_purpose() -> None:

@@ -57,6 +57,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- .Values.gateway.settings.page_mb | default 16 -}}
 {{- end -}}
 
+{{/* All gateways, as each of them and their workers are told it; nothing where there is one. */}}
+{{- define "remontoir.replicas" -}}
+{{- $name := include "remontoir.fullname" . -}}
+{{- $scheme := ternary "https" "http" (not (empty .Values.gateway.tls.existingSecret)) -}}
+{{- $all := list -}}
+{{- if gt (int .Values.gateway.replicas) 1 -}}
+{{- range $i := until (int .Values.gateway.replicas) -}}
+{{- $host := printf "%s-gateway-%d.%s-gateways.%s.svc" $name $i $name $.Release.Namespace -}}
+{{- $all = append $all (printf "%s-gateway-%d=%s://%s:%d" $name $i $scheme $host (int $.Values.gateway.port)) -}}
+{{- end -}}
+{{- end -}}
+{{- join "," $all -}}
+{{- end -}}
+
 {{/* Secrets: given, or made once by the keys job. */}}
 {{- define "remontoir.curveGatewaySecret" -}}
 {{- .Values.curve.existingGatewaySecret | default (printf "%s-curve-gateway" (include "remontoir.fullname" .)) -}}

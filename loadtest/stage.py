@@ -3,12 +3,13 @@
 Owns how names are given and who is resident where. It plays nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from loadtest import profiles
 from loadtest.scenario_setup import Crash, Devices, Models, Profile, Setup
 from loadtest.workloads import closed_loops, open_loop
+from scheduler.actions import Action, Code
 from scheduler.scheduler import Scheduler
 from scheduler.simulation import SimulatedWorker, Simulation, Spikes
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, DeviceSpec, ModelSpec
@@ -33,7 +34,7 @@ def workers_of(setup: Setup, models: Sequence[ModelSpec], seed: int) -> list[Sim
     num_workers = sum(devices.count for devices in setup.devices)
     kinds = [devices for devices in setup.devices for _ in range(devices.count)]
     return [
-        _worker(
+        worker_of(
             f"w{number}",
             devices,
             models,
@@ -89,7 +90,7 @@ def schedule_faults(
         back_s[number] = crash.at_s + crash.down_s
         num_crashes[number] += 1
         ids[number] = f"w{number}.{num_crashes[number]}"
-        worker = _worker(ids[number], kinds[number], models, seed=seed, resident=())
+        worker = worker_of(ids[number], kinds[number], models, seed=seed, resident=())
         simulation.call_at(_s(back_s[number]), _Join(simulation, worker))
     for fault in setup.faults:
         if isinstance(fault, Crash):
@@ -170,14 +171,16 @@ def _line(profile: Profile, models: Models) -> profiles.ModelMaker:
     )
 
 
-def _worker(
+def worker_of(
     worker_id: str,
     devices: Devices,
     models: Sequence[ModelSpec],
     *,
     seed: int,
     resident: Iterable[str],
+    fail: Callable[[Action], Code | None] | None = None,
 ) -> SimulatedWorker:
+    """One worker of a kind; `fail` as SimulatedWorker has it."""
     spikes = devices.spikes
     return SimulatedWorker(
         worker_id,
@@ -198,6 +201,7 @@ def _worker(
         ),
         delay_ns=_ms(devices.delay_ms),
         jitter_ns=_ms(devices.jitter_ms),
+        fail=fail,
         resident=resident,
     )
 

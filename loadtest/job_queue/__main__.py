@@ -7,12 +7,14 @@ asked wrongly, 3 the job ended with a part of its results.
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 import yaml
 from rich.box import SIMPLE_HEAD
@@ -100,9 +102,15 @@ def _follower(options: argparse.Namespace) -> int:
         max_busy=options.max_busy,
     )
     console.print(f"{options.name} follows {options.leader}, works in {folder}", markup=False)
+    signal.signal(signal.SIGTERM, _stop)
     with lock:
         follower.follow(own)
     return 0
+
+
+def _stop(signal_number: int, _: FrameType | None) -> None:
+    """Leave by the way that ends what runs, and gives it back."""
+    sys.exit(128 + signal_number)
 
 
 def _submit(options: argparse.Namespace) -> int:

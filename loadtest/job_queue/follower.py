@@ -257,10 +257,16 @@ def follow(
 
 
 def run_program(command: Sequence[str]) -> Run:
-    """Starts a job as a process group of its own. `command` gets the spec and the folder."""
+    """Starts a job as a process group of its own. `command` gets the spec and the folder.
+
+    It is told to stop if the follower is killed: nobody would want its results, and the next job on
+    this host would be measured beside it.
+    """
+    setpriv = shutil.which("setpriv")  # of util-linux, as taskset is
+    bound = [] if setpriv is None else [setpriv, "--pdeathsig", "TERM"]
 
     def run(spec: Path, folder: Path, log: IO[bytes]) -> Process:
-        return _Group([*command, str(spec), "--results", str(folder / RESULTS)], log)
+        return _Group([*bound, *command, str(spec), "--results", str(folder / RESULTS)], log)
 
     return run
 

@@ -1,6 +1,10 @@
 """The leader's queue and its followers: nothing is lost, whoever is killed."""
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -477,6 +481,25 @@ def test_a_real_process_gets_spec_and_folder_and_ends_with_its_children(tmp_path
     text = (tmp_path / "log").read_text()
     assert text.strip() == str([str(tmp_path / "job.yaml"), "--results", str(tmp_path / "results")])
     process.kill()  # nobody is left: no error
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv of util-linux")
+def test_what_runs_ends_with_a_killed_follower(tmp_path: Path):
+    reader, writer = os.pipe()
+    runs = "import sys, time; print('it runs', flush=True); time.sleep(600)"
+    follows = (
+        "import sys, time; from pathlib import Path; "
+        "from loadtest.job_queue.follower import run_program; "
+        f"run_program([sys.executable, '-c', {runs!r}])"
+        f"(Path('job'), Path({str(tmp_path)!r}), open({writer}, 'wb')); time.sleep(600)"
+    )
+    follower = subprocess.Popen([sys.executable, "-c", follows], pass_fds=[writer])
+    os.close(writer)
+    with open(reader, "rb") as said:
+        assert said.readline() == b"it runs\n"
+        follower.kill()
+        follower.wait()
+        assert said.read() == b""  # it had the last writing end, and is gone
 
 
 def test_two_followers_do_not_work_in_one_folder(tmp_path: Path):

@@ -29,6 +29,8 @@ def report(
     title: flags.Title = None,
     sort: flags.Sort = None,
     prices: flags.PricesFile = None,
+    job: flags.OfJob = None,
+    run: flags.OfRun = None,
     no_roofline: flags.NoRoofline = False,
     threads: flags.Threads = None,
 ) -> None:
@@ -46,7 +48,9 @@ def report(
     more = ["--no-roofline"] * no_roofline
     _become(
         ANALYSIS, "report", _given(results), more,
-        given_flags(out=out, title=title, sort=sort, prices=prices, threads=threads),
+        given_flags(
+            out=out, title=title, sort=sort, prices=prices, threads=threads, job=job, run=run
+        ),
     )  # fmt: skip
 
 
@@ -57,6 +61,8 @@ def leaderboard(
     model: flags.OfModel = None,
     top: flags.Top = None,
     prices: flags.PricesFile = None,
+    job: flags.OfJob = None,
+    run: flags.OfRun = None,
 ) -> None:
     """List configurations under their workloads, the best first by any metric.
 
@@ -65,7 +71,7 @@ def leaderboard(
       remontoir bench leaderboard --sort p99 --model resnet18
       remontoir bench leaderboard bench-leader --sort usd --prices ours.yaml
     """
-    given = given_flags(sort=sort, model=model, top=top, prices=prices)
+    given = given_flags(sort=sort, model=model, top=top, prices=prices, job=job, run=run)
     _become(ANALYSIS, "leaderboard", _given(results), given)
 
 
@@ -78,6 +84,8 @@ def recommend(
     rate: flags.AtRate = None,
     attainment: flags.Attainment = None,
     prices: flags.PricesFile = None,
+    job: flags.OfJob = None,
+    run: flags.OfRun = None,
 ) -> None:
     """Name the three configurations that serve most within an SLO, and how sure that is.
 
@@ -91,7 +99,7 @@ def recommend(
     """
     given = given_flags(
         model=model, slo_ms=slo_ms, max_cost=max_cost, rate=rate, attainment=attainment,
-        prices=prices,
+        prices=prices, job=job, run=run,
     )  # fmt: skip
     _become(ANALYSIS, "recommend", _given(results), given)
 

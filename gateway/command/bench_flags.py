@@ -28,6 +28,12 @@ PricesFile = Annotated[
         show_default="list prices",
     ),
 ]
+OfJob = Annotated[
+    str | None, typer.Option("--job", metavar="NAME", help="Results of this job only.")
+]
+OfRun = Annotated[
+    str | None, typer.Option("--run", metavar="ID", help="Results of this run of a job only.")
+]
 ReportOut = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE.html", help="The page.", show_default="report.html"),

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.analysis import leaderboard, measured_roofs, prices, recommend, results_view
-from loadtest.analysis.cell import lines_of
+from loadtest.analysis.cell import Cell, lines_of
 from loadtest.analysis.report_page import Roofs, report_html
 from loadtest.driver.results_db import ResultsError
 from loadtest.plots.style import MissingLibrary
@@ -24,6 +24,7 @@ from loadtest.plots.style import MissingLibrary
 RESULTS = "bench-results"
 # The page has all metrics; a terminal has room for these, and the one that is sorted by.
 SHOWN = ("goodput", "attainment", "p50", "p99", "late", "refused", "usd")
+MAX_NAMED = 10  # in an error; a database may have thousands of runs
 PIPE_WIDTH = 200  # tables that go into a file or a pipe must not be cut to 80 columns
 EXPECTED = (
     ResultsError, prices.PriceError, leaderboard.UnknownMetric,
@@ -36,7 +37,7 @@ errors = Console(stderr=True, highlight=False)
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = options.run
+    command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
     except EXPECTED as error:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> int:
     table = prices.load(options.prices)
     leaderboard.metric(options.sort)
-    cells = results_view.read_cells(options.results, say=_say)
+    cells = _cells(options)
     roofs = None
     if not options.no_roofline:
         models, missing = measured_roofs.models_of(cells)
@@ -71,6 +72,23 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cells(options: argparse.Namespace) -> list[Cell]:
+    """The results that are asked for. Raises NothingKnown if none of them is."""
+    cells = results_view.read_cells(options.results, say=_say)
+    for what, of in (("job", "job"), ("run", "run_id")):
+        wanted = getattr(options, what)
+        if wanted is None:
+            continue
+        known = sorted({str(getattr(cell, of)) for cell in cells})
+        cells = [cell for cell in cells if getattr(cell, of) == wanted]
+        if not cells:
+            raise recommend.NothingKnown(
+                f"{options.results} has no results of {what} {wanted!r}; it has "
+                f"{', '.join(known[:MAX_NAMED])}{', ...' if len(known) > MAX_NAMED else ''}"
+            )
+    return cells
+
+
 def _measured(
     models: Sequence[tuple[str, Path]], *, threads: int, missing: Sequence[str]
 ) -> Roofs | None:
@@ -88,7 +106,7 @@ def _measured(
 def _leaderboard(options: argparse.Namespace) -> int:
     table = prices.load(options.prices)
     chosen = leaderboard.metric(options.sort)
-    cells = results_view.read_cells(options.results, say=_say)
+    cells = _cells(options)
     if options.model is not None:
         cells = [cell for cell in cells if cell.model == options.model]
         if not cells:
@@ -126,7 +144,7 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 def _recommend(options: argparse.Namespace) -> int:
     table = prices.load(options.prices)
-    lines = lines_of(results_view.read_cells(options.results, say=_say))
+    lines = lines_of(_cells(options))
     samples = recommend.samples_of(
         lines, options.model, rate_per_s=options.rate, attainment=options.attainment
     )
@@ -234,13 +252,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--sort", default="goodput")
     report.add_argument("--no-roofline", action="store_true")
     report.add_argument("--threads", type=_count, default=1)
-    report.set_defaults(run=_report)
+    report.set_defaults(command=_report)
 
     board = _with_results(commands.add_parser("leaderboard"))
     board.add_argument("--sort", default="goodput")
     board.add_argument("--model")
     board.add_argument("--top", type=_count, default=20)
-    board.set_defaults(run=_leaderboard)
+    board.set_defaults(command=_leaderboard)
 
     choose = _with_results(commands.add_parser("recommend"))
     choose.add_argument("--model", required=True)
@@ -248,20 +266,22 @@ def _parser() -> argparse.ArgumentParser:
     choose.add_argument("--max-cost", type=float)
     choose.add_argument("--rate", type=float)
     choose.add_argument("--attainment", type=float, default=0.0)
-    choose.set_defaults(run=_recommend)
+    choose.set_defaults(command=_recommend)
 
     roof = commands.add_parser("roofline")
     roof.add_argument("models", type=Path, nargs="+")
     roof.add_argument("--batch", type=_counts, default=measured_roofs.BATCHES)
     roof.add_argument("--threads", type=_count, default=1)
     roof.add_argument("--shape", type=_shape, action="append", default=[])
-    roof.set_defaults(run=_roofline)
+    roof.set_defaults(command=_roofline)
     return parser
 
 
 def _with_results(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("results", nargs="?", default=RESULTS)
     parser.add_argument("--prices", type=Path)
+    parser.add_argument("--job")
+    parser.add_argument("--run")
     return parser
 
 

@@ -89,6 +89,8 @@ def test_what_costs_too_much_is_left_out(results: Path, capsys):
         (["leaderboard", "{}", "--sort", "speed"], 2, "no metric 'speed'"),
         (["leaderboard", "{}", "--prices", "none.yaml"], 2, "none.yaml: No such file"),
         (["leaderboard", "{}", "--model", "x"], 1, "no results of model 'x'"),
+        (["leaderboard", "{}", "--job", "x"], 1, "no results of job 'x'; it has day"),
+        (["leaderboard", "{}", "--run", "x"], 1, "no results of run 'x'; it has run-clipper-1"),
         (["roofline", "none.onnx"], 1, "none.onnx: no such file"),
     ],
 )

@@ -147,8 +147,9 @@ def test_regret_is_what_the_choice_loses_against_the_best(tmp_path: Path):
     assert regret.score(truth, whole, 40.0).first == 0.0
 
     out = tmp_path / "page.md"
-    arguments = ["--repeats", "1", "--out", str(out)]
+    arguments = ["--repeats", "1", "--out", str(out), "--truth", str(tmp_path / "truth.json")]
     assert regret.main(arguments, truth_of=lambda _jobs, _console: truth) == 0
+    assert regret.read_truth(tmp_path / "truth.json") == truth
     text = out.read_text()
     assert "| 100 % | 0.0 ± 0.0 % |" in text
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")

@@ -54,11 +54,12 @@ from scheduler.event_log import Header
 from scheduler.events import Event, ModelAdded, WorkerJoined
 from scheduler.scaling import Scaling
 from scheduler.scheduler import Scheduler
-from scheduler.spec import SECOND_NS, ModelSpec, SchedulerConfig
+from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelSpec, SchedulerConfig
 
 logger = logging.getLogger(__name__)
 
 CPU = "cpu"
+ONLY_GATEWAY = "gateway"  # its name to workers where it is the only one
 
 # On SIGTERM a worker finishes its batch: the demo's longest takes a second.
 WORKER_GRACE_S = 5.0
@@ -136,6 +137,8 @@ class Assembly:
                 clock=time.monotonic_ns,
                 keys=keys,
                 max_frame_bytes=max(MIN_FRAME_BYTES, OUTPUT_BODIES * config.max_body_mb * MEBIBYTE),
+                gateway=config.replica or ONLY_GATEWAY,
+                wall_ms=lambda: time.time_ns() // MILLISECOND_NS,
             )
         except BindError as error:
             raise ServeError(str(error)) from error

@@ -18,14 +18,18 @@ from scheduler import wire
 
 # At exit, how long undelivered reports may keep the process.
 LINGER_MS = 500
-# A gateway that restarts finds its workers back within about a second.
-MAX_RECONNECT_INTERVAL_MS = 1_000
+# A gateway that restarts finds its workers back within a second.
+MAX_RECONNECT_INTERVAL_MS = 250
+# Of one try: TCP's own next one comes after 1, 3, 7 s, by when a partition is long over.
+CONNECT_TIMEOUT_MS = 1_000
 
 _FAILURES = (
     int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
     | int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
     | int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 )
+
+_BROKEN, _CONNECTED = int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
 _SNDMORE_NOBLOCK = zmq.SNDMORE | zmq.NOBLOCK
 
@@ -42,6 +46,8 @@ class GatewayLink:
         self._address = address
         self._keys = keys
         self._owns_context = context is None
+        self._refusal: str | None = None
+        self._is_broken = self._is_new = False
         self._context = context if context is not None else zmq.Context()
         # Reentrant, since a signal handler may ring while its own thread closes.
         self._bell_lock = threading.RLock()
@@ -60,13 +66,15 @@ class GatewayLink:
         # would outlive the state of things it tells of.
         self._socket.immediate = 1
         self._socket.reconnect_ivl_max = MAX_RECONNECT_INTERVAL_MS
+        self._socket.connect_timeout = CONNECT_TIMEOUT_MS
         if self._keys is not None:
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, self._keys.gateway_public)
             self._socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
-        self._failures = self._socket.get_monitor_socket(_FAILURES)
+        self._changes = self._socket.get_monitor_socket(_FAILURES | _BROKEN | _CONNECTED)
         self._socket.connect(self._address)
         self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._changes, zmq.POLLIN)
 
     def reconnect(self) -> None:
         """A new connection at once. What was not sent yet is dropped: its session is over."""
@@ -78,13 +86,33 @@ class GatewayLink:
         then be no connection any more until `reconnect`. It may show first that it broke off, and
         why at the next try.
         """
-        reason = None
+        self._note_changes()
+        reason, self._refusal = self._refusal, None
+        return reason
+
+    def has_broken(self) -> bool:
+        """Whether a connection broke since this was last asked."""
+        is_broken, self._is_broken = self._is_broken, False
+        return is_broken
+
+    def is_new(self) -> bool:
+        """Whether there is another connection than when this was last asked."""
+        is_new, self._is_new = self._is_new, False
+        return is_new
+
+    def _note_changes(self) -> None:
         while True:
             try:
-                event = parse_monitor_message(self._failures.recv_multipart(zmq.NOBLOCK))
+                event = parse_monitor_message(self._changes.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
-                return reason
-            reason = self._reason_of(int(event["event"]), int(event["value"]))
+                return
+            number = int(event["event"])
+            if number == _BROKEN:
+                self._is_broken = True
+            elif number == _CONNECTED:
+                self._is_new = True
+            else:
+                self._refusal = self._reason_of(number, int(event["value"]))
 
     def _reason_of(self, event: int, value: int) -> str:
         is_mismatch = value == int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
@@ -111,12 +139,16 @@ class GatewayLink:
                 os.eventfd_write(self._bell, 1)
 
     def wait(self, timeout_ms: int) -> list[wire.Buffer] | None:
-        """The frames of one message; None when the bell rang or the time passed without one."""
+        """The frames of one message; None when the bell rang, the connection changed, or the time
+        passed without one.
+        """
         message: list[wire.Buffer] | None = None
         for ready, _ in self._poller.poll(timeout_ms):
             if ready is self._socket:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
                 message = [frame.buffer for frame in frames]
+            elif ready is self._changes:
+                self._note_changes()
             else:
                 os.eventfd_read(self._bell)
         return message
@@ -147,6 +179,7 @@ class GatewayLink:
 
     def _close_socket(self, *, linger_ms: int) -> None:
         self._poller.unregister(self._socket)
+        self._poller.unregister(self._changes)
         self._socket.disable_monitor()
-        self._failures.close()
+        self._changes.close()
         self._socket.close(linger_ms)

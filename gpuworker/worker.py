@@ -52,6 +52,8 @@ HELLO_INTERVAL_NS = 1 * SECOND_NS
 # says so less often.
 RETRY_INTERVAL_NS = 1 * SECOND_NS
 REFUSAL_LOG_INTERVAL_NS = 30 * SECOND_NS
+# A gateway that knows of a later one sends us away. If none was found for so long, there is none.
+YIELD_NS = 30 * SECOND_NS
 # How often the main thread looks at the clock when nothing arrives, joined and not.
 TICK_MS = 100
 JOINING_TICK_MS = 20
@@ -127,6 +129,9 @@ class Worker:
         self._num_accepted = 0  # handed to a lane and not yet finished, of whatever session
         self._max_frame_bytes = 0  # of a report; 0: no limit
         self._hello_due_ns = 0
+        # The gateway that has had us, and its epoch; since when an earlier one says so.
+        self._gateway, self._epoch = "", 0
+        self._yields_since_ns: int | None = None
         self._retry_due_ns: int | None = None  # to connect anew, after a refusal
         self._refusals_logged: dict[str, int] = {}  # when each may be again
         self._heard_ns = 0
@@ -195,8 +200,10 @@ class Worker:
                     self._remove(self._additions.drop(message.name))
             case wire.Rejoin():
                 self._end_session("the gateway does not know this worker any more")
+            case wire.Superseded():
+                self._look_for_later(message.reason, now)
             case wire.Goodbye():
-                self._stop_reason = f"the gateway said goodbye: {message.reason}"
+                self._on_goodbye(message.reason)
             case wire.Refused():
                 _log.error("the gateway refuses this worker: %s", message.reason)
                 self._exit_code = EXIT_REFUSED
@@ -270,6 +277,8 @@ class Worker:
             self._end_session("welcomed twice")
             return
         self._is_joined = True
+        self._gateway, self._epoch = welcome.gateway, welcome.epoch
+        self._yields_since_ns = None
         self._refused_models = welcome.refused_models
         self._max_frame_bytes = welcome.max_frame_bytes
         self._refusals_logged.clear()
@@ -285,6 +294,24 @@ class Worker:
         for model in welcome.refused_models:
             if self._additions.is_added(model):  # gone from the gateway while we were away
                 self._remove(model)
+
+    def _on_goodbye(self, reason: str) -> None:
+        """The next gateway finds the weights where they are; who has started us for this one, ends
+        us by a signal.
+        """
+        if self._is_joined and not self._is_stopping:
+            self._link.send(wire.Goodbye("the gateway said goodbye"))
+            self._end_session(f"the gateway said goodbye: {reason}")
+            self._hello_due_ns = self._heard_ns + HELLO_INTERVAL_NS  # that one takes none
+
+    def _look_for_later(self, reason: str, now: int) -> None:
+        self._log_refusal(reason, now)
+        if self._yields_since_ns is None:
+            self._yields_since_ns = now
+        elif now - self._yields_since_ns > YIELD_NS:
+            _log.warning("no later gateway in %d s: this one will do", YIELD_NS // SECOND_NS)
+            self._epoch, self._yields_since_ns = 0, None
+        self._retry_due_ns = now + RETRY_INTERVAL_NS
 
     def _on_add_model(self, spec: ModelSpec) -> None:
         offer = self._additions.add(spec)
@@ -346,13 +373,17 @@ class Worker:
         elif self._stop_reason is not None:
             self._stop(self._stop_reason)
         elif self._is_joined:
-            if now - self._heard_ns > GATEWAY_SILENCE_NS:
+            if self._link.has_broken():
+                self._end_session("the connection to the gateway broke")
+            elif now - self._heard_ns > GATEWAY_SILENCE_NS:
                 silence_s = (now - self._heard_ns) / SECOND_NS
                 self._end_session(f"nothing heard from the gateway for {silence_s:.1f} s")
                 # Over TCP a peer that vanished still looks connected, for a quarter of an hour.
                 self._link.reconnect()
         elif self._retry_due_ns is not None or self._is_turned_away(now):
             self._retry(now)
+        elif self._link.is_new():
+            self._hello_due_ns = now  # whoever was told before may be another
         elif now >= self._hello_due_ns and self._num_accepted == 0:
             self._say_hello(now)
 
@@ -362,10 +393,13 @@ class Worker:
         if reason is None:
             return False
         self._retry_due_ns = now + RETRY_INTERVAL_NS
+        self._log_refusal(reason, now)
+        return True
+
+    def _log_refusal(self, reason: str, now: int) -> None:
         if now >= self._refusals_logged.get(reason, now):
             self._refusals_logged[reason] = now + REFUSAL_LOG_INTERVAL_NS
             _log.error("%s refuses the connection: %s; trying on", self._connect, reason)
-        return True
 
     def _retry(self, now: int) -> None:
         if self._retry_due_ns is not None and now >= self._retry_due_ns:
@@ -391,6 +425,8 @@ class Worker:
             device=self._backend.device,
             models=tuple(self._backend.models.values()),
             resident=self._pages.resident(),
+            gateway=self._gateway,
+            epoch=self._epoch,
         )
         if self._link.send(hello):  # else there is no connection yet: again at the next tick
             self._hello_due_ns = now + HELLO_INTERVAL_NS

@@ -47,26 +47,39 @@ RequestTensors = tuple[TensorMeta, ...]
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", array_like=True):
-    """A worker introduces itself. `incarnation` differs at every start of its process."""
+    """A worker introduces itself. `incarnation` differs at every start of its process; `gateway`
+    and `epoch` are those of its last Welcome.
+    """
 
     name: str
     incarnation: str
     device: DeviceSpec
     models: tuple[ModelSpec, ...]
     resident: tuple[str, ...]
+    gateway: str = ""
+    epoch: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):
     """The gateway accepts the worker, less these models: name → why.
 
     It would cut the connection at a frame of over `max_frame_bytes`; 0: at none. `names` has those
-    models that the gateway calls otherwise: its name → the worker's own.
+    models that the gateway calls otherwise: its name → the worker's own. Of two gateways of one
+    name the one with the higher `epoch` started later.
     """
 
     worker_id: str
     refused_models: dict[str, str]
     max_frame_bytes: int = 0
     names: dict[str, str] = {}
+    gateway: str = ""
+    epoch: int = 0
+
+
+class Superseded(msgspec.Struct, frozen=True, tag="superseded", array_like=True):
+    """A later gateway of the sender's name has had this worker: it should look for that one."""
+
+    reason: str
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True):
@@ -158,12 +171,23 @@ class Unreadable(msgspec.Struct, frozen=True, tag="unreadable", array_like=True)
 
 
 class Goodbye(msgspec.Struct, frozen=True, tag="goodbye", array_like=True):
-    """The sender stops now."""
+    """The sender stops now. A worker answers the same, and waits for the next gateway."""
 
     reason: str
 
 
-ToWorker = Welcome | Refused | Rejoin | AddModel | DropModel | Ping | Order | Unreadable | Goodbye
+ToWorker = (
+    Welcome
+    | Refused
+    | Superseded
+    | Rejoin
+    | AddModel
+    | DropModel
+    | Ping
+    | Order
+    | Unreadable
+    | Goodbye
+)
 ToGateway = Hello | Offer | CannotOffer | Pong | Report | Unreadable | Goodbye
 
 

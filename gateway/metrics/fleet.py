@@ -190,11 +190,13 @@ def _odd_messages(link: LinkView) -> str:
     return family(
         "odd_worker_messages_total",
         "counter",
-        "Messages that were malformed, came from no worker of ours, or could not be read by one.",
+        "Messages that were malformed, came from no worker of ours, could not be read by one, or "
+        "came from one that a later gateway of this name has had (superseded).",
         [
             ('kind="malformed"', link.malformed_frames),
             ('kind="unknown_sender"', link.unknown_senders),
             ('kind="unreadable_there"', link.unreadable_replies),
+            ('kind="superseded"', link.num_superseded),
         ],
     )
 

@@ -97,7 +97,12 @@ class WorkerLink:
         clock: Callable[[], int],
         keys: GatewayKeys | None = None,
         max_frame_bytes: int = 0,
+        gateway: str = "",
+        wall_ms: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`gateway` is this one's name, by which workers know it after a restart, and `wall_ms`
+        what people's clocks show.
+        """
         self._clock = clock
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -118,6 +123,8 @@ class WorkerLink:
             transmit=self._transmit,
             on_event=self._emit,
             max_frame_bytes=max_frame_bytes,
+            gateway=gateway,
+            wall_ms=wall_ms,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_event: Callable[[Event], None] | None = None
@@ -189,6 +196,11 @@ class WorkerLink:
     def refused_connections(self) -> Mapping[str, int]:
         """How often a connection was turned away at the door, by reason."""
         return {} if self._door is None else self._door.refused
+
+    @property
+    def num_superseded(self) -> int:
+        """How often a worker came that a later gateway of this name has had."""
+        return self._membership.num_superseded
 
     def add_model(self, spec: ModelSpec) -> None:
         """Has all workers make a model ready: ModelOffered comes of each that can. It is in the

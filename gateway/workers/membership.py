@@ -24,6 +24,7 @@ from scheduler.wire import (
     Ping,
     Pong,
     Refused,
+    Superseded,
     ToWorker,
     Welcome,
 )
@@ -78,8 +79,17 @@ class Membership:
         transmit: Callable[[bytes, ToWorker], bool],
         on_event: Callable[[Event], None],
         max_frame_bytes: int = 0,
+        gateway: str = "",
+        wall_ms: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`gateway` is this one's name, `wall_ms` what people's clocks show."""
         self._catalogue = catalogue
+        self._gateway = gateway
+        self._wall_ms = wall_ms
+        # When we started: of two gateways of one name the later is right.
+        self.epoch = wall_ms()
+        self.num_superseded = 0  # Hellos of workers that a later gateway has had
+        self._is_closing = False
         self._max_frame_bytes = max_frame_bytes
         self._clock = clock
         self._transmit = transmit
@@ -97,7 +107,10 @@ class Membership:
         While the catalogue is empty, because the gateway is still compiling, it says nothing: all
         models would be refused for good, and the worker repeats its Hello every second.
         """
-        if not self._catalogue:
+        if not self._catalogue or self._is_closing:
+            return
+        if self._is_superseded(hello):
+            self._yield(identity, hello)
             return
         problem = _problem_of(hello)
         if problem is not None:
@@ -215,7 +228,8 @@ class Membership:
             self._ping(session)
 
     def say_goodbye(self, goodbye: Goodbye) -> None:
-        """Asks all workers to leave; each does with a Goodbye of its own."""
+        """Asks all workers to leave; each does with a Goodbye of its own. None comes in again."""
+        self._is_closing = True
         for identity in self.by_identity:
             self._transmit(identity, goodbye)
 
@@ -238,13 +252,47 @@ class Membership:
         self.by_identity[identity] = session
         self.by_worker_id[worker_id] = session
         self._by_name[hello.name] = session
-        welcome = Welcome(worker_id, refused, self._max_frame_bytes, own_names)
+        welcome = Welcome(
+            worker_id, refused, self._max_frame_bytes, own_names, self._gateway, self.epoch
+        )
         if not self._transmit(identity, welcome):
             self.lose(session, "its connection is gone")
             return
         for spec in _missing(hello.models, self._catalogue):
             self._ask_for(session, spec)
         self._ping(session)
+
+    def _is_superseded(self, hello: Hello) -> bool:
+        """Whether a gateway that started after us has had the worker.
+
+        An epoch from a time that is yet to come says that a clock was set back, or that ours is
+        behind: then nobody can say who is later, and we go before it.
+        """
+        if hello.gateway != self._gateway or hello.epoch <= self.epoch:
+            return False
+        if hello.epoch <= self._wall_ms():
+            return True
+        logger.warning(
+            "worker %s was with a gateway %r of epoch %d, later than now by this clock: "
+            "this one goes on with the next epoch",
+            hello.name,
+            hello.gateway,
+            hello.epoch,
+        )
+        self.epoch = hello.epoch + 1
+        return False
+
+    def _yield(self, identity: bytes, hello: Hello) -> None:
+        self.num_superseded += 1
+        reason = (
+            f"a gateway {self._gateway!r} that started later (epoch {hello.epoch}, this one's is "
+            f"{self.epoch}) has had worker {hello.name}"
+        )
+        logger.error("left a worker alone: %s. Are two of that name running?", reason)
+        self._transmit(identity, Superseded(reason))
+        old = self.by_identity.get(identity)
+        if old is not None:
+            self.lose(old, "a later gateway has it")
 
     def _refuse_newcomer(self, session: Session) -> None:
         if session.newcomer is not None:

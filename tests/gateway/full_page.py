@@ -54,7 +54,7 @@ class _Replicas:
 
 
 class _Link:
-    malformed_frames = unknown_senders = unreadable_replies = 1
+    malformed_frames = unknown_senders = unreadable_replies = num_superseded = 1
     refused_connections: Mapping[str, int] = {"unknown_key": 1}
 
     def __init__(self) -> None:

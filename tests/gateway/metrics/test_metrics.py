@@ -307,7 +307,7 @@ def test_odd_messages_of_workers_are_read_from_the_link() -> None:
     class Link:
         malformed_frames = 3
         unknown_senders = 2
-        unreadable_replies = 1
+        unreadable_replies = num_superseded = 1
         refused_connections: Mapping[str, int] = {"unknown_key": 4}
         gpus: Mapping[str, GpuFigures] = {}
 
@@ -328,7 +328,7 @@ def test_odd_messages_of_workers_are_read_from_the_link() -> None:
 class GpuLink:
     """Workers whose GPUs have said something."""
 
-    malformed_frames = unknown_senders = unreadable_replies = 0
+    malformed_frames = unknown_senders = unreadable_replies = num_superseded = 0
     refused_connections: Mapping[str, int] = {}
 
     def __init__(self) -> None:

@@ -23,12 +23,14 @@ from scheduler.wire import (
     Ping,
     Pong,
     Refused,
+    Superseded,
     ToWorker,
     Welcome,
 )
 from tests.gateway.doubles import ManualClock, device_spec, model_spec, ms
 
 RESNET = model_spec()
+EPOCH = 1_000_000
 AHEAD_NS = 5_000_000  # the worker's clock
 Message = TypeVar("Message", bound=ToWorker)
 
@@ -38,12 +40,18 @@ class Door:
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
+        self.wall_ms = EPOCH
         self.events: list[Event] = []
         self.sent: list[tuple[bytes, ToWorker]] = []
         self.gone: set[bytes] = set()
         self.catalogue = {"resnet": RESNET}
         self.membership = Membership(
-            self.catalogue, clock=clock, transmit=self._transmit, on_event=self.events.append
+            self.catalogue,
+            clock=clock,
+            transmit=self._transmit,
+            on_event=self.events.append,
+            gateway="g",
+            wall_ms=lambda: self.wall_ms,
         )
 
     def _transmit(self, identity: bytes, message: ToWorker) -> bool:
@@ -65,10 +73,12 @@ class Door:
         models: tuple[ModelSpec, ...] = (RESNET,),
         resident: tuple[str, ...] = (),
         device: DeviceSpec | None = None,
+        gateway: str = "",
+        epoch: int = 0,
     ) -> None:
-        self.membership.hello(
-            identity, Hello(name, incarnation, device or device_spec(), models, resident)
-        )
+        told = device or device_spec()
+        hello = Hello(name, incarnation, told, models, resident, gateway, epoch)
+        self.membership.hello(identity, hello)
 
     def answer_ping(self, identity: bytes) -> bool:
         """The peer answers the newest ping, 200 µs after it was sent."""
@@ -104,7 +114,10 @@ def lost(event: Event) -> tuple[str, str]:
 
 def test_a_worker_is_welcomed_by_its_id_and_pinged(door: Door) -> None:
     door.hello(b"1")
-    assert door.sent == [(b"1", Welcome("w#01234567-1", {})), (b"1", Ping(ms(0)))]
+    assert door.sent == [
+        (b"1", Welcome("w#01234567-1", {}, gateway="g", epoch=EPOCH)),
+        (b"1", Ping(ms(0))),
+    ]
 
 
 def test_the_core_hears_of_a_worker_when_its_clock_is_known(door: Door) -> None:
@@ -126,7 +139,7 @@ def test_nobody_is_answered_before_the_gateway_knows_its_models(door: Door) -> N
     assert door.sent == []
     door.catalogue["resnet"] = RESNET
     door.hello(b"1")
-    assert door.messages(b"1", Welcome) == [Welcome("w#01234567-1", {})]
+    assert door.messages(b"1", Welcome) == [Welcome("w#01234567-1", {}, gateway="g", epoch=EPOCH)]
 
 
 def test_nonsense_pongs_do_not_let_a_worker_in(door: Door) -> None:
@@ -290,7 +303,7 @@ def test_a_second_process_takes_over_when_the_first_stays_silent(door: Door) -> 
     for _ in range(MAX_UNANSWERED_PINGS + 1):
         door.membership.beat()
     assert lost(door.events[1]) == (first, "it answered none of 4 pings")
-    assert door.messages(b"2", Welcome) == [Welcome("w#fedcba98-2", {})]
+    assert door.messages(b"2", Welcome) == [Welcome("w#fedcba98-2", {}, gateway="g", epoch=EPOCH)]
 
 
 # The end
@@ -364,7 +377,7 @@ def test_a_model_is_known_by_its_content_whatever_the_worker_calls_it(door: Door
     own = msgspec.structs.replace(NEWER, name="resnet")
     worker_id = door.join(b"1", models=(own,), resident=("resnet",))  # type: ignore[arg-type]
     assert door.messages(b"1", Welcome) == [
-        Welcome(worker_id, {}, names={"resnet/2": "resnet"}),
+        Welcome(worker_id, {}, names={"resnet/2": "resnet"}, gateway="g", epoch=EPOCH),
     ]
     assert door.messages(b"1", AddModel) == [AddModel(RESNET)], "kept, and not there any more"
     joined = door.events[-1]
@@ -435,3 +448,51 @@ def test_a_worker_that_cannot_be_told_is_lost(door: Door) -> None:
     door.gone.add(b"2")
     door.membership.drop_model("resnet")
     assert isinstance(door.events[-1], WorkerLost)
+
+
+# Two gateways of one name
+
+
+def test_a_worker_of_an_earlier_gateway_is_taken_over(door: Door) -> None:
+    door.hello(b"1", gateway="g", epoch=EPOCH - 5)
+    assert door.messages(b"1", Welcome)[0].epoch == EPOCH
+
+
+def test_a_worker_that_a_later_gateway_has_had_is_left_alone_and_we_are_told(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    door.join(b"1")
+    door.wall_ms = EPOCH + 10_000
+    door.hello(b"2", gateway="g", epoch=EPOCH + 3000)
+    (told,) = door.messages(b"2", Superseded)
+    assert "a gateway 'g' that started later (epoch 1003000, this one's is 1000000)" in told.reason
+    assert not door.messages(b"2", Welcome)
+    assert door.membership.num_superseded == 1
+    assert "Are two of that name running?" in caplog.text
+
+
+def test_a_session_ends_where_its_worker_says_that_a_later_gateway_has_had_it(door: Door) -> None:
+    worker_id = door.join(b"1")
+    door.wall_ms = EPOCH + 10_000
+    door.hello(b"1", gateway="g", epoch=EPOCH + 3000)
+    assert lost(door.events[-1]) == (worker_id, "a later gateway has it")
+
+
+def test_a_gateway_of_another_name_is_no_earlier_and_no_later(door: Door) -> None:
+    door.wall_ms = EPOCH + 10_000
+    door.hello(b"1", gateway="other", epoch=EPOCH + 3000)
+    assert door.messages(b"1", Welcome)
+
+
+def test_a_clock_that_was_set_back_locks_no_worker_out(door: Door) -> None:
+    door.hello(b"1", gateway="g", epoch=EPOCH + 3000)  # later than now
+    assert door.messages(b"1", Welcome)[0].epoch == EPOCH + 3001
+    door.hello(b"2", name="v", gateway="g", epoch=EPOCH + 3000)
+    assert door.messages(b"2", Welcome)[0].epoch == EPOCH + 3001
+
+
+def test_nobody_comes_in_while_the_gateway_says_goodbye(door: Door) -> None:
+    door.join(b"1")
+    door.membership.say_goodbye(Goodbye("the gateway stops"))
+    door.hello(b"2", name="v")
+    assert not door.messages(b"2", Welcome)

@@ -117,7 +117,7 @@ TokenFile = Annotated[
 ]
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="As for `bench run`.")]
 JobName = Annotated[
-    str | None, typer.Option("--name", help="In the queue.", show_default="the file's name")
+    str | None, typer.Option("--name", help="In the queue.", show_default="the job's")
 ]
 On = Annotated[
     list[str] | None,
@@ -133,7 +133,7 @@ EstimateS = Annotated[
         "--estimate-s",
         metavar="S",
         help="How long it will take; shorter jobs go first.",
-        show_default="as the same job took, else 120",
+        show_default="as the same job took, else what its file adds up to",
     ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Until it has ended: 0 done, 3 partial.")]

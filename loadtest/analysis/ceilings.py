@@ -23,14 +23,11 @@ Clock = Callable[[], int]
 
 
 class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
-    """`published` says that the figures are from a data sheet and were not measured here."""
-
     device: str
     threads: int
     flops_per_s: float
     memory_bytes_per_s: float
     cache_bytes_per_s: float | None = None
-    published: bool = False
 
     @property
     def ridge(self) -> float:

@@ -204,8 +204,7 @@ def roof(points: Sequence[Point], ceilings: Ceilings, name: str) -> Drawn:
         _plain(axis, "x")
         _plain(axis, "y")
         axis.set(xlabel="FLOPs per byte", ylabel="GFLOP/s")
-        words = "of a data sheet" if ceilings.published else "measured"
-        title = f"Roofline of {ceilings.device}, {ceilings.threads} thread(s), ceilings {words}"
+        title = f"Roofline of {ceilings.device}, {ceilings.threads} thread(s), ceilings measured"
         axis.set_title(fitted(title))
         legend(figure, axis)
         return Drawn(

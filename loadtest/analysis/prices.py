@@ -35,8 +35,6 @@ class DevicePrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     usd_per_hour: float
     idle_watts: float
     busy_watts: float
-    peak_gflops: float | None = None
-    memory_gb_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.usd_per_hour < 0 or not 0 <= self.idle_watts <= self.busy_watts:

@@ -16,15 +16,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.driver.job_file import JobError
 from loadtest.job_queue import client, follower, leader
 from loadtest.job_queue.host import MAX_BUSY, HostUse
 from loadtest.job_queue.messages import ENDED_STATES, Job, Submission
 from loadtest.job_queue.queue_schema import QueueError
+from loadtest.job_queue.spec import checked
 
 TOKEN_VARIABLE = "REMONTOIR_BENCH_TOKEN"
 POLL_S = 2.0
@@ -57,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_spec(text: str) -> str | None:
     """What is wrong with a job's YAML, or None."""
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        return f"the job is no YAML: {' '.join(str(error).split())}"
-    return None if isinstance(tree, dict) else "the job has no keys"
+        checked(text, "the job")
+    except JobError as error:
+        return str(error)
+    return None
 
 
 def _leader(options: argparse.Namespace) -> int:
@@ -118,18 +119,20 @@ def _submit(options: argparse.Namespace) -> int:
         text = options.job.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _Usage(f"{options.job}: {error}") from error
-    if wrong := check_spec(text):
-        raise _Usage(f"{options.job}: {wrong}")
+    try:
+        spec = checked(text, str(options.job))
+    except JobError as error:
+        raise _Usage(str(error)) from error
     asked = client.connect(options.leader, _token(options))
     job_id = options.job_id or str(uuid.uuid4())
     job = asked.submit(
         job_id,
         Submission(
-            name=options.name or options.job.stem,
+            name=options.name or spec.name,
             spec=text,
             submitter=f"{os.environ.get('USER', 'somebody')}@{socket.gethostname()}",
             on=dict(options.on),
-            estimated_s=options.estimate_s,
+            estimated_s=options.estimate_s or spec.estimated_s(),
         ),
     )
     where = job.follower or "the first follower that fits"

@@ -13,6 +13,7 @@ import pytest
 from starlette.applications import Starlette
 
 from loadtest.analysis.cell import row_of
+from loadtest.driver.job_file import JobError
 from loadtest.driver.results_db import ResultsDatabase
 from loadtest.job_queue.client import LeaderClient, LeaderRefused, LeaderUnreachable
 from loadtest.job_queue.follower import (
@@ -28,6 +29,7 @@ from loadtest.job_queue.leader import LeaderError, check_exposure, leader_app
 from loadtest.job_queue.messages import Beat, End, Job, Submission, Told
 from loadtest.job_queue.queue_schema import LEASE_S, QueueError
 from loadtest.job_queue.queue_tables import MAX_ATTEMPTS, JobQueue
+from loadtest.job_queue.spec import checked
 from tests.loadtest.analysis_cells import a_cell
 
 
@@ -291,6 +293,21 @@ def test_beyond_loopback_a_token_is_needed():
     for host in ("0.0.0.0", "10.0.0.3", "bench.example"):
         with pytest.raises(LeaderError, match=f"--host {host} is reached from other machines"):
             check_exposure(host, token=None)
+
+
+def test_a_job_is_checked_as_a_whole_before_it_is_queued():
+    good = (
+        "job: day\ntarget: {kind: v2, url: http://h:1}\nmodels: [{name: m MORE}]\n"
+        "workload: [{kind: poisson, models: m, rate_per_s: 5, slo_ms: 50}]\n"
+        "duration_s: 4\nwarm_up_s: 1\ngive_up_s: 2\n"
+    )
+    job = checked(good.replace(" MORE", ""), "a.yaml")
+    assert job.estimated_s() >= 7
+    assert checked(good.replace(" MORE", ", path: /models/m.onnx"), "a.yaml").name == "day"
+    with pytest.raises(JobError, match=r"a\.yaml: model 'm' has the path m\.onnx, relative"):
+        checked(good.replace(" MORE", ", path: m.onnx"), "a.yaml")
+    with pytest.raises(JobError, match=r"a\.yaml, line 3: .*shape"):
+        checked(good.replace(" MORE", ", shape: 7"), "a.yaml")
 
 
 # Followers

@@ -43,6 +43,7 @@ COMMANDS = [
     "replay",
     "explain",
     "gpu-check",
+    "bench",
     "keys",
     "version",
 ]

@@ -119,7 +119,9 @@ def live(home: Path, prometheus: Path, promtool: Path) -> None:
     flags = ("--models", str(models), "--drain-s", "0", "--tenants", str(tenants))
     # a page is more than either model: one is evicted for the other
     flags += ("--cache-mb", "1", "--page-mb", "1", "--triton-metrics")
-    with running_gateway(*flags, scratch=home) as gateway:
+    # a forecast is due, and its error known, within the warm-up
+    settings = {"REMONTOIR_SCALING_HORIZON_S": "10"}
+    with running_gateway(*flags, scratch=home, **settings) as gateway:
         page = ask(gateway.url + "/metrics", {"authorization": f"Bearer {KEY.text}"}).decode()
         lint = subprocess.run(
             [promtool, "check", "metrics"], input=page, capture_output=True, text=True

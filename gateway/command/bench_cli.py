@@ -159,7 +159,13 @@ def queue(
     token_file: flags.TokenFile = None,
     cancel: flags.Cancel = None,
 ) -> None:
-    """Show a leader's jobs and followers, or cancel a job."""
+    """Show a leader's jobs and followers, or cancel a job.
+
+    \b
+    Examples:
+      remontoir bench queue --leader https://bench.example:8700 --token-file token
+      remontoir bench queue --cancel 5b1f7a3e-90c4-4c55-8d5c-0a3d6c1f2e77
+    """
     _become(QUEUE, "queue", given_flags(leader=leader, token_file=token_file, cancel=cancel))
 
 

@@ -19,7 +19,7 @@ def checked(text: str, name: str) -> JobFile:
             if model.path is not None and not PurePath(model.path).is_absolute():
                 raise JobError(
                     f"{name}: model {model.name!r} has the path {model.path}, relative to this "
-                    "file: model files are not sent to followers. Give a path that they have from the "
-                    "root on, or a registered or canonical model"
+                    "file: model files are not sent to followers. Give a path that they have "
+                    "from the root on, or a registered or canonical model"
                 )
     return job

@@ -104,7 +104,12 @@ def test_help_names_every_command_and_how_to_start(remontoir: Remontoir) -> None
     assert "remontoir fetch && remontoir serve --models demo-models" in out
 
 
-@pytest.mark.parametrize("command", [*COMMANDS[:-2], "keys api"])
+BENCH = ("report", "leaderboard", "recommend", "roofline", "submit", "queue", "leader", "follower")
+
+
+@pytest.mark.parametrize(
+    "command", [*COMMANDS[:-3], "keys api", *(f"bench {name}" for name in BENCH)]
+)
 def test_the_help_of_each_command_has_an_example(remontoir: Remontoir, command: str) -> None:
     code, out, _ = remontoir(*command.split(), "-h")
     assert code == 0

@@ -170,6 +170,58 @@ def mlp(*, sizes: tuple[int, ...], seed: int) -> Any:
     return graph.model("mlp", sizes[:1], data, sizes[-1])
 
 
+def lstm(*, layers: int, width: int, steps: int = 16, seed: int = 5) -> Any:
+    """Stacked LSTMs (Hochreiter and Schmidhuber, 1997) over a sequence of [N, steps, width]."""
+    graph = _Graph(seed)
+    data = graph.node("Transpose", "x", perm=[1, 0, 2])  # the operator wants time first
+    for _ in range(layers):
+        gates = graph.weights(graph.normal(1, 4 * width, width, fan_in=width))
+        recurrent = graph.weights(graph.normal(1, 4 * width, width, fan_in=width, gain=1))
+        states = graph.node("LSTM", data, gates, recurrent, hidden_size=width)
+        data = graph.node("Squeeze", states, graph.weights(np.array([1], np.int64)))
+    last = graph.node("Gather", data, graph.weights(np.array(steps - 1, np.int64)), axis=0)
+    return graph.model("lstm", (steps, width), graph.dense(last, (width, 10), gain=1), 10)
+
+
+def attention(*, blocks: int, width: int, tokens: int = 32, seed: int = 6) -> Any:
+    """Blocks of an encoder (Vaswani et al., 2017), normalised before each part: attention with a
+    head for each 64 of the width, and two dense layers of four times the width. [N, tokens, width].
+    """
+    graph = _Graph(seed)
+    heads = max(1, width // 64) if width % 64 == 0 else 1
+    split = graph.weights(np.array([0, tokens, heads, width // heads], np.int64))
+    joined = graph.weights(np.array([0, tokens, width], np.int64))
+    scale = graph.weights(np.array((width // heads) ** -0.5, np.float32))
+
+    def times(data: str, given: int, made: int, gain: float) -> str:
+        weights = graph.weights(graph.normal(given, made, fan_in=given, gain=gain))
+        return graph.node("MatMul", data, weights)
+
+    def normalised(data: str) -> str:
+        ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
+        return graph.node(
+            "LayerNormalization", data, graph.weights(ones), graph.weights(zeros), axis=-1
+        )
+
+    data = "x"
+    for _ in range(blocks):
+        normal = normalised(data)
+        query, key, value = (
+            graph.node(
+                "Transpose", graph.node("Reshape", times(normal, width, width, 1), split), perm=perm
+            )
+            for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+        )
+        scores = graph.node("Mul", graph.node("MatMul", query, key), scale)
+        seen = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), value)
+        seen = graph.node("Reshape", graph.node("Transpose", seen, perm=[0, 2, 1, 3]), joined)
+        data = graph.node("Add", data, times(seen, width, width, 1 / blocks))
+        inner = graph.relu(times(normalised(data), width, 4 * width, 2))
+        data = graph.node("Add", data, times(inner, 4 * width, width, 1 / blocks))
+    mean = graph.node("ReduceMean", normalised(data), axes=[1], keepdims=0)
+    return graph.model("attention", (tokens, width), graph.dense(mean, (width, 10), gain=1), 10)
+
+
 def brightness(seed: int = 9) -> Any:
     """A picture's ten classes by its mean colour alone: a real picture comes in, and next to
     nothing is computed.

@@ -5,11 +5,14 @@ request and never looks into a body, so that on its own core it is not the bottl
 """
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable
 from typing import cast
 
 import httptools
+
+from loadtest.workloads import Ask
 
 HEADER_LENGTH = b"inference-header-content-length"
 
@@ -18,10 +21,12 @@ class Shot:
     """One request and what became of it. `status` 0: no reply (gave up, or the connection broke).
 
     `at_ns` is when it was scheduled; instants are of CLOCK_MONOTONIC. `json_length` is the part of
-    a binary reply's body that is JSON, None where all of it is.
+    a binary reply's body that is JSON, None where all of it is. `turn` counts the shots of its
+    stream; `ask` is what a closed loop's client has asked.
     """
 
     __slots__ = (
+        "ask",
         "at_ns",
         "body",
         "done_ns",
@@ -31,6 +36,7 @@ class Shot:
         "status",
         "stream",
         "trouble",
+        "turn",
         "variant",
     )
 
@@ -45,14 +51,17 @@ class Shot:
         self.body = b""
         self.trouble = ""
         self.is_retry = False
+        self.turn = 0
+        self.ask: Ask | None = None
 
 
 class ConnectionPool:
     """Connections to one server. The most recently used is used first, so that few stay warm."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._host = host
         self._port = port
+        self._tls = tls
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
@@ -81,6 +90,8 @@ class ConnectionPool:
                 return
 
     async def close(self) -> None:
+        for task in self._opening:
+            task.cancel()
         if self._opening:
             await asyncio.wait(self._opening)
         for connection in list(self._all):
@@ -91,7 +102,9 @@ class ConnectionPool:
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: _Connection(self), self._host, self._port)
+        await loop.create_connection(
+            lambda: _Connection(self), self._host, self._port, ssl=self._tls
+        )
 
     async def _open_and_send(
         self, shot: Shot, request: bytes, on_done: Callable[[Shot], None]

@@ -135,6 +135,22 @@ def asgi(
         yield server
 
 
+@contextlib.contextmanager
+def program(
+    name: str,
+    command: Sequence[str],
+    *,
+    port: int,
+    cpus: str,
+    log_dir: Path,
+    ready_path: str,
+    environ: Mapping[str, str] = {},  # a Mapping: nobody can change it
+) -> Iterator[Server]:
+    """Any server that listens on 127.0.0.1:port, on the given cores, ready."""
+    with _running(name, list(command), port, cpus, log_dir, ready_path, environ) as server:
+        yield server
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -110,11 +110,13 @@ class Remontoir(Target, frozen=True, kw_only=True, tag="remontoir"):
 
 class V2(Target, frozen=True, kw_only=True, tag="v2"):
     """Any server of the Open Inference Protocol. `start` is a command with {port} and {models}, the
-    folder of a repository; it is ready when `ready` answers 200.
+    folder of a repository; it is ready when `ready` answers 200. `slo`: sent as the protocol's
+    parameter timeout, in microseconds, which Triton's queues know; or not at all.
     """
 
     start: tuple[str, ...] = ()
     ready: str = "/v2/health/ready"
+    slo: Literal["timeout", "none"] = "timeout"
     environ: dict[str, str] = {}
 
     def check(self) -> None:

@@ -132,7 +132,7 @@ class _Reader:
             self._node = loader.get_single_node()
             for mistake in keys_given_twice(self._node):
                 raise JobError(f"{path}: {mistake}")
-            self._tree = None if self._node is None else loader.construct_document(self._node)
+            tree = None if self._node is None else loader.construct_document(self._node)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             line = f", line {mark.line + 1}" if mark is not None else ""
@@ -141,8 +141,9 @@ class _Reader:
             raise JobError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
         finally:
             loader.dispose()
-        if not isinstance(self._tree, dict):
-            raise JobError(f"{path}: a job is a mapping of keys, this is {self._tree!r:.60}")
+        if not isinstance(tree, dict):
+            raise JobError(f"{path}: a job is a mapping of keys, this is {tree!r:.60}")
+        self._tree: dict[str, Any] = tree
 
     def job_file(self) -> JobFile:
         tree = self._tree

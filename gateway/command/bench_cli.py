@@ -10,14 +10,17 @@ from collections.abc import Sequence
 import typer
 
 from gateway.command import bench_flags as flags
+from gateway.command import bench_run_cli
 from gateway.programs import given_flags, program
 
 app = typer.Typer(
     name="bench",
-    help="Benchmark servers: what results mean, which configuration to buy, a queue for hosts.",
+    help="Benchmark servers: measure, say what results mean and what to buy; a queue for hosts.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(bench_run_cli.app)
 
 ANALYSIS, QUEUE = "loadtest.analysis", "loadtest.job_queue"
 

@@ -116,7 +116,8 @@ def _run(options: argparse.Namespace) -> int:
     console.print(kept, markup=False)
     if options.report is not None and (summary.measured or summary.skipped):
         command = [sys.executable, "-m", "loadtest.analysis", "report", str(options.results)]
-        subprocess.run([*command, "--out", str(options.report)], check=False)
+        command += ["--run", summary.run_id, "--out", str(options.report)]
+        subprocess.run(command, check=False)
     if stopped or summary.failed or summary.partial:
         return PARTIAL_EXIT if summary.measured or summary.skipped else 1
     return 0

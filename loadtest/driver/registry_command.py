@@ -32,6 +32,8 @@ def add_to(commands: Any, results: str, console: Console) -> None:
         parser = actions.add_parser(action)
         if number:
             parser.add_argument("words", nargs=number)
+        else:
+            parser.set_defaults(words=[])
         parser.set_defaults(
             run=lambda options, doing=_delete if action == "delete" else _search: _with(
                 options, console, doing
@@ -39,7 +41,7 @@ def add_to(commands: Any, results: str, console: Console) -> None:
         )
     for action in actions.choices:
         actions.choices[action].add_argument("--results", default=results)
-        actions.choices[action].set_defaults(action=action, words=[])
+        actions.choices[action].set_defaults(action=action)
 
 
 def _with(options: argparse.Namespace, console: Console, doing: Any) -> int:

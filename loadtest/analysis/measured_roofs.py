@@ -13,6 +13,7 @@ from loadtest.analysis import ceilings, roofline
 from loadtest.analysis.cell import Cell
 from loadtest.analysis.graph_cost import GraphError, RowShapes
 from loadtest.analysis.report_page import Roofs
+from loadtest.machine import QUIET_LOAD, load_average
 
 BATCHES = (1, 2, 4, 8, 16)
 # Of one execution: what takes longer is not executed in larger batches as well.
@@ -37,6 +38,11 @@ def roofs_of(
     say(f"measuring the ceilings with {threads} thread(s)")
     found = ceilings.measure(threads=threads, device="this machine's CPU", on_step=say)
     points, kinds, times, lacking = [], {}, {}, list(missing)
+    if load_average() > QUIET_LOAD:
+        lacking.append(
+            f"The machine was not quiet (load average {load_average():.1f}): ceilings and "
+            "executions are lower than it can do"
+        )
     for name, path in models:
         try:
             rows = shapes or row_shapes(path)

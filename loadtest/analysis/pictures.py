@@ -337,6 +337,11 @@ def _left_out(count: int, most: int) -> str:
     return f"Only {most} of {count} are drawn; the leaderboard has all." if count > most else ""
 
 
+def _plainly(value: float) -> str:
+    """0.00002 and 20,000, never 2e-05."""
+    return f"{value:,.9f}".rstrip("0").rstrip(".")
+
+
 def _plain(axis: "Axes", which: str) -> None:
     """On a logarithmic axis: 0.2, 5, 100 and no powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -345,5 +350,5 @@ def _plain(axis: "Axes", which: str) -> None:
     low, high = own.get_view_interval()
     is_narrow = low > 0 and high / low < 100
     own.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_narrow else (1.0,)))
-    own.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    own.set_major_formatter(FuncFormatter(lambda value, _: _plainly(value)))
     own.set_minor_formatter(NullFormatter())

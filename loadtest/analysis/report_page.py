@@ -3,7 +3,7 @@
 Owns the page's order and look, light and dark. Figures come from the modules beside it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from itertools import groupby
@@ -15,9 +15,11 @@ from loadtest.analysis import pictures
 from loadtest.analysis.ceilings import Ceilings
 from loadtest.analysis.cell import Cell, Line, lines_of
 from loadtest.analysis.guidance import ENOUGH, sentences
+from loadtest.analysis.html_parts import bullets, figure, figures, section, table
 from loadtest.analysis.leaderboard import METRICS, Place, board, shown
 from loadtest.analysis.pictures import Drawn
 from loadtest.analysis.prices import Prices
+from loadtest.analysis.report_cost import cost_section
 from loadtest.analysis.roofline import KindShare, KindTime, Point
 
 ASSETS = Path(__file__).parent
@@ -59,15 +61,15 @@ def report_html(
         batch_rates=rates,
     )
     parts = [
-        _section("short", "In short", _list(said) or "<p>There is nothing to say yet.</p>"),
-        _section("board", "Leaderboard", _board(places, sort)),
+        section("short", "In short", bullets(said) or "<p>There is nothing to say yet.</p>"),
+        section("board", "Leaderboard", _board(places, sort)),
         *_cdf_section(lines, palette),
         *_goodput_sections(lines, palette),
         *_batch_section(lines, points, rates),
         *_roof_section(roofs),
         *_time_sections(lines),
-        *_cost_section(lines, prices),
-        _section("runs", "What was run", _runs(cells)),
+        *cost_section(lines, prices),
+        section("runs", "What was run", _runs(cells)),
     ]
     headings = "".join(part[1] for part in parts)
     return (
@@ -93,31 +95,6 @@ def batch_rates(lines: Sequence[Line], points: Sequence[Point]) -> dict[tuple[st
     measured = {(p.model, p.batch): p.batch / p.execution_s for p in points}
     alone = {model for model, _ in measured}
     return {**{k: v for k, v in rates.items() if k[0] not in alone}, **measured}
-
-
-def _section(name: str, title: str, body: str) -> tuple[str, str]:
-    """The section, and its entry among the headings."""
-    return (
-        f'<section id="{name}"><h2>{escape(title)}</h2>{body}</section>',
-        f'<a href="#{name}">{escape(title)}</a>',
-    )
-
-
-def _figure(drawn: Drawn) -> str:
-    caption = f"<figcaption>{escape(drawn.caption)}</figcaption>" if drawn.caption else ""
-    return f"<figure>{drawn.svg}{caption}</figure>"
-
-
-def _figures(drawn: Sequence[Drawn], total: int) -> str:
-    note = ""
-    if total > len(drawn):
-        note = f"<p>The first {len(drawn)} of {total} pictures; the leaderboard has every line.</p>"
-    return f'{note}<div class="figures">{"".join(_figure(one) for one in drawn)}</div>'
-
-
-def _list(texts: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-    return f"<ul>{items}</ul>" if items else ""
 
 
 def _board(places: Sequence[Place], sort: str) -> str:
@@ -188,7 +165,7 @@ def _cdf_section(lines: Sequence[Line], palette: Mapping[str, int]) -> list[tupl
         "Latency counts from when a request was to be sent, so that a driver that waits hides "
         "nothing. A curve that ends below 100 % was refused or lost the rest.</p>"
     )
-    return [_section("cdf", "Latency", note + _figures(drawn, len(groups)))]
+    return [section("cdf", "Latency", note + figures(drawn, len(groups)))]
 
 
 def _goodput_sections(lines: Sequence[Line], palette: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -210,7 +187,7 @@ def _goodput_sections(lines: Sequence[Line], palette: Mapping[str, int]) -> list
             for index, own in enumerate(chosen[:MAX_PICTURES])
         ]
         if drawn:
-            sections.append(_section(f"by-{by}", title, _figures(drawn, len(chosen))))
+            sections.append(section(f"by-{by}", title, figures(drawn, len(chosen))))
     return sections
 
 
@@ -239,15 +216,15 @@ def _batch_section(
                 better="The largest batch whose execution leaves room in the SLO is the limit.",
             )
         )
-    return [_section("batch", "Model by batch size", _figures(drawn, len(drawn)))]
+    return [section("batch", "Model by batch size", figures(drawn, len(drawn)))]
 
 
 def _roof_section(roofs: Roofs | None) -> list[tuple[str, str]]:
     if roofs is None:
         return []
-    body = _list(roofs.missing)
+    body = bullets(roofs.missing)
     if roofs.points:
-        body += _figure(pictures.roof(roofs.points, roofs.ceilings, "roof"))
+        body += figure(pictures.roof(roofs.points, roofs.ceilings, "roof"))
         rows = [
             (
                 point.model,
@@ -263,13 +240,13 @@ def _roof_section(roofs: Roofs | None) -> list[tuple[str, str]]:
             )
             for point in roofs.points
         ]
-        body += _table(
+        body += table(
             ("model", "batch", "MFLOP", "MB at least", "MB nothing kept", "ms", "GFLOP/s",
              "of its roof (%)", "limited by", "not counted"),
             rows,
         )  # fmt: skip
     for model, kinds in roofs.kinds.items():
-        tables = _table(
+        tables = table(
             ("operator", "nodes", "MFLOP", "MB"),
             [
                 (k.kind, k.nodes, f"{k.flops / 1e6:,.2f}", f"{k.moved_bytes / 1e6:,.2f}")
@@ -278,7 +255,7 @@ def _roof_section(roofs: Roofs | None) -> list[tuple[str, str]]:
         )
         times = roofs.times.get(model, ())
         total = sum(kind.seconds for kind in times) or 1.0
-        tables += _table(
+        tables += table(
             ("executed as", "calls", "ms", "of the time (%)"),
             [
                 (t.kind, t.calls, f"{t.seconds * 1e3:.3f}", f"{t.seconds / total * 100:.1f}")
@@ -286,7 +263,7 @@ def _roof_section(roofs: Roofs | None) -> list[tuple[str, str]]:
             ],
         )
         body += f"<details><summary>{escape(model)}, by operator</summary>{tables}</details>"
-    return [_section("roof", "Roofline", body)]
+    return [section("roof", "Roofline", body)]
 
 
 def _time_sections(lines: Sequence[Line]) -> list[tuple[str, str]]:
@@ -310,38 +287,7 @@ def _time_sections(lines: Sequence[Line]) -> list[tuple[str, str]]:
         drawn.append(pictures.cold_starts(means, "cold"))
     if not drawn:
         return []
-    return [_section("time", "Stages and cold start", _figures(drawn, len(drawn)))]
-
-
-def _cost_section(lines: Sequence[Line], prices: Prices) -> list[tuple[str, str]]:
-    drawn = pictures.costs(lines, prices, "cost")
-    devices = sorted({line.first.device for line in lines})
-    unknown = [device for device in devices if prices.of(device) is None]
-    body = ""
-    if drawn is not None:
-        rows = []
-        for device in devices:
-            price = prices.of(device)
-            if price is not None:
-                rows.append(
-                    (
-                        device,
-                        f"{price.usd_per_hour:g}",
-                        f"{price.idle_watts:g}",
-                        f"{price.busy_watts:g}",
-                    )
-                )
-        body = (
-            "<p>Of requests served in time only: what is refused or late costs, too. Prices and "
-            f"watts are a table's (--prices), a data centre draws {prices.grid.pue:g} times "
-            f"that, the grid emits {prices.grid.grams_co2_per_kwh:g} g CO₂ per kWh. Where energy "
-            "was not measured, watts go from idle to busy with how much a device worked.</p>"
-            + _figure(drawn)
-            + _table(("device", "US$ per hour", "idle (W)", "busy (W)"), rows)
-        )
-    if unknown:
-        body += f"<p>The table of prices does not know {escape(', '.join(unknown))}.</p>"
-    return [_section("cost", "Cost", body)] if body else []
+    return [section("time", "Stages and cold start", figures(drawn, len(drawn)))]
 
 
 def _runs(cells: Sequence[Cell]) -> str:
@@ -364,18 +310,9 @@ def _runs(cells: Sequence[Cell]) -> str:
                 "; ".join(why) or "whole",
             )
         )
-    return _table(
+    return table(
         ("job", "run", "started", "cells", "requests", "seeds", "commit", "machine", "whole?"), rows
     )
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
 
 
 def _facts(cells: Sequence[Cell], lines: Sequence[Line], made_at: datetime) -> str:

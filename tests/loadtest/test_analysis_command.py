@@ -22,6 +22,7 @@ def _known_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is not measured again and again."""
     found = ceilings.Ceilings(device="a CPU", threads=1, flops_per_s=100e9, memory_bytes_per_s=10e9)
     monkeypatch.setattr(ceilings, "measure", lambda **_: found)
+    monkeypatch.setattr(measured_roofs, "load_average", lambda: 0.1)
 
 
 @pytest.fixture
@@ -107,6 +108,12 @@ def test_a_model_under_its_roof(model: Path, capsys):
         ["tiny", "1"],
         ["tiny", "4"],
     ]
+
+
+def test_a_machine_that_is_not_quiet_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measured_roofs, "load_average", lambda: 3.0)
+    found = measured_roofs.roofs_of([], threads=1)
+    assert "not quiet (load average 3.0)" in found.missing[0]
 
 
 def test_shapes_come_from_the_models_own_settings(model: Path):

@@ -117,6 +117,14 @@ def test_what_was_cut_short_is_said(page: str):
     assert "cut short: 1" in page
 
 
+def test_the_page_says_money_energy_and_carbon_dioxide():
+    cell = a_cell(busy=1.0, good=100, late=0, refused=0)
+    text = a_page([cell])
+    assert "<td>0.00125</td><td>0.3069</td><td>0.1228</td>" in text
+    measured = a_page([a_cell(good=100, late=0, refused=0, energy_j=20.0)])
+    assert "<td>0.0722 (measured)</td>" in measured
+
+
 def test_of_nothing_there_is_a_page_that_says_so():
     text = a_page([])
     assert "There is nothing to say yet" in text

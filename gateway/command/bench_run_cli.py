@@ -160,7 +160,12 @@ def update(
     shape: bench_flags.Shapes = None,
     results: Place = None,
 ) -> None:
-    """Change what is given, and leave the rest."""
+    """Change what is given, and leave the rest.
+
+    \b
+    Example:
+      remontoir bench models update ocr-cls --notes 'since May with 48 x 192 pictures'
+    """
     given = given_flags(
         path=path, family=family, task=task, dataset=dataset, input=input_, accuracy=accuracy,
         notes=notes, source=source, results=results,
@@ -170,13 +175,23 @@ def update(
 
 @models_app.command()
 def search(words: Words = None, results: Place = None) -> None:
-    """List models that have all of these words, in any of their texts."""
+    """List models that have all of these words, in any of their texts.
+
+    \b
+    Example:
+      remontoir bench models search text direction
+    """
     _become("models", ["search"], given_flags(results=results), ["--", *(words or [])])
 
 
 @models_app.command("list")
 def list_(results: Place = None) -> None:
-    """List all models."""
+    """List all models.
+
+    \b
+    Example:
+      remontoir bench models list --results bench-results
+    """
     _become("models", ["list"], given_flags(results=results))
 
 
@@ -184,7 +199,12 @@ def list_(results: Place = None) -> None:
 def delete(
     names: Annotated[list[str], typer.Argument(metavar="NAME...")], results: Place = None
 ) -> None:
-    """Forget models. Their files, and results that were measured with them, stay."""
+    """Forget models. Their files, and results that were measured with them, stay.
+
+    \b
+    Example:
+      remontoir bench models delete ocr-cls
+    """
     _become("models", ["delete"], given_flags(results=results), ["--", *names])
 
 

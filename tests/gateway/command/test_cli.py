@@ -104,7 +104,11 @@ def test_help_names_every_command_and_how_to_start(remontoir: Remontoir) -> None
     assert "remontoir fetch && remontoir serve --models demo-models" in out
 
 
-BENCH = ("report", "leaderboard", "recommend", "roofline", "submit", "queue", "leader", "follower")
+MODELS = ("register", "update", "search", "list", "delete")
+BENCH = (
+    "report", "leaderboard", "recommend", "roofline", "submit", "queue", "leader", "follower",
+    "run", "ceiling", *(f"models {name}" for name in MODELS),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,241 @@
+"""The driver of jobs against a puppet server: who asks when, what ends a run early, its rows."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvloop
+
+from loadtest.driver.job_file import parse
+from loadtest.driver.results_db import ResultsDatabase
+from loadtest.driver.run import Progress, run_job
+from loadtest.openloop import Load, Stop, play
+from loadtest.workloads import Ask, Closed, closed_loops
+
+MS = 1_000_000
+ANSWER = json.dumps(
+    {"outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}]}
+).encode()
+
+
+class Puppet(threading.Thread):
+    """A v2 server that answers [1, 2] to everybody, a number of times, and then is gone."""
+
+    def __init__(self, answers: int = 10**9) -> None:
+        super().__init__(daemon=True)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+        self.port = self._listener.getsockname()[1]
+        self._left = answers
+        self._loop = asyncio.new_event_loop()
+        self.most_at_once = 0
+        self._at_once = 0
+
+    def run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
+
+    def stop(self) -> None:
+        self._left = 0
+        if self.is_alive():
+            self._loop.call_soon_threadsafe(self._is_over.set)
+        self.join()
+
+    async def _serve(self) -> None:
+        self._is_over = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
+        server = await asyncio.start_server(self._answer, sock=self._listener)
+        await self._is_over.wait()
+        server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = head.lower().partition(b"content-length: ")[2].split()[0]
+                await reader.readexactly(int(length))
+                self._at_once += 1
+                self.most_at_once = max(self.most_at_once, self._at_once)
+                await asyncio.sleep(0)
+                self._at_once -= 1
+                self._left -= 1
+                if self._left < 0:
+                    self._is_over.set()
+                    return
+                head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(ANSWER)
+                writer.write(head + ANSWER)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            self._writers.discard(writer)
+            writer.transport.abort()
+
+
+@pytest.fixture
+def puppets() -> Iterator[list[Puppet]]:
+    started: list[Puppet] = []
+    yield started
+    for puppet in started:
+        puppet.stop()
+
+
+def start(puppets: list[Puppet], answers: int = 10**9) -> Puppet:
+    puppet = Puppet(answers)
+    puppets.append(puppet)
+    puppet.start()
+    return puppet
+
+
+REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+
+
+def test_a_closed_loops_clients_have_one_request_each_and_ask_again(puppets: list[Puppet]):
+    puppet = start(puppets)
+    entry = Closed(models="m", slo_ms=50, clients=3, think_ms=0.1, requests=5)
+    loops = closed_loops([entry], duration_s=60, seed=1)
+    load = Load(
+        host="127.0.0.1", port=puppet.port, arrivals=[], requests=[[REQUEST]], loops=loops,
+        starts=list(loops[0].starts()), connections=3,
+    )  # fmt: skip
+    played = uvloop.run(play(load))
+    assert [shot.status for shot in played.shots] == [200] * 15
+    assert puppet.most_at_once <= 3
+    assert played.stopped == ""
+
+
+def test_a_clients_work_before_the_send_delays_the_send_and_not_the_schedule(
+    puppets: list[Puppet],
+):
+    puppet = start(puppets)
+    arrivals = [Ask(0, "m", 50 * MS, 0), Ask(1 * MS, "m", 50 * MS, 1)]
+    load = Load(
+        host="127.0.0.1", port=puppet.port, arrivals=arrivals, requests=[[REQUEST], [REQUEST]],
+        before_ns=[[20 * MS], [0]], connections=2,
+    )  # fmt: skip
+    played = uvloop.run(play(load))
+    first, second = sorted(played.shots, key=lambda shot: shot.at_ns)
+    assert [shot.stream for shot in played.shots] == [1, 0]  # in the order of sends
+    assert second.at_ns - first.at_ns == 1 * MS
+    assert first.sent_ns - first.at_ns >= 20 * MS
+
+
+def test_a_run_that_is_stopped_keeps_what_was_answered(puppets: list[Puppet]):
+    puppet = start(puppets)
+    stop = Stop()
+
+    def arrivals() -> Iterator[Ask]:
+        for index in range(10**6):
+            if index == 50:
+                stop.set("stopped")
+            yield Ask(index * MS // 10, "m", 50 * MS, 0)
+
+    load = Load(host="127.0.0.1", port=puppet.port, arrivals=arrivals(), requests=[[REQUEST]])
+    played = uvloop.run(play(load, stop))
+    assert played.stopped == "stopped"
+    assert len(played.shots) <= 50
+    assert all(shot.done_ns for shot in played.shots)
+
+
+JOB = """\
+job: puppet
+target: {{kind: v2, url: "http://127.0.0.1:{port}"}}
+protocol: v2-json
+models: [{{name: m, path: m.onnx}}]
+workload:
+  - kind: poisson
+    models: m
+    rate_per_s: {rate}
+    slo_ms: [{{slo_ms: 900, weight: 3}}, {{slo_ms: 1900, weight: 1}}]
+duration_s: {duration}
+warm_up_s: 0
+variants: 2
+repeats: {repeats}
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Adds nothing to nothing: its outputs are [1, 2] for every input, as the puppet's."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    right = numpy_helper.from_array(np.array([[1.0, 2.0]], np.float32), "right")
+    zero = numpy_helper.from_array(np.zeros((1, 2), np.float32), "zero")
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "zero"], ["none"]),
+         helper.make_node("Add", ["none", "right"], ["y"])],
+        "constant",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
+        [right, zero],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    save(made, tmp_path / "m.onnx")
+    return tmp_path
+
+
+def run(text: str, folder: Path, *, given_ceiling: float = 50_000, resume: bool = False):
+    database = ResultsDatabase(folder / "results")
+    said: list[str] = []
+    try:
+        summary = run_job(
+            parse(text, str(folder / "job.yaml")),
+            database,
+            folder=folder,
+            progress=Progress(say=said.append, step=lambda _: None, done=lambda *_: None),
+            given_ceiling=given_ceiling,
+            resume=resume,
+        )
+        return summary, list(database.cells()), said
+    finally:
+        database.close()
+
+
+def test_a_job_against_a_url_leaves_rows_with_all_that_a_figure_depends_on(
+    puppets: list[Puppet], model: Path
+):
+    puppet = start(puppets)
+    text = JOB.format(port=puppet.port, rate=100, duration=0.5, repeats=1)
+    summary, cells, said = run(text, model)
+    assert (summary.measured, summary.failed, said) == (1, 0, [])
+    tight, loose = sorted(cells, key=lambda cell: cell.slo_ms)
+    assert (tight.slo_ms, loose.slo_ms) == (900, 1900)
+    assert (tight.rate_per_s, loose.rate_per_s) == (75, 25)
+    for cell in cells:
+        assert cell.sent == cell.good + cell.late + cell.refused + cell.failed > 0
+        assert cell.failed == 0  # answers are what ONNX Runtime gives
+        assert cell.p50_ms is not None
+        assert cell.histogram
+        assert cell.driver_error_p99_ms is not None
+        assert (cell.partial, cell.seed, cell.point) == ("", 1, "as it is")
+        assert {"cpu", "python", "onnxruntime", "load_average"} <= cell.environment.keys()
+        assert len(cell.model_hash) == len(cell.job_hash) == 64
+    again, cells, _ = run(text, model, resume=True)
+    assert (again.measured, again.skipped, len(cells)) == (0, 1, 2)
+
+
+def test_a_target_that_dies_leaves_partial_rows_that_say_so(puppets: list[Puppet], model: Path):
+    puppet = start(puppets, answers=40)
+    text = JOB.format(port=puppet.port, rate=200, duration=30, repeats=2)
+    summary, cells, said = run(text, model)
+    assert (summary.measured, summary.partial, summary.failed) == (1, 1, 1)
+    assert all("the server took no connection from" in cell.partial for cell in cells)
+    assert 0 < sum(cell.good + cell.late for cell in cells) <= 40
+    assert all(cell.duration_s < 30 for cell in cells)  # a dead server is not asked to the end
+    assert len(said) == 1  # the second repeat found nobody
+    assert f"127.0.0.1:{puppet.port}" in said[0]
+
+
+def test_rates_beyond_the_drivers_ceiling_are_refused_with_its_number(model: Path):
+    text = JOB.format(port=1, rate=10**9, duration=60, repeats=1)
+    summary, cells, said = run(text, model, given_ceiling=8200)
+    assert (summary.measured, summary.failed, cells) == (0, 1, [])
+    assert "1,000,000,000 requests/s are asked for" in said[0]
+    assert "keeps its schedule up to 8,200/s" in said[0]

@@ -1,0 +1,261 @@
+"""What shots amount to, requests and replies, ceilings, a server's use: without any server."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.driver import ceiling, figures
+from loadtest.driver.bare_loop import BareLoop, NoCapacity, resolved
+from loadtest.driver.ceiling import Ceiling, KnownCeilings
+from loadtest.driver.client_stages import NETWORKS, Stages, measure
+from loadtest.driver.inputs import InputError, inputs_of_metadata
+from loadtest.driver.job import V2, Client, Network, Remontoir, Url
+from loadtest.driver.multiples import Multiple
+from loadtest.driver.protocols import Account, Reply, is_right, reader, request
+from loadtest.driver.server_use import use_of
+from loadtest.http1 import Shot
+from loadtest.workloads import Poisson, SloShare
+
+MS = 1_000_000
+
+
+def a_shot(*, at_ms=0.0, sent_ms=0.0, done_ms=1.0, status=200, body=b"", trouble="") -> Shot:
+    shot = Shot(0, 0, round(at_ms * MS))
+    shot.sent_ns, shot.done_ns = round(sent_ms * MS), round(done_ms * MS)
+    shot.status, shot.body, shot.trouble = status, body, trouble
+    return shot
+
+
+def reply(*, slo=None, timing=None) -> bytes:
+    body = {"outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}]}
+    if slo:
+        body |= {"slo": slo, "timing_ms": timing}
+    return json.dumps(body).encode()
+
+
+def part_of(shots, *, slo_ms=5.0, expected=(), before=None, after=None) -> figures.Part:
+    return figures.part_of(
+        shots,
+        slo_ns=round(slo_ms * MS),
+        read=reader(Remontoir()),
+        expected=list(expected),
+        before_ns=lambda _: before or {},
+        after_ns=lambda _: after or {},
+    )
+
+
+RIGHT = ({"y": np.array([1.0, 2.0], np.float32)},)
+
+
+def test_latency_counts_from_the_schedule_and_not_from_the_send():
+    part = part_of([a_shot(at_ms=0, sent_ms=4, done_ms=6, body=reply())], expected=RIGHT)
+    assert (part.good, part.late) == (0, 1)
+    assert figures.quantile_ms(part.latency, 50) == pytest.approx(6.0, rel=1e-3)
+    assert figures.quantile_ms(part.lateness, 50) == pytest.approx(1.0, rel=1e-3)
+    assert figures.quantile_ms(part.driver_error, 99) == pytest.approx(4.0, rel=1e-3)
+
+
+def test_every_end_is_counted_once_and_by_kind():
+    shots = [
+        a_shot(sent_ms=0.1, done_ms=2, body=reply()),
+        a_shot(sent_ms=0.1, done_ms=2, body=b"<html>"),
+        a_shot(sent_ms=0.1, done_ms=1, status=429, body=b'{"reason": "overload"}'),
+        a_shot(sent_ms=0.1, done_ms=3, status=503),
+        a_shot(sent_ms=0.1, done_ms=5, status=504, body=b'{"reason": "deadline"}'),
+        a_shot(sent_ms=0.1, done_ms=9, status=0, trouble="gave up"),
+    ]
+    wrong = a_shot(sent_ms=0.1, done_ms=2, body=reply().replace(b"2.0", b"2.5"))
+    part = part_of([*shots, wrong], expected=RIGHT)
+    assert (part.sent, part.good, part.late, part.refused, part.failed) == (7, 1, 0, 2, 4)
+    assert part.errors == {
+        "unreadable answer": 1, "429 overload": 1, "503": 1, "504 deadline": 1, "gave up": 1,
+        "wrong output": 1,
+    }  # fmt: skip
+    assert figures.quantile_ms(part.refusal, 100) == pytest.approx(3.0, rel=1e-3)
+
+
+def test_stages_of_client_and_server_add_up_to_the_latency():
+    slo = {"latency_ms": 5.0, "slack_ms": 4.0, "predicted_ms": 3.5, "cold_start": True}
+    timing = {"queue": 1.0, "load": 0.0, "input": 0.5, "exec": 3.0, "output": 0.5}
+    shot = a_shot(at_ms=0, sent_ms=10, done_ms=16, body=reply(slo=slo, timing=timing))
+    part = part_of(
+        [shot],
+        slo_ms=20,
+        before={"preprocess": 4 * MS, "upload": 6 * MS},
+        after={"download": 2 * MS, "postprocess": MS},
+    )
+    assert part.stage_ms == pytest.approx(
+        {"preprocess": 4, "upload": 6, **timing, "http": 1, "download": 2, "postprocess": 1}
+    )
+    assert sum(part.stage_ms.values()) == pytest.approx(19)
+    assert figures.quantile_ms(part.latency, 50) == pytest.approx(19, rel=1e-3)
+    assert figures.quantile_ms(part.driver_error, 50) == pytest.approx(0.001)  # none: HDR's least
+    assert figures.quantile_ms(part.prediction_error, 50) == pytest.approx(1.5, rel=1e-3)
+    assert part.cold == 1
+
+
+def test_figures_of_processes_add_up_exactly():
+    one = part_of([a_shot(done_ms=ms, sent_ms=0.1, body=reply()) for ms in (1, 2, 3)])
+    two = part_of([a_shot(done_ms=ms, sent_ms=0.1, body=reply()) for ms in (4, 9)])
+    both = figures.added([one, two])
+    alone = part_of([a_shot(done_ms=ms, sent_ms=0.1, body=reply()) for ms in (1, 2, 3, 4, 9)])
+    assert both == alone
+    steps = figures.steps_ms(both.latency)
+    assert steps[-1][1] == 5
+    assert [count for _, count in steps] == sorted({count for _, count in steps})
+    assert figures.quantile_ms("", 50) is None
+    assert figures.steps_ms("") == ()
+
+
+def test_a_link_takes_its_delay_and_the_bytes_time():
+    stages = Stages(
+        network=Network(up_mbit_s=8, down_mbit_s=80, delay_ms=5), preprocess=(0,), postprocess=(0,)
+    )
+    assert stages.upload_ns(10_000) == 5 * MS + 10 * MS
+    assert stages.download_ns(10_000) == 5 * MS + 1 * MS
+    assert stages.expected_ms(10_000, 10_000) == pytest.approx(21)
+    assert measure(Client()).expected_ms(10**6, 10**6) == 0
+    up = [network.up_mbit_s for name in ("lan", "wifi", "4g") if (network := NETWORKS[name])]
+    assert up == sorted(up, reverse=True)
+
+
+def test_client_work_is_timed_by_the_clock_that_is_given():
+    ticks = iter(range(0, 10_000_000, 1000))
+    stages = measure(Client(preprocess="normalize", postprocess="top5"), lambda: next(ticks))
+    assert set(stages.preprocess) == set(stages.postprocess) == {1000}
+
+
+@pytest.mark.parametrize("protocol", ["infer-json", "infer-binary", "v2-json", "v2-binary"])
+def test_a_request_has_its_model_its_slo_and_its_tensors(protocol):
+    row = np.array([[0.25, -1.5]], np.float32)
+    text = request(protocol, Remontoir(), host="h:1", model="m", inputs={"x": row}, slo_ms=12.5)
+    head, _, body = text.partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+    is_v2 = protocol.startswith("v2")
+    assert head.startswith(b"POST /v2/models/m/infer" if is_v2 else b"POST /infer")
+    size = len(body) - (8 if protocol.endswith("binary") else 0)
+    header = json.loads(body[:size])
+    assert (header["parameters"] if is_v2 else header)["slo_ms"] == 12.5
+    (tensor,) = header["inputs"]
+    assert (tensor["name"], tensor["shape"], tensor["datatype"]) == ("x", [1, 2], "FP32")
+    if protocol.endswith("binary"):
+        assert body[size:] == row.tobytes()
+        assert tensor["parameters"] == {"binary_data_size": 8}
+        assert b"Inference-Header-Content-Length: %d" % size in head
+    else:
+        assert tensor["data"] == [0.25, -1.5]
+
+
+def test_other_servers_get_the_protocols_timeout_or_nothing():
+    def parameters(target: V2) -> object:
+        inputs = {"x": np.zeros((1, 1), np.int64)}
+        text = request("v2-json", target, host="h", model="m", inputs=inputs, slo_ms=12.5)
+        return json.loads(text.partition(b"\r\n\r\n")[2]).get("parameters")
+
+    assert parameters(V2(url="http://h:1")) == {"timeout": 12500}
+    assert parameters(V2(url="http://h:1", slo="none")) is None
+
+
+def test_a_template_is_filled_in():
+    target = Url(
+        url="http://h:1", path="/p/{model}", headers={"x-slo": "{slo_ms}"},
+        body='{"shape": {shape}, "rows": {data}}', output="json:a.b",
+    )  # fmt: skip
+    inputs = {"x": np.array([[1, 2]], np.float32)}
+    text = request("template", target, host="h:1", model="m", inputs=inputs, slo_ms=7)
+    head, _, body = text.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /p/m HTTP/1.1")
+    assert b"x-slo: 7\r\n" in head
+    assert json.loads(body) == {"shape": [1, 2], "rows": [1.0, 2.0]}
+    found = reader(target)(a_shot(body=b'{"a": {"b": [[1.0, 2.0]]}}'))
+    assert is_right(found.outputs, RIGHT[0])
+    assert not is_right(reader(target)(a_shot(body=b'{"a": 3}')).outputs, RIGHT[0])
+
+
+def test_outputs_are_right_if_they_are_near_and_all_there():
+    assert is_right({"y": np.array([1.0, 2.00001])}, RIGHT[0])
+    assert not is_right({"y": np.array([1.0, 2.1])}, RIGHT[0])
+    assert not is_right({"z": np.array([1.0, 2.0])}, RIGHT[0])
+    assert not is_right({"y": np.array([1.0])}, RIGHT[0])
+    assert is_right(None, RIGHT[0])
+    assert Reply(None, Account()).outputs is None
+
+
+def test_metadata_name_inputs_or_the_model_cannot_be_asked():
+    metadata = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3, -1]}]}
+    (found,) = inputs_of_metadata(metadata, "m")
+    assert found.shape == (3, None)
+    with pytest.raises(InputError, match="'m': input 'x' is BYTES: not random"):
+        inputs_of_metadata({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1]}]}, "m")
+    with pytest.raises(InputError, match="'m': the server's metadata name no inputs"):
+        inputs_of_metadata({"error": "gone"}, "m")
+
+
+def test_multiples_become_the_same_numbers_for_the_same_loop():
+    loop = BareLoop(model="m", exec_ms={1: 2.0, 2: 3.0, 4: 5.0, 8: 12.0})
+    mix = (SloShare(slo_ms=1, weight=1), SloShare(slo_ms=100, weight=1))
+    entries = [
+        Poisson(models="m", slo_ms=1, rate_per_s=1), Poisson(models="m", slo_ms=mix, rate_per_s=7)
+    ]  # fmt: skip
+    one, two = resolved(
+        entries,
+        [
+            Multiple(entry=0, field="rate_per_s", factor=0.5, unit="capacity"),
+            Multiple(entry=0, field="slo_ms", factor=3, unit="execution"),
+            Multiple(entry=1, field="slo_ms", factor=5, unit="execution", share=0),
+        ],
+        lambda _: loop,
+    )
+    assert isinstance(one, Poisson)
+    assert (one.slo_ms, one.rate_per_s) == (6.0, 400.0)  # 4 requests in 5 ms, half of them
+    assert [share.slo_ms for share in two.slo_ms] == [10.0, 100.0]
+    with pytest.raises(NoCapacity, match="'m': one execution takes 2 ms here, its SLO is 1 ms"):
+        loop.capacity(1.0)
+
+
+def test_the_ceiling_is_searched_between_the_last_kept_and_the_first_missed_rate():
+    tried = []
+
+    def attempt(rate: float) -> tuple[bool, float]:
+        tried.append(rate)
+        return rate <= 5200, rate / 10_000
+
+    kept, error, missed = ceiling.search(attempt)
+    assert tried == [500, 1000, 2000, 4000, 8000, 6000, 5000, 5500]
+    assert (kept, error, missed) == (5000, 0.5, 5500)
+    assert ceiling.search(lambda _: (False, 9.0)) == (0.0, 0.0, 62.5)
+
+
+def test_ceilings_are_kept_by_size_processes_and_cpus(tmp_path: Path):
+    known = KnownCeilings(tmp_path / "kept" / "ceilings.json")
+    assert known.find(1000, 1, (1,)) is None
+    found = Ceiling(
+        rate_per_s=9000, error_p99_ms=0.3, next_rate_per_s=9500, request_bytes=1024, processes=1,
+        cpus=(1,), machine="m",
+    )  # fmt: skip
+    known.keep(found)
+    assert known.find(600, 1, (1,)) == found  # alike in size
+    assert known.find(5000, 1, (1,)) is None
+    assert known.find(1000, 2, (1,)) is None
+    (tmp_path / "kept" / "ceilings.json").write_text("{")
+    assert known.find(1000, 1, (1,)) is None
+
+
+def test_a_servers_use_is_that_of_its_whole_family(tmp_path: Path):
+    def process(pid: int, parent: int, group: int, ticks: int, pages: int) -> None:
+        (tmp_path / str(pid)).mkdir()
+        rest = ["S", parent, group, *[0] * 8, ticks, 0, 0, 0, *[0] * 6, pages, 0]
+        text = f"{pid} (a) b) {' '.join(map(str, rest))}"
+        (tmp_path / str(pid) / "stat").write_text(text)
+
+    process(10, 1, 10, 100, 3)
+    process(11, 10, 11, 200, 4)  # a child in a group of its own
+    process(12, 1, 10, 400, 5)  # of the group, its parent gone
+    process(13, 1, 13, 800, 6)  # somebody else
+    use = use_of(10, tmp_path)
+    assert use.pids == (10, 11, 12)
+    assert use.cpu_s == pytest.approx(7.0)
+    assert use.rss_bytes == 12 * 4096
+    assert use_of(99, tmp_path) == (0.0, 0, ())

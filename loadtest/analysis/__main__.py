@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.analysis import leaderboard, measured_roofs, prices, recommend, results_view
-from loadtest.analysis.cell import Cell, lines_of
+from loadtest.analysis.cell import Cell, lines_of, without_common
 from loadtest.analysis.report_page import Roofs, report_html
 from loadtest.driver.results_db import ResultsError
 from loadtest.plots.style import MissingLibrary
@@ -89,6 +89,12 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     return cells
 
 
+def _say_shared(shared: Sequence[tuple[str, str]]) -> None:
+    if shared:
+        text = ", ".join(f"{key}={value}" for key, value in shared)
+        console.print(f"All of them: {text}", style="dim", markup=False)
+
+
 def _measured(
     models: Sequence[tuple[str, Path]], *, threads: int, missing: Sequence[str]
 ) -> Roofs | None:
@@ -111,6 +117,7 @@ def _leaderboard(options: argparse.Namespace) -> int:
         cells = [cell for cell in cells if cell.model == options.model]
         if not cells:
             raise recommend.NothingKnown(f"no results of model {options.model!r}")
+    cells, shared = without_common(cells)
     places = leaderboard.board(lines_of(cells), table, sort=options.sort)
     known = [
         i
@@ -135,6 +142,7 @@ def _leaderboard(options: argparse.Namespace) -> int:
             *(leaderboard.shown(place.values[i], leaderboard.METRICS[i].digits) for i in known),
         )
     console.print(shown)
+    _say_shared(shared)
     if len(places) > options.top:
         console.print(f"{len(places) - options.top} more lines: --top {len(places)}", style="dim")
     if any(place.line.is_partial for place in places[: options.top]):
@@ -144,7 +152,8 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 def _recommend(options: argparse.Namespace) -> int:
     table = prices.load(options.prices)
-    lines = lines_of(_cells(options))
+    cells, shared = without_common(_cells(options))
+    lines = lines_of(cells)
     samples = recommend.samples_of(
         lines, options.model, rate_per_s=options.rate, attainment=options.attainment
     )
@@ -176,6 +185,7 @@ def _recommend(options: argparse.Namespace) -> int:
             "measured" if choice.is_measured else "predicted",
         )
     console.print(shown)
+    _say_shared(shared)
     slos = sorted({sample.slo_ms for sample in samples})
     text = (
         f"{len(choices)} configurations, from {len(samples)} measured pairs of configuration and "

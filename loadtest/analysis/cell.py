@@ -161,6 +161,24 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         return interval(values).half_width if len(values) >= MIN_FOR_INTERVAL else None
 
 
+def without_common(
+    cells: Sequence[Cell],
+) -> tuple[list[Cell], tuple[tuple[str, str], ...]]:
+    """Cells whose configurations say only in what they differ, and what all of them share: a name
+    of ten words of which nine are always the same tells nobody anything.
+    """
+    if not cells:
+        return [], ()
+    shared = set(cells[0].config).intersection(*(cell.config for cell in cells))
+    own = [
+        msgspec.structs.replace(
+            cell, config=tuple(item for item in cell.config if item not in shared)
+        )
+        for cell in cells
+    ]
+    return own, tuple(item for item in cells[0].config if item in shared)
+
+
 def lines_of(cells: Iterable[Cell]) -> list[Line]:
     """Repeats put together. A repeat that was cut short is left out where there is a whole one."""
 

@@ -13,7 +13,7 @@ import msgspec
 
 from loadtest.analysis import pictures
 from loadtest.analysis.ceilings import Ceilings
-from loadtest.analysis.cell import Cell, Line, lines_of
+from loadtest.analysis.cell import Cell, Line, lines_of, without_common
 from loadtest.analysis.guidance import ENOUGH, sentences
 from loadtest.analysis.html_parts import bullets, figure, figures, section, table
 from loadtest.analysis.leaderboard import METRICS, Place, board, shown
@@ -47,6 +47,7 @@ def report_html(
     sort: str = "goodput",
 ) -> str:
     """The page. Raises plots.MissingLibrary without matplotlib, UnknownMetric for another sort."""
+    cells, shared = without_common(cells)
     lines = lines_of(cells)
     names = list(dict.fromkeys(line.first.config_name for line in lines))
     palette = {name: index for index, name in enumerate(sorted(names))}
@@ -76,7 +77,7 @@ def report_html(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_asset('report.css')}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1><p>{_facts(cells, lines, made_at)}</p>"
+        f"<header><h1>{escape(title)}</h1><p>{_facts(cells, lines, made_at, shared)}</p>"
         f"<nav>{headings}</nav></header><main>{''.join(part[0] for part in parts)}</main>"
         f"<script>{_asset('report.js')}</script></body></html>\n"
     )
@@ -315,7 +316,12 @@ def _runs(cells: Sequence[Cell]) -> str:
     )
 
 
-def _facts(cells: Sequence[Cell], lines: Sequence[Line], made_at: datetime) -> str:
+def _facts(
+    cells: Sequence[Cell],
+    lines: Sequence[Line],
+    made_at: datetime,
+    shared: Sequence[tuple[str, str]],
+) -> str:
     partial = sum(bool(cell.partial) for cell in cells)
     facts = [
         f"{len(cells):,} cells in {len(lines):,} lines",
@@ -323,6 +329,8 @@ def _facts(cells: Sequence[Cell], lines: Sequence[Line], made_at: datetime) -> s
         f"cut short: {partial:,}" if partial else "nothing was cut short",
         f"made {made_at.isoformat(sep=' ', timespec='minutes')}",
     ]
+    if shared:
+        facts.append(f"all of them {', '.join(f'{key}={value}' for key, value in shared)}")
     return escape(" · ".join(facts))
 
 

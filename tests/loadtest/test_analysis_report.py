@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.analysis import prices
 from loadtest.analysis.ceilings import Ceilings
-from loadtest.analysis.cell import lines_of
+from loadtest.analysis.cell import lines_of, without_common
 from loadtest.analysis.guidance import sentences
 from loadtest.analysis.leaderboard import METRICS, UnknownMetric, board, metric
 from loadtest.analysis.pictures import merged_latency
@@ -147,6 +147,18 @@ def test_repeats_are_put_together_and_partial_ones_left_out():
     assert lines[1].attainment == 0.98
     assert lines[1].half_width([1.0, 2.0]) is None
     assert lines[1].half_width([1.0, 1.0, 1.0]) == 0.0
+
+
+def test_what_all_configurations_share_is_said_once():
+    cells = [
+        a_cell(config=(("device", "cpu"), ("threads", n), ("policy", "fifo"))) for n in ("1", "2")
+    ]
+    own, shared = without_common(cells)
+    assert [cell.config_name for cell in own] == ["threads=1", "threads=2"]
+    assert shared == (("device", "cpu"), ("policy", "fifo"))
+    assert "all of them device=cpu, policy=fifo" in a_page(cells)
+    assert without_common(cells[:1])[0][0].config == ()
+    assert without_common([]) == ([], ())
 
 
 def test_distributions_of_repeats_add_up():

@@ -1,4 +1,4 @@
-"""The comparison of autoscalers: every policy is played, and the page is made of what came of it."""
+"""The comparison of autoscalers: every policy is played, and a page is made of what came of it."""
 
 from loadtest.planning.autoscaling import POLICIES, page, rows
 

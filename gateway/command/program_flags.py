@@ -284,3 +284,93 @@ PlanOut = Annotated[
     typer.Option("--out", metavar="DIR", help="Write plan.json, plan.svg and plan.png there."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
+Cores = Annotated[
+    int | None,
+    typer.Option(
+        "--cores", help="Of the host: workers x threads are no more.", show_default="this machine's"
+    ),
+]
+WeightsMb = Annotated[
+    int | None,
+    typer.Option(
+        "--weights-mb",
+        help="MiB for weights, of all workers together.",
+        show_default="22016",
+    ),
+]
+TuneWorkers = Annotated[
+    str | None,
+    typer.Option("--workers", metavar="N,...", help="To try.", show_default="1,2,3,4,6,8,..."),
+]
+TuneThreads = Annotated[
+    str | None,
+    typer.Option(
+        "--threads",
+        metavar="N,...",
+        help="Of each worker's executions, to try.",
+        show_default="1,2,4,...",
+    ),
+]
+TuneBatches = Annotated[
+    str | None,
+    typer.Option(
+        "--batches", metavar="N,...", help="Largest batches to try.", show_default="1,2,4,8,16"
+    ),
+]
+TunePolicies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        metavar="TEXT",
+        help="To try; may be given again.",
+        show_default="remontoir, clockwork, clipper, edf",
+    ),
+]
+ParallelShare = Annotated[
+    float | None,
+    typer.Option(
+        "--parallel-share",
+        metavar="SHARE",
+        help="What of an execution further threads share (Amdahl's law), where not measured.",
+        show_default="0.85",
+    ),
+]
+Measured = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--measured",
+        metavar="THREADS=FILE",
+        help="A catalogue measured with so many threads; may be given again.",
+    ),
+]
+ProbeCommand = Annotated[
+    str | None,
+    typer.Option(
+        "--probe",
+        metavar="COMMAND",
+        help="Measure live: it finds REMONTOIR_TUNE_WORKERS, _THREADS, _MAX_BATCH, _POLICY and "
+        "_SHARE in its environment and prints a score, more is better, as its last line.",
+    ),
+]
+Search = Annotated[
+    str | None,
+    typer.Option(
+        "--search", metavar="region|halving|random|grid", help="How.", show_default="region"
+    ),
+]
+Evaluations = Annotated[
+    float | None,
+    typer.Option(
+        "--evaluations",
+        help="Stop after the cost of so many whole runs.",
+        show_default="20",
+    ),
+]
+TuneMaxRequests = Annotated[
+    int | None,
+    typer.Option(
+        "--max-requests",
+        help="Of a longer trace the busiest stretch of so many is a whole run.",
+        show_default="10000",
+    ),
+]

@@ -86,7 +86,7 @@ def make_plan(
     if not question.is_closed:
         demand = demand_of(question, max_requests=limits.max_requests, report=progress.looked)
         asks = {seed: list(cut(question, demand, seed)) for seed in seeds}
-        played = _shortened(question, demand)
+        played = shortened(question, demand)
         first = math.ceil(demand.played_load)
     with evaluator(played, asks, jobs=limits.jobs, on_done=progress.played) as evaluate:
         sizes = SizeSearch(
@@ -116,7 +116,7 @@ def make_plan(
     )
 
 
-def _shortened(question: Question, demand: Demand) -> Question:
+def shortened(question: Question, demand: Demand) -> Question:
     """A case as long as what is played; its warm-up before the part that counts."""
     warmup_s = warmup_s_of(demand)
     own_s = question.case.setup.warmup_s

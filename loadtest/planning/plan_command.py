@@ -32,6 +32,7 @@ from scheduler.policies import PolicyError, parse
 
 PIPE_WIDTH = 160
 DEFAULT_TARGET = 0.99
+DEVICE_MB = 22_016  # what Clockwork (OSDI 2020) keeps of a V100
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _plan(options: argparse.Namespace, errors: Console, directory: Path) -> Plan:
     _check(options)
-    question = with_noise(_question(options, directory), options.exec_noise)
+    question = with_noise(question_of(options, directory), options.exec_noise)
     limits = Limits(
         max_devices=options.max_devices,
         max_requests=options.max_requests,
@@ -87,16 +88,7 @@ def _plan(options: argparse.Namespace, errors: Console, directory: Path) -> Plan
 def _check(options: argparse.Namespace) -> None:
     if not 0 < options.target <= 1:
         raise ScenarioError(f"--target {options.target:g} is not in 0 ... 1; 0.99 is 99 %")
-    for flag in ("max_devices", "max_requests", "jobs", "budget_s", "count", "device_mb"):
-        value = getattr(options, flag)
-        if not value > 0:
-            raise ScenarioError(f"--{flag.replace('_', '-')} {value:g} is not positive")
-    for flag in ("slo_ms", "rate_per_s", "scale", "duration_s"):
-        value = getattr(options, flag)
-        if value is not None and not value > 0:
-            raise ScenarioError(f"--{flag.replace('_', '-')} {value:g} is not positive")
-    if options.scale is not None and options.rate_per_s is not None:
-        raise ScenarioError("--scale and --rate-per-s: only one of them")
+    check_numbers(options, "max_devices", "max_requests", "jobs", "budget_s", "count", "device_mb")
     if options.policy is not None:
         try:
             parse(options.policy)
@@ -104,7 +96,17 @@ def _check(options: argparse.Namespace) -> None:
             raise ScenarioError(f"--policy: {error}") from error
 
 
-def _question(options: argparse.Namespace, directory: Path) -> Question:
+def check_numbers(options: argparse.Namespace, *flags: str) -> None:
+    """Of these flags and of those about the source. Raises ScenarioError."""
+    for flag in (*flags, "slo_ms", "rate_per_s", "scale", "duration_s"):
+        value = getattr(options, flag)
+        if value is not None and not value > 0:
+            raise ScenarioError(f"--{flag.replace('_', '-')} {value:g} is not positive")
+    if options.scale is not None and options.rate_per_s is not None:
+        raise ScenarioError("--scale and --rate-per-s: only one of them")
+
+
+def question_of(options: argparse.Namespace, directory: Path) -> Question:
     """From the file that was named, or a trace with the models beside it."""
     named = [text for text in (options.source, options.trace) if text is not None]
     if len(named) != 1:
@@ -151,9 +153,8 @@ def _question(options: argparse.Namespace, directory: Path) -> Question:
 
 
 def _refuse(options: argparse.Namespace, whose: str, *flags: str) -> None:
-    defaults = _parser()
     for flag in flags:
-        if getattr(options, flag) != defaults.get_default(flag):
+        if getattr(options, flag) != (DEVICE_MB if flag == "device_mb" else None):
             name = flag.replace("_", "-")
             raise ScenarioError(f"--{name}: {whose} says that itself")
 
@@ -241,28 +242,33 @@ def _bars(errors: Console) -> Bars:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="remontoir plan",
-        description="How many devices, how much cache: found by playing the requests.",
-    )
-    limits = Limits()
+def source_flags(parser: argparse.ArgumentParser) -> None:
+    """Requests and models, for all commands that play them."""
     parser.add_argument("source", nargs="?", metavar="SCENARIO.yaml|FILE.rec")
     parser.add_argument("--trace", metavar="FILE")
     parser.add_argument("--slo-ms", type=float, metavar="N")
     parser.add_argument("--catalogue", action="append", default=[], metavar="FILE")
     parser.add_argument("--profile", action="append", default=[], metavar="v100/NAME")
     parser.add_argument("--count", type=int, default=1, metavar="N")
-    parser.add_argument("--target", type=float, default=DEFAULT_TARGET, metavar="SHARE")
-    parser.add_argument("--policy", metavar="TEXT")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--seed", action="append", default=[], type=int, metavar="N")
     parser.add_argument("--rate-per-s", type=float, metavar="N")
     parser.add_argument("--scale", type=float, metavar="X")
     parser.add_argument("--duration-s", type=float, metavar="S")
     parser.add_argument("--exec-noise", type=float, metavar="X")
-    parser.add_argument("--device-mb", type=int, default=22_016, metavar="MIB")
+    parser.add_argument("--device-mb", type=int, default=DEVICE_MB, metavar="MIB")
     parser.add_argument("--page-mb", type=int, default=16, metavar="MIB")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="remontoir plan",
+        description="How many devices, how much cache: found by playing the requests.",
+    )
+    limits = Limits()
+    source_flags(parser)
+    parser.add_argument("--target", type=float, default=DEFAULT_TARGET, metavar="SHARE")
+    parser.add_argument("--policy", metavar="TEXT")
     parser.add_argument("--max-devices", type=int, default=limits.max_devices, metavar="N")
     parser.add_argument("--max-requests", type=int, default=limits.max_requests, metavar="N")
     parser.add_argument("--budget-s", type=float, default=limits.budget_s, metavar="S")

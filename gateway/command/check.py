@@ -16,8 +16,14 @@ from scheduler.spec import ModelProfile, ModelSpec, ShapeProfile, TensorSpec
 
 # A microsecond: no execution is as short.
 IMPOSSIBLE_SLO_MS = 0.001
-# Why it may be refused: it could never be met, or the tenant must not ask for it.
-RIGHT_REASONS = ("slo_infeasible_ever", "slo_infeasible_now", "slo_below_tenant_minimum")
+# Why it may be refused: it could never be met, or the tenant must not ask for it; or, of several
+# gateways, it was another's to say, and the deadline passed on the way.
+RIGHT_REASONS = (
+    "slo_infeasible_ever",
+    "slo_infeasible_now",
+    "slo_below_tenant_minimum",
+    "deadline_exceeded_executing",
+)
 
 
 def check(

@@ -6,7 +6,7 @@ land on GPU nodes, and one too many stays Pending; keys are made by their job wi
 given, and kept. In CPU mode gateway and worker are run for real as their pods say
 (helm_kubelet.py), with CURVE and API keys, until their probes are content, and `helm test` passes.
 What this cannot show is in docs/kubernetes.md. Ten minutes the first time, in which the server is
-built; two or three later.
+built; two to four later.
 """
 
 import subprocess
@@ -23,6 +23,7 @@ from tests.e2e.helm_cluster import ApiServer, Json, add_custom_kinds, add_node, 
 from tests.e2e.helm_kubelet import Kubelet
 from tests.e2e.helm_render import CHART, NAMESPACE, SETS, Helm, check_text
 from tests.e2e.tools import LeftOut
+from tests.gateway.running import ROOT, environment
 from tests.gpuworker import onnx_models
 from tests.system.test_joining import free_port
 
@@ -176,7 +177,11 @@ def on_gpu_nodes(story: Story, home: Path) -> None:
     story.helm("uninstall", "r", "--wait", "--timeout", "2m")
     gone(story, "r")
     assert story.keys("r") == keys
+    story.helm("install", "r", CHART, *base, *APPLY)
+    assert story.keys("r") == keys
     print("helm-e2e: uninstall: nothing is left but the keys, which a new install takes again")
+    story.helm("uninstall", "r", "--wait", "--timeout", "2m")
+    gone(story, "r")
 
 
 def gateway_has(story: Story, release: str, setting: str) -> bool:
@@ -230,18 +235,31 @@ def on_cpus(story: Story, home: Path) -> None:
     values += [f"--set=gateway.workerPort={worker_port}", "--set=gateway.settings.drain_s=1"]
     values += ["--set=gateway.podLabels.e2e=real", "--set=worker.podLabels.e2e=real"]
     values += ["--set=worker.cacheMb=64", "--set=gateway.preStopSeconds=1"]
+    values += ["--set=gateway.replicas=2", "--set=worker.replicas=1"]
     done = story.tried("install", "cpu", CHART, *values, *APPLY)
     logs = {name: story.kubelet.log_of(name) for name in story.pods("")}
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{logs}"
     story.helm("test", "cpu", "--timeout", "1m")
     said = story.kubelet.logs["cpu-remontoir-check"]
     assert said.count("ok  ") == 4, said
-    print("helm-e2e: in CPU mode gateway and worker run as their pods say; `helm test` says:")
+    print("helm-e2e: in CPU mode gateways and workers run as their pods say; `helm test` says:")
     print("          " + "\n          ".join(said.strip().splitlines()))
+    key = story.keys("cpu")["api-keys"]["client.key"].decode()
+    for number in range(2):
+        for model in ("mlp", "other"):
+            url = f"http://127.0.0.{number + 1}:{port}"
+            command = [sys.executable, "-m", "gateway", "check", "--url", url, "--model", model]
+            settings = environment(REMONTOIR_API_KEY=key)
+            done = subprocess.run(
+                command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60
+            )
+            assert done.returncode == 0, f"{model} at gateway {number}: {done.stdout}{done.stderr}"
+    print("helm-e2e: each of two gateways, with a worker of its own, answers for every model")
     story.helm("uninstall", "cpu", "--wait", "--timeout", "2m")
     gone(story, "cpu")
     codes = story.kubelet.exit_codes
     ended = {name: codes[name] for name in codes if name.startswith("cpu-remontoir-")}
+    assert len(ended) == 4, ended
     assert set(ended.values()) == {0}, ended
     print(f"helm-e2e: uninstalled, they ended well: {', '.join(sorted(ended))}")
 

@@ -3,8 +3,9 @@
 Owns the life of every pod that the scheduler has given a node. The commands of gateways, CPU
 workers, the keys job and `helm test` are run for real, by this checkout in place of an image, with
 the arguments, ConfigMaps, Secrets and service accounts that the API server has; probes are asked
-as the pod says. What needs a GPU is called running, and no more. Paths of mounts are put into
-arguments and configuration, since there is no root file system of its own here.
+as the pod says. What needs a GPU is called running, and no more. There is no root file system and
+no network of its own here: paths of mounts are put into arguments and configuration, and gateway N
+has the address 127.0.0.(N + 1).
 """
 
 import base64
@@ -27,6 +28,7 @@ from tests.system.test_joining import free_port
 
 POLL_S = 0.2
 SERVICE = re.compile(r"[a-z0-9.-]+\.svc(?=:)")
+GATEWAY = re.compile(r"-gateway-(\d+)(\.|$)")
 
 
 class Pod:
@@ -125,6 +127,8 @@ class Kubelet:
     def _start(self, pod: Pod) -> None:
         mounts = self._mounts(pod)
         texts = [self._own(pod, text, mounts) for text in pod.container["args"]]
+        if pod.manifest["spec"].get("automountServiceAccountToken", True):
+            texts.append(f"--service-account={self._service_account(pod)}")
         settings = {
             entry["name"]: self._own(pod, self._value(pod, entry), mounts)
             for entry in pod.container.get("env", ())
@@ -152,9 +156,6 @@ class Kubelet:
         config = mounts.get("/etc/remontoir/config")
         for file in Path(config).iterdir() if config else ():
             file.write_text(self._own(pod, file.read_text(), mounts))
-        if pod.manifest["spec"].get("automountServiceAccountToken", True):
-            account = self._service_account(pod)
-            pod.container["args"].append(f"--service-account={account}")
         return mounts
 
     def _directory(self, pod: Pod, volume: Json) -> Path:
@@ -231,7 +232,8 @@ class Kubelet:
         if text.startswith("--health-port="):
             pod.ports["health"] = free_port()
             text = f"--health-port={pod.ports['health']}"
-        return SERVICE.sub("127.0.0.1", text)
+        text = text.replace("0.0.0.0", address_of(meta["name"]))
+        return SERVICE.sub(lambda match: address_of(match[0]), text)
 
     def _report(self, pod: Pod) -> None:
         """The pod's state, to the API server, where it is another than last time."""
@@ -273,12 +275,19 @@ class Kubelet:
                 continue
             asked = pod.container[kind]["httpGet"]
             try:
-                url = f"http://127.0.0.1:{ports[asked['port']]}{asked['path']}"
+                address = address_of(pod.manifest["metadata"]["name"])
+                url = f"http://{address}:{ports[asked['port']]}{asked['path']}"
                 if httpx.get(url, timeout=5).status_code != 200:
                     return False
             except httpx.HTTPError:
                 return False
         return True
+
+
+def address_of(name: str) -> str:
+    """Of a pod, or of the Service that is called so."""
+    gateway = GATEWAY.search(name)
+    return f"127.0.0.{int(gateway[1]) + 1}" if gateway else "127.0.0.1"
 
 
 def runs_here(pod: Pod) -> bool:

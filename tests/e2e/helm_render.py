@@ -69,6 +69,11 @@ BROKEN = (
     Broken(
         "port out of range", ("gateway.service.port=99999",), ("/gateway/service/port", "65,535")
     ),
+    Broken(
+        "one port for two",
+        ("gateway.workerPort=8000",),
+        ("gateway.port and gateway.workerPort are both 8000",),
+    ),
     Broken("negative replicas", ("worker.replicas=-1",), ("/worker/replicas", "got -1, want 0")),
     Broken("fractional GPU", ("worker.gpusPerPod=0.5",), ("/worker/gpusPerPod", "want integer")),
     Broken(

@@ -70,6 +70,9 @@ what to do. Included by the gateway's StatefulSet, so that nothing is ever insta
 {{- end -}}
 
 {{- define "remontoir.validate.scaling" -}}
+{{- if eq (int .Values.gateway.port) (int .Values.gateway.workerPort) -}}
+{{- fail (printf "gateway.port and gateway.workerPort are both %d" (int .Values.gateway.port)) -}}
+{{- end -}}
 {{- if and (gt (int .Values.gateway.replicas) 1) .Values.gateway.groups -}}
 {{- fail (printf "gateway.groups and gateway.replicas %d: the models of a group may be on different gateways, so groups need one gateway" (int .Values.gateway.replicas)) -}}
 {{- end -}}

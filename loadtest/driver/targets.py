@@ -5,6 +5,7 @@ Owns where it is and which process it is. What is sent to it is protocols.py's.
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,14 +102,15 @@ def _started(
             yield server
         return
     port = servers.free_port()
-    command = [
-        word.replace("{port}", str(port)).replace("{models}", str(repository.resolve()))
-        for word in target.start
-    ]
-    environ = {
-        name: value.replace("{models}", str(repository.resolve()))
-        for name, value in target.environ.items()
-    }
+    words = {"{port}": str(port), "{models}": str(repository.resolve()), "{python}": sys.executable}
+
+    def filled(text: str) -> str:
+        for word, value in words.items():
+            text = text.replace(word, value)
+        return text
+
+    command = [filled(text) for text in target.start]
+    environ = {name: filled(value) for name, value in target.environ.items()}
     with servers.program(
         Path(command[0]).name,
         command,

@@ -30,6 +30,7 @@ from loadtest.job_queue.spec import checked
 TOKEN_VARIABLE = "REMONTOIR_BENCH_TOKEN"
 POLL_S = 2.0
 PIPE_WIDTH = 200
+SHOWN_CHARACTERS = 80
 EXPECTED = (
     client.LeaderRefused, client.LeaderUnreachable, follower.FolderInUse, leader.LeaderError,
     QueueError,
@@ -88,7 +89,7 @@ def _leader(options: argparse.Namespace) -> int:
 
 
 def _follower(options: argparse.Namespace) -> int:
-    folder = options.folder or Path("bench-follower") / options.name
+    folder = (options.folder or Path("bench-follower") / options.name).resolve()
     instance, lock = follower.claim(folder)
     own = follower.Follower(
         client.connect(options.leader, _token(options)),
@@ -179,7 +180,7 @@ def _queue(options: argparse.Namespace) -> int:
         since_s = found.now_s - (job.ended_s or job.started_s or job.submitted_s)
         shown.add_row(
             job.job_id, job.name, job.state, job.follower or "-", f"{job.estimated_s:.0f} s",
-            f"{since_s:.0f} s", str(job.attempts), str(job.num_rows), job.message,
+            f"{since_s:.0f} s", str(job.attempts), str(job.num_rows), _short(job.message),
         )  # fmt: skip
     console.print(shown)
     shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -196,6 +197,11 @@ def _queue(options: argparse.Namespace) -> int:
         )
     console.print(shown)
     return 0
+
+
+def _short(message: str) -> str:
+    """For a cell of a table; `submit --wait` and GET /jobs/ID have all of it."""
+    return message if len(message) <= SHOWN_CHARACTERS else f"{message[:SHOWN_CHARACTERS]} ..."
 
 
 def _token(options: argparse.Namespace) -> str | None:

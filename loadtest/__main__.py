@@ -75,6 +75,12 @@ def _reload(bench: Bench) -> None:
     reload.run(bench)
 
 
+def _replicas(bench: Bench) -> None:
+    from loadtest import replica_hop
+
+    replica_hop.run(bench)
+
+
 def _scheduler(bench: Bench) -> None:
     from loadtest import scheduler_cost
 
@@ -96,6 +102,7 @@ PARTS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "hops": ("microseconds per MB of a large request, hop by hop", _hops),
     "paging": ("twelve models through a cache for three; LOAD against memmove", _paging),
     "reload": ("a new version of one model at 0.7 of capacity: what others lose", _reload),
+    "replicas": ("a request whose model is another gateway's, against its owner's", _replicas),
     "scheduler": ("cost of one event at up to 4,000 models x 32 devices, simulated", _scheduler),
 }
 

@@ -119,6 +119,16 @@ def remontoir(
 
 
 @contextlib.contextmanager
+def emulated(
+    name: str, *, port: int, log_dir: Path, cpus: str, flags: Sequence[str]
+) -> Iterator[Server]:
+    """A gateway with emulated devices, as `flags` say, ready."""
+    command = [sys.executable, "-m", "gateway", "serve", "--port", str(port), "--drain-s", "0"]
+    with _running(name, [*command, *flags], port, cpus, log_dir, "/readyz") as server:
+        yield server
+
+
+@contextlib.contextmanager
 def asgi(
     name: str,
     application: str,

@@ -110,8 +110,9 @@ class Remontoir(Target, frozen=True, kw_only=True, tag="remontoir"):
 
 class V2(Target, frozen=True, kw_only=True, tag="v2"):
     """Any server of the Open Inference Protocol. `start` is a command with {port}, {models} (the
-    folder of a repository) and {python} (this one); it is ready when `ready` answers 200. `slo`: sent as the protocol's
-    parameter timeout, in microseconds, which Triton's queues know; or not at all.
+    folder of a repository) and {python} (this one); it is ready when `ready` answers 200. `slo`:
+    sent as the protocol's parameter timeout, in microseconds, which Triton's queues know; or not at
+    all.
     """
 
     start: tuple[str, ...] = ()

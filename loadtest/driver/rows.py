@@ -16,6 +16,7 @@ from loadtest.driver.model_files import ModelFile
 from loadtest.driver.plans import Planned
 from loadtest.driver.targets import cpus_of
 from loadtest.machine import Machine
+from loadtest.workloads import Closed
 from scheduler.spec import MILLISECOND_NS
 
 
@@ -41,13 +42,14 @@ def rows_of(
 ) -> list[Cell]:
     """In the order of the groups."""
     cells = []
+    rates = [_rate(planned, shift, index) for index in range(len(shift.parts))]
     seen: dict[tuple[str, str, float, float], int] = {}
     for index, (group, part) in enumerate(zip(planned.plan.groups, shift.parts, strict=True)):
         entry = planned.plan.entries[group.entry]
         slo_ms = group.slo_ns / MILLISECOND_NS
         arrivals = str(entry.__struct_config__.tag) + (f" {entry.name}" if entry.name else "")
         # two entries alike would be one row: the second says that it is another
-        key = (group.model, arrivals, planned.rates[index], slo_ms)
+        key = (group.model, arrivals, rates[index], slo_ms)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] > 1:
             arrivals += f" #{seen[key]}"
@@ -65,7 +67,7 @@ def rows_of(
                 model=group.model,
                 config=case.config,
                 arrivals=arrivals,
-                rate_per_s=planned.rates[index],
+                rate_per_s=rates[index],
                 slo_ms=slo_ms,
                 slo_sent_ms=planned.slo_sent_ms[index],
                 duration_s=shift.played_s,
@@ -110,6 +112,16 @@ def rows_of(
             )
         )
     return cells
+
+
+def _rate(planned: Planned, shift: Shift, index: int) -> float:
+    """What was offered; a trace at its own rate says it only once it was played: two digits, so
+    that repeats are alike.
+    """
+    entry = planned.plan.entries[planned.plan.groups[index].entry]
+    if planned.rates[index] or isinstance(entry, Closed):
+        return planned.rates[index]
+    return float(f"{shift.parts[index].sent / shift.played_s:.2g}")
 
 
 def _environment(case: Case, facts: Facts) -> dict[str, str]:

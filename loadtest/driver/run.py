@@ -104,13 +104,12 @@ class _Run:
     def run(self) -> Summary:
         for _, same in groupby(self._job.cases, key=lambda case: server_key(case.job)):
             cases = [case for case in same if not self._is_done(case)]
-            if not cases or self._progress.asked_to_stop():
-                continue
-            try:
-                self._with_server(cases)
-            except EXPECTED as error:
-                # each measurement that ran has been counted; those that did not have failed
-                self._fail(cases[0], error, len(cases))
+            while cases and not self._progress.asked_to_stop():
+                try:
+                    cases = self._with_server(cases)
+                except EXPECTED as error:
+                    self._fail(cases[0], error, len(cases))
+                    break
         return self._summary
 
     def _is_done(self, case: Case) -> bool:
@@ -122,7 +121,8 @@ class _Run:
         self._summary.failed += number
         self._progress.say(f"{case.name}: {error}")
 
-    def _with_server(self, cases: list[Case]) -> None:
+    def _with_server(self, cases: list[Case]) -> list[Case]:
+        """Measures them; what is left is for a new server, after this one has died."""
         job = cases[0].job
         files = model_files(
             job,
@@ -140,19 +140,19 @@ class _Run:
             cache_dir=self._folder / "compiled",
             log_dir=self._folder / "logs",
         ) as server:
-            for case in cases:
+            for number, case in enumerate(cases):
                 if self._progress.asked_to_stop():
-                    return
+                    return []
                 self._database.check_room()
-                if why := server.why_dead():
-                    self._fail(case, targets.TargetError(why), 1)
-                    continue
+                if number and server.why_dead():  # the one before says so in its rows
+                    return cases[number:]
                 try:
                     plan = planned(case, workloads[id(case)], files=files, server=server, cpus=cpus)
                     highest = self._checked_ceiling(case, plan, cpus)
                     self._measure(case, plan, server, files, highest)
                 except EXPECTED as error:
                     self._fail(case, error, 1)
+        return []
 
     def _numbers(self, case: Case, files: dict[str, ModelFile]) -> tuple[WorkloadEntry, ...]:
         models = {model.name: model for model in case.job.models}

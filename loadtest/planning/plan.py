@@ -169,6 +169,10 @@ def _cannot_know(question: Question, demand: Demand | None, all_pages: int) -> l
             "Executions take exactly what the profile says: say --exec-noise 0.05 for devices "
             "that heat, throttle or share their machine."
         )
+    if not devices.shares_exec_core:
+        said.append(
+            "LOADs run beside executions, as on a GPU: a worker on a CPU does one after the other."
+        )
     if devices.pages < all_pages:
         said.append(
             "LOADs take what the profile says, whoever else uses the bus; the host is taken to "

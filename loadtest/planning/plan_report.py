@@ -103,7 +103,11 @@ def _answer(plan: Plan) -> list[str]:
 def _curve(plan: Plan, what: str, points: Sequence[Point]) -> Table:
     sizes = plan.sizes
     is_cache = what == "cache"
-    title = f"{sizes.devices} devices" if is_cache else f"{_mb(plan, sizes.full_pages)} of cache"
+    title = (
+        counted(sizes.devices or 0, "device")
+        if is_cache
+        else f"{_mb(plan, sizes.full_pages)} of cache"
+    )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("cache MiB" if is_cache else "devices", "attained"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -39,7 +39,7 @@ NUM_REQUESTS = 900  # of a whole run
 
 
 class Work(NamedTuple):
-    """A workload and its models. `rate_per_s` is beyond what a middling configuration does."""
+    """A workload and its models. `rate_per_s` is more than any but the best configurations do."""
 
     name: str
     models: tuple[Models, ...]
@@ -56,7 +56,7 @@ WORKS = (
     _work(
         "one model, Poisson, SLO 250 ms",
         (Models(name="m", profile=Profile(first_ms=40, each_ms=18, load_ms=20, weights_mb=90)),),
-        Poisson(models="m", slo_ms=250, rate_per_s=150),
+        Poisson(models="m", slo_ms=250, rate_per_s=450),
     ),
     _work(
         "eight models, bursts, SLO 150 and 600 ms",
@@ -67,7 +67,7 @@ WORKS = (
             ),
         ),
         Gamma(
-            models="m*", rate_per_s=170, cv=3, skew=0.9,
+            models="m*", rate_per_s=450, cv=3, skew=0.9,
             slo_ms=(SloShare(slo_ms=150, weight=1), SloShare(slo_ms=600, weight=1)),
         ),
     ),
@@ -82,8 +82,8 @@ WORKS = (
                 profile=Profile(first_ms=120, each_ms=60, load_ms=60, weights_mb=400),
             ),
         ),
-        Poisson(models="small", slo_ms=60, rate_per_s=250, name="small"),
-        Poisson(models="large", slo_ms=800, rate_per_s=22, name="large"),
+        Poisson(models="small", slo_ms=60, rate_per_s=600, name="small"),
+        Poisson(models="large", slo_ms=800, rate_per_s=60, name="large"),
     ),
 )  # fmt: skip
 

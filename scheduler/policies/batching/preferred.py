@@ -1,14 +1,50 @@
-"""A batch for some of a queue's requests before the others: of tenants that got less of the
-devices' time than their floor, of a higher class.
+"""A batch for some of a queue's requests before the others, in overload: of tenants that got less
+of the devices' time than their floor, then of the higher classes.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from typing import Final
 
 from scheduler.device import DeviceMirror
 from scheduler.model_queue import ModelQueue
 from scheduler.policies.batching import BatchPlan
+from scheduler.priority import HIGH, LOW, NORMAL
 from scheduler.request import Request
+
+# Whom a batch is for, the first first: who is owed time, the high, the normal, the low. Batches in
+# which nobody goes before others are of USUAL.
+RANKS: Final = range(4)
+OWED: Final = 0
+USUAL: Final = 1 + NORMAL
+
+
+def build_preferred(
+    queue: ModelQueue,
+    device: DeviceMirror,
+    start_ns: int,
+    margin_ns: int,
+    *,
+    owed: list[str],
+    max_ns: int | None,
+) -> tuple[int, BatchPlan | None]:
+    """The batch of the first rank that has a request in time, and that rank. None where nobody of
+    the queue goes before the others of it; the rank is then that of any batch of the queue.
+    """
+    if owed:
+        mine = [request for tenant in owed for request in queue.of_tenant(tenant)]
+        plan = build_for(mine, queue, device, start_ns, margin_ns, max_ns=max_ns)
+        if plan is not None:
+            return OWED, plan
+    if not queue.has_classes:
+        return USUAL, None
+    high = queue.of_priority(HIGH)
+    plan = build_for(high, queue, device, start_ns, margin_ns, max_ns=max_ns)
+    if plan is not None:
+        return 1 + HIGH, plan
+    usual = [request for request in queue if request.priority != LOW]
+    plan = build_for(usual, queue, device, start_ns, margin_ns, max_ns=max_ns)
+    return (1 + LOW if plan is None else USUAL), plan
 
 
 def build_for(

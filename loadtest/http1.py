@@ -7,8 +7,9 @@ request and never looks into a body, so that on its own core it is not the bottl
 import asyncio
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import httptools
 
@@ -55,6 +56,18 @@ class Shot:
         self.ask: Ask | None = None
 
 
+class _Send(NamedTuple):
+    shot: Shot
+    request: bytes
+    on_done: Callable[[Shot], None]
+
+
+def _fail(pending: _Send, trouble: str) -> None:
+    pending.shot.trouble = trouble
+    pending.shot.done_ns = time.monotonic_ns()
+    pending.on_done(pending.shot)
+
+
 class ConnectionPool:
     """Connections to one server. The most recently used is used first, so that few stay warm."""
 
@@ -65,6 +78,9 @@ class ConnectionPool:
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
+        # all and only sends that wait for a connection, the first first: one that is being opened
+        # for it, or one that is free before
+        self._pending: deque[_Send] = deque()
         self.num_opened = 0
 
     async def warm(self, num_connections: int) -> None:
@@ -77,7 +93,8 @@ class ConnectionPool:
         if connection is not None:
             connection.send(shot, request, on_done)
             return
-        task = asyncio.get_running_loop().create_task(self._open_and_send(shot, request, on_done))
+        self._pending.append(_Send(shot, request, on_done))
+        task = asyncio.get_running_loop().create_task(self._open_for_pending())
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
@@ -88,8 +105,15 @@ class ConnectionPool:
                 shot.trouble = "gave up"
                 connection.close()
                 return
+        for pending in self._pending:
+            if pending.shot is shot:
+                self._pending.remove(pending)
+                _fail(pending, "gave up")
+                return
 
     async def close(self) -> None:
+        while self._pending:
+            _fail(self._pending.popleft(), "gave up")
         for task in self._opening:
             task.cancel()
         if self._opening:
@@ -106,21 +130,12 @@ class ConnectionPool:
             lambda: _Connection(self), self._host, self._port, ssl=self._tls
         )
 
-    async def _open_and_send(
-        self, shot: Shot, request: bytes, on_done: Callable[[Shot], None]
-    ) -> None:
-        trouble = "the new connection was closed at once"
+    async def _open_for_pending(self) -> None:
         try:
             await self._open()
         except OSError as error:
-            trouble = f"cannot connect: {error}"
-        connection = self._take_idle()
-        if connection is None:
-            shot.trouble = trouble
-            shot.done_ns = time.monotonic_ns()
-            on_done(shot)
-        else:
-            connection.send(shot, request, on_done)
+            if self._pending:
+                _fail(self._pending.popleft(), f"cannot connect: {error}")
 
     def _take_idle(self) -> "_Connection | None":
         while self._idle:
@@ -132,10 +147,13 @@ class ConnectionPool:
     def _on_open(self, connection: "_Connection") -> None:
         self.num_opened += 1
         self._all.add(connection)
-        self._idle.append(connection)
+        self._on_idle(connection)
 
     def _on_idle(self, connection: "_Connection") -> None:
-        self._idle.append(connection)
+        if self._pending:
+            connection.send(*self._pending.popleft())
+        else:
+            self._idle.append(connection)
 
     def _on_lost(self, connection: "_Connection") -> None:
         self._all.discard(connection)
@@ -215,6 +233,7 @@ class _Connection(asyncio.Protocol):
         if shot is None:
             self.close()  # a reply that nobody asked for
             return
+        on_done = self._on_done
         shot.done_ns = time.monotonic_ns()
         shot.status = self._parser.get_status_code()
         shot.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -224,4 +243,4 @@ class _Connection(asyncio.Protocol):
             self._pool._on_idle(self)
         else:
             self.close()
-        self._on_done(shot)
+        on_done(shot)  # not self._on_done: that may be the next one's by now

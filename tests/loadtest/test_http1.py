@@ -164,3 +164,39 @@ def test_nobody_listening_is_no_answer():
         return shot
 
     assert asyncio.run(play()).trouble.startswith("cannot connect")
+
+
+def test_a_send_in_the_moment_a_connection_opens_takes_it_from_nobody():
+    serving = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
+        try:
+            while True:
+                await take(reader)
+                writer.write(OK)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+    async def play() -> list[Shot]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        shots: list[Shot] = []
+        for _ in range(20):
+            pool = ConnectionPool("127.0.0.1", server.sockets[0].getsockname()[1])
+            done: list[Shot] = []
+            shots += [Shot(0, 0, 0), Shot(0, 0, 0)]
+            pool.send(shots[-2], REQUEST, done.append)
+            while not pool.num_opened:  # noqa: ASYNC110  # this very turn of the loop is meant
+                await asyncio.sleep(0)
+            pool.send(shots[-1], REQUEST, done.append)
+            while len(done) < 2:  # noqa: ASYNC110  # bounded by the test's own timeout
+                await asyncio.sleep(0)
+            await pool.close()
+        await asyncio.gather(*serving)
+        server.close()
+        await server.wait_closed()
+        return shots
+
+    assert [(shot.status, shot.trouble) for shot in asyncio.run(play())] == [(200, "")] * 40

@@ -131,7 +131,7 @@ def page(groups: Sequence[tuple[str, Sequence[Compared]]], command: str) -> str:
         "arrivals are Poisson; played with "
         "Triton's batcher (`triton`), which has these two knobs, and SLOs that refuse nobody. "
         "Errors are of the formula, in percent of what was played; ± is half of a 95 % interval of "
-        "the played mean: an error within it says nothing.",
+        "the played mean: an error within it says nothing, and the tails vary more than the mean.",
     ]
     for title, compared in groups:
         errors = [abs(error) for one in compared for error in one.errors]

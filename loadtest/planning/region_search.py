@@ -109,7 +109,10 @@ def halving(space: Space, score: Score, chance: random.Random) -> Iterator[Tried
 
 
 def region(space: Space, score: Score, chance: random.Random) -> Iterator[Tried]:
-    """As halving, but what is begun is what its neighbours speak for, and a few by chance."""
+    """As halving, but what is begun is what its neighbours speak for, and a few by chance; and what
+    a rung has sorted out is not lost: the best of that is tried on all requests in each round,
+    since the first requests may have lied.
+    """
     left = chance.sample(space.configs, len(space.configs))
     ladder = _Ladder(score)
     while left:
@@ -122,6 +125,9 @@ def region(space: Space, score: Score, chance: random.Random) -> Iterator[Tried]
             left = left[ROUND - num_explored :]
             chance.shuffle(left)
         yield from ladder.climb(begun)
+        yield from ladder.finish_best()
+    while ladder.has_unfinished:
+        yield from ladder.finish_best()
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -157,18 +163,35 @@ class _Ladder:
         self._score = score
         self._cost = 0.0
         self.known: dict[Config, float] = {}
+        self._unfinished: dict[Config, None] = {}  # all and only known, not tried on all requests
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._unfinished)
+
+    def finish_best(self) -> Iterator[Tried]:
+        """Of those that were sorted out the best so far, on all requests."""
+        if self._unfinished:
+            yield self._try(max(self._unfinished, key=self.known.__getitem__), 1.0)
 
     def climb(self, configs: Sequence[Config]) -> Iterator[Tried]:
         """A third of those goes on from each rung to the next; one at least."""
         going = list(configs)
         for share in RUNGS:
             for config in going:
-                self._cost += share
-                found = self._score(config, share)
-                self.known[config] = found
-                yield Tried(config, share, found, self._cost)
+                yield self._try(config, share)
             going.sort(key=lambda config: -self.known[config])
             going = going[: max(1, len(going) // KEPT)]
+
+    def _try(self, config: Config, share: float) -> Tried:
+        self._cost += share
+        found = self._score(config, share)
+        self.known[config] = found
+        if share < 1.0:
+            self._unfinished[config] = None
+        else:
+            self._unfinished.pop(config, None)
+        return Tried(config, share, found, self._cost)
 
 
 def _foreseen(space: Space, known: Mapping[Config, float]) -> Floats:

@@ -165,9 +165,9 @@ def page(found: Sequence[Found], command: str) -> str:
         "Cost until a configuration that was tried on all requests has 98 % of the best score: the "
         "mean, and what nine of ten searches keep below. `region` begins what the scores of its "
         "neighbours speak for, by successive halving; `halving` begins what chance draws; `random` "
-        "and `grid` play whole runs only. `region` and `halving` end when all was begun: a search "
-        "that had not got there by then, since the first rung had sorted the best out, counts as "
-        "twice the whole grid.",
+        "and `grid` play whole runs only. `halving` ends when all was begun: a search that had not "
+        "got there by then, since a rung had sorted the best out, counts as twice the whole grid. "
+        "`region` goes back to what was sorted out.",
         _verdict(found),
     ]
     wrapped = [b if b.startswith("|") else textwrap.fill(b, PAGE_COLUMNS) for b in blocks]

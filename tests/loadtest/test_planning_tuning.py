@@ -42,11 +42,12 @@ def test_every_strategy_finds_the_best_at_last_and_counts_what_it_costs(name: st
     tried = list(STRATEGIES[name](SPACE, hill, random.Random(1)))
     best = best_of(tried)
     assert best is not None
-    if name in ("grid", "random"):
-        assert best.config == (9, 3, "good")
-        assert tried[-1].cost == len(SPACE.configs)
-    else:
+    if name == "halving":  # it may have sorted it out
         assert best.score > 0.9
+    else:
+        assert best.config == (9, 3, "good")
+    if name in ("grid", "random"):
+        assert tried[-1].cost == len(SPACE.configs)
     assert {t.config for t in tried} == set(SPACE.configs)
     assert tried[-1].cost == pytest.approx(sum(t.share for t in tried))
 
@@ -61,6 +62,17 @@ def test_neighbours_scores_save_most_of_the_evaluations() -> None:
 
     assert mean_cost("region") < mean_cost("random") / 3
     assert mean_cost("region") < mean_cost("halving")
+
+
+def test_what_the_first_requests_have_lied_about_is_found_all_the_same() -> None:
+    def lying(config: Config, share: float) -> float:
+        return 0.3 if config == (9, 3, "good") and share < 1 else hill(config, share)
+
+    tried = list(STRATEGIES["region"](SPACE, lying, random.Random(1)))
+    best = best_of(tried)
+    assert best is not None
+    assert best.config == (9, 3, "good")
+    assert sum(t.share == 1.0 for t in tried) == len(SPACE.configs)  # none twice, none left out
 
 
 def test_the_same_seed_tries_the_same() -> None:

@@ -23,6 +23,7 @@ from gateway.command import (
     planning_cli,
     programs_cli,
     reload_cli,
+    replicas_cli,
 )
 from gateway.command.command_error import CommandError
 from gateway.config import KEY_VARIABLE, MEBIBYTE
@@ -46,6 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(keys_cli.app)
+app.add_typer(replicas_cli.app)
 app.add_typer(programs_cli.app)
 app.add_typer(planning_cli.app)
 app.add_typer(bench_cli.app)

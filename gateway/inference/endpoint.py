@@ -209,7 +209,11 @@ class InferEndpoint:
                     is_read = True
                     if special and CONTENT_ENCODING in special:
                         body = await self._decompressed(exchange, body, special[CONTENT_ENCODING])
-                    self._route(exchange, body, special, target, scope["headers"])
+                    if self._forwarding is None:
+                        self._submit(exchange, body, special, target)
+                    else:
+                        told = scope["headers"]
+                        self._route(self._forwarding, exchange, body, special, target, told)
             except RequestError as error:
                 exchange.refuse(error)
             except ClientGone:
@@ -273,7 +277,10 @@ class InferEndpoint:
                 exchange.enter_from_peer(special[HOP])
             exchange.hold(len(body))
             check_length(len(body), max_bytes=self._max_body_bytes)
-            self._route(exchange, body, special, target, headers)
+            if self._forwarding is None:
+                self._submit(exchange, body, special, target)
+            else:
+                self._route(self._forwarding, exchange, body, special, target, headers)
         except RequestError as error:
             exchange.refuse(error)
         except Exception:
@@ -525,15 +532,15 @@ class InferEndpoint:
 
     def _route(
         self,
+        forwarding: Forwarding,
         exchange: Exchange,
         body: bytes,
         special: Mapping[bytes, bytes],
         target: Target,
         headers: Sequence[tuple[bytes, bytes]],
     ) -> None:
-        """To the replica that has the model, which is this one where there are no others."""
-        forwarding = self._forwarding
-        if forwarding is None or exchange.hop is not None:
+        """To the replica that has the model."""
+        if exchange.hop is not None:
             self._submit(exchange, body, special, target)
             return
         asked = asked_of(target, body, special)

@@ -39,6 +39,7 @@ MAX_UNANSWERED_PINGS = 4
 # The first round trip wakes sleeping threads on both sides; of five, one is honest.
 CALIBRATION_PINGS = 5
 MAX_NAME_LENGTH = 128
+MAX_EARLY = 4096  # workers that are remembered from before the gateway knew its models
 
 
 class Session:
@@ -90,6 +91,8 @@ class Membership:
         self.epoch = wall_ms()
         self.num_superseded = 0  # Hellos of workers that a later gateway has had
         self._is_closing = False
+        # All and only peers that said Hello before there was a catalogue, and what they said last.
+        self._early: dict[bytes, Hello] = {}
         self._max_frame_bytes = max_frame_bytes
         self._clock = clock
         self._transmit = transmit
@@ -105,10 +108,15 @@ class Membership:
         """Admits the worker, refuses it, or first finds out whether its name is still in use.
 
         While the catalogue is empty, because the gateway is still compiling, it says nothing: all
-        models would be refused for good, and the worker repeats its Hello every second.
+        models would be refused for good. The first heartbeat after that answers.
         """
-        if not self._catalogue or self._is_closing:
+        if self._is_closing:
             return
+        if not self._catalogue:
+            if len(self._early) < MAX_EARLY or identity in self._early:
+                self._early[identity] = hello
+            return
+        self._early.pop(identity, None)
         if self._is_superseded(hello):
             self._yield(identity, hello)
             return
@@ -177,6 +185,9 @@ class Membership:
 
     def beat(self) -> None:
         """Call every HEARTBEAT_INTERVAL_NS, after reading what has arrived."""
+        if self._early and self._catalogue:
+            for identity, hello in list(self._early.items()):
+                self.hello(identity, hello)
         for session in list(self.by_identity.values()):
             if session.unanswered_pings >= MAX_UNANSWERED_PINGS:
                 self.lose(session, f"it answered none of {session.unanswered_pings} pings")

@@ -51,11 +51,11 @@ class Stretch(NamedTuple):
 # and of those that had been sent to it; one that is killed is missed at once.
 CUT_S, KILL_S, AGAIN_S, LOAD_S = 12.0, 28.0, 33.0, 48.0
 STRETCHES = (
-    Stretch("before", 2.0, CUT_S, 0.97),
+    Stretch("before", 2.0, CUT_S, 0.95),
     Stretch("one host cut off for 5 s", CUT_S, CUT_S + PARTITION_S, 0.85),
     Stretch("after, while it comes back", CUT_S + PARTITION_S, KILL_S, 0.95),
     Stretch("a worker killed, for 5 s", KILL_S, AGAIN_S, 0.90),
-    Stretch("after, while it starts again", AGAIN_S, LOAD_S, 0.97),
+    Stretch("after, while it starts again", AGAIN_S, LOAD_S, 0.95),
 )
 
 

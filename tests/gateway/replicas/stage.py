@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -46,8 +47,8 @@ class PuppetReplica:
         self._server: asyncio.Server
         self._writers: list[asyncio.StreamWriter] = []
 
-    async def open(self) -> int:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def open(self, tls: ssl.SSLContext | None = None) -> int:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
@@ -148,12 +149,14 @@ async def replicas(
     *names: str,
     copies: int = 2,
     is_direct: bool = True,
+    tls: ssl.SSLContext | None = None,
     tenants: Tenants | None = None,
     serves: Callable[[Shards], list[str]] = lambda shards: [],
 ) -> AsyncIterator[Stage]:
     """`names` are puppets beside OWN, which listens and `serves` models of these names."""
     puppets = {name: PuppetReplica(name) for name in names}
-    urls = {name: f"http://127.0.0.1:{await puppet.open()}" for name, puppet in puppets.items()}
+    host = "http://127.0.0.1" if tls is None else "https://localhost"
+    urls = {name: f"{host}:{await puppet.open(tls)}" for name, puppet in puppets.items()}
     told = [Replica(OWN, "http://127.0.0.1:1"), *(Replica(n, url) for n, url in urls.items())]
     stage = Stage(Shards(told, OWN, copies=copies), puppets)
     specs = [model_spec(name) for name in serves(stage.shards)]

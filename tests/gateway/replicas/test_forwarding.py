@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import ssl
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.gateway.listening import Connection, run
 from tests.gateway.replicas.stage import OWN, body_of, model_of, replicas
 
 SERVED = served()
+TLS = Path(__file__).parents[1] / "http" / "tls"
 OUTPUTS = outputs(((1, 2), fp32(1, 2)))
 
 
@@ -388,5 +391,37 @@ def test_other_replicas_are_on_the_metrics_page() -> None:
             assert 'remontoir_replica_up{replica="a"} 1' in page
             assert 'remontoir_replica_up{replica="b"} 0' in page
             assert 'remontoir_replica_hop_seconds{replica="a"} 0.001' in page
+
+    run(story)
+
+
+def presenting(name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(TLS / f"{name}-cert.pem", TLS / f"{name}-key.pem")
+    return context
+
+
+def test_replicas_are_asked_over_tls_where_their_urls_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "first-cert.pem"))
+
+    async def story() -> None:
+        async with replicas("a", "b", tls=presenting("first")) as stage:
+            client = await stage.send(stage.model_of("a", "b"))
+            (await stage.puppets["a"].asked.get()).answer()
+            assert (await client.answer())[1]["x-remontoir-replica"] == "a"
+
+    run(story)
+
+
+def test_a_replica_that_cannot_prove_itself_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "second-cert.pem"))
+
+    async def story() -> None:
+        async with replicas("a", copies=1, tls=presenting("first")) as stage:
+            status, reason, detail = await error_of(await stage.send(stage.model_of("a")))
+            assert (status, reason) == (503, "replica_unavailable")
+            assert "CERTIFICATE_VERIFY_FAILED" in detail
 
     run(story)

@@ -137,9 +137,30 @@ def test_nobody_is_answered_before_the_gateway_knows_its_models(door: Door) -> N
     door.catalogue.clear()
     door.hello(b"1")
     assert door.sent == []
+    door.membership.beat()
+    assert door.sent == []
     door.catalogue["resnet"] = RESNET
     door.hello(b"1")
     assert door.messages(b"1", Welcome) == [Welcome("w#01234567-1", {}, gateway="g", epoch=EPOCH)]
+    door.membership.beat()
+    assert len(door.messages(b"1", Welcome)) == 1
+
+
+def test_who_came_too_early_is_let_in_at_the_first_heartbeat_without_asking_again(
+    door: Door,
+) -> None:
+    door.catalogue.clear()
+    door.hello(b"0", incarnation="of a connection that broke")
+    door.hello(b"1", resident=("resnet",))
+    door.hello(b"2", name="v")
+    door.gone.add(b"0")
+    door.catalogue["resnet"] = RESNET
+    door.membership.beat()
+    assert door.messages(b"1", Welcome)
+    assert door.messages(b"2", Welcome)
+    assert set(door.membership.by_identity) == {b"1", b"2"}
+    door.membership.beat()
+    assert len(door.messages(b"1", Welcome)) == 1
 
 
 def test_nonsense_pongs_do_not_let_a_worker_in(door: Door) -> None:

@@ -1,0 +1,129 @@
+"""`remontoir replicas`: which replica has which models, and what a change of the list would move.
+
+Owns the command's words and its table. It asks nobody: the list says it all.
+"""
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gateway.command.command_error import CommandError
+from scheduler.shards import Replica, ReplicasError, parse_replicas, rendezvous_order
+
+app = typer.Typer()
+console = Console(highlight=False)
+
+
+class Form(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    ENVOY = "envoy"
+
+
+Replicas = Annotated[
+    str,
+    typer.Option(
+        "--replicas",
+        metavar="NAME=URL,...",
+        envvar="REMONTOIR_REPLICAS",
+        help="As gateways and workers have it.",
+    ),
+]
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option("--models", metavar="DIR", help="Model repository whose models are meant."),
+]
+Names = Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Or these.")]
+After = Annotated[
+    str | None,
+    typer.Option("--after", metavar="NAME=URL,...", help="Another list: what would move?"),
+]
+Copies = Annotated[
+    int, typer.Option("--replica-copies", min=1, help="Replicas that have a model ready.")
+]
+FormOption = Annotated[
+    Form,
+    typer.Option(
+        "--format",
+        help="table; json: {model: [owner, who stands in]}; envoy: routes by x-remontoir-model, "
+        "to clusters of the replicas' names, for an Envoy in front.",
+    ),
+]
+
+
+@app.command()
+def replicas(
+    replicas: Replicas,
+    names: Names = None,
+    models: ModelsDir = None,
+    after: After = None,
+    copies: Copies = 2,
+    form: FormOption = Form.TABLE,
+) -> None:
+    """Show which of several gateways has which models, and what another list would move.
+
+    \b
+    Examples:
+      remontoir replicas --replicas g0=http://a:8000,g1=http://b:8000 --models demo-models
+      remontoir replicas --replicas "$OLD" --after "$NEW" --models demo-models
+      remontoir replicas --replicas "$R" --models demo-models --format envoy > routes.json
+    """
+    told = _parsed(replicas, "--replicas")
+    wanted = _names(names, models)
+    holders = {name: rendezvous_order(told, name)[:copies] for name in wanted}
+    if form is Form.JSON:
+        print(json.dumps(holders, indent=2))
+        return
+    if form is Form.ENVOY:
+        print(json.dumps({"routes": envoy_routes(holders)}, indent=2))
+        return
+    table = Table("replica", "weight", "owns", "stands in for", "models")
+    for replica in told:
+        owned = [name for name, of in holders.items() if of[0] == replica.name]
+        spare = sum(replica.name in of[1:] for of in holders.values())
+        shown = ", ".join(owned[:6]) + (" ..." if len(owned) > 6 else "")
+        table.add_row(replica.name, f"{replica.weight:g}", str(len(owned)), str(spare), shown)
+    console.print(table)
+    if after is not None:
+        later = _parsed(after, "--after")
+        moved = [name for name in wanted if rendezvous_order(later, name)[0] != holders[name][0]]
+        share = f"{len(moved) / max(1, len(wanted)):.1%}"
+        console.print(f"With --after, {len(moved)} of {len(wanted)} models move ({share}).")
+
+
+def envoy_routes(holders: dict[str, tuple[str, ...]]) -> list[dict[str, object]]:
+    """Of a virtual host: by the header of each model, and by its path below /v2; all else goes to
+    the cluster `remontoir`, which is any of the replicas.
+    """
+    routes: list[dict[str, object]] = []
+    for model, (owner, *_) in sorted(holders.items()):
+        header = {"name": "x-remontoir-model", "string_match": {"exact": model}}
+        to_owner = {"cluster": owner}
+        routes.append({"match": {"prefix": "/", "headers": [header]}, "route": to_owner})
+        path = {"path_separated_prefix": f"/v2/models/{model}"}
+        routes.append({"match": path, "route": to_owner})
+    return [*routes, {"match": {"prefix": "/"}, "route": {"cluster": "remontoir"}}]
+
+
+def _parsed(text: str, flag: str) -> Sequence[Replica]:
+    try:
+        return parse_replicas(text)
+    except ReplicasError as error:
+        raise CommandError(f"{flag}: {error}", exit_code=2) from error
+
+
+def _names(names: list[str] | None, models: Path | None) -> list[str]:
+    found = list(names or ())
+    if models is not None:
+        if not models.is_dir():
+            raise CommandError(f"--models {models}: no such directory", exit_code=2)
+        found += sorted(p.name for p in models.iterdir() if p.is_dir() and p.name[0] != ".")
+    if not found:
+        raise CommandError("which models? Give --models DIR, or their names.", exit_code=2)
+    return found

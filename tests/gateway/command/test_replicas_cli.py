@@ -1,0 +1,61 @@
+"""`remontoir replicas`, as a user calls it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gateway.command.command_error import CommandError
+from gateway.command.replicas_cli import app
+
+TWO = "g0=http://a:8000,g1=http://b:8000"
+MODELS = [f"m{number}" for number in range(40)]
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["--replicas", TWO, *arguments])
+
+
+def test_the_table_counts_what_each_owns_and_stands_in_for(tmp_path: Path) -> None:
+    for name in (*MODELS, ".git"):
+        (tmp_path / name).mkdir()
+    told = call("--models", str(tmp_path)).output.split("\n")
+    rows = [line.replace("│", " ").split() for line in told if " g0 " in line or " g1 " in line]
+    assert {row[0] for row in rows} == {"g0", "g1"}
+    assert sum(int(row[2]) for row in rows) == 40
+    for row in rows:
+        assert int(row[2]) + int(row[3]) == 40  # of two, each has all
+
+
+def test_what_another_list_moves_is_its_newcomers(tmp_path: Path) -> None:
+    out = call(*MODELS, "--after", f"{TWO},g2=http://c:8000").output
+    (said,) = [line for line in out.split("\n") if "move" in line]
+    assert 5 < int(said.split()[2]) < 22  # a third of 40
+
+
+def test_json_says_the_order_and_envoy_gets_a_route_for_each() -> None:
+    holders = json.loads(call("m1", "m2", "--format", "json").output)
+    assert {tuple(sorted(of)) for of in holders.values()} == {("g0", "g1")}
+    routes = json.loads(call("m1", "--format", "envoy").output)["routes"]
+    header = {"name": "x-remontoir-model", "string_match": {"exact": "m1"}}
+    owner = {"cluster": holders["m1"][0]}
+    assert routes == [
+        {"match": {"prefix": "/", "headers": [header]}, "route": owner},
+        {"match": {"path_separated_prefix": "/v2/models/m1"}, "route": owner},
+        {"match": {"prefix": "/"}, "route": {"cluster": "remontoir"}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "which models?"),
+        (["--models", "/nowhere"], "--models /nowhere: no such directory"),
+        (["m", "--after", "g0"], "--after: 'g0' is not NAME=http://HOST:PORT"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: list[str], message: str) -> None:
+    failed = call(*arguments).exception
+    assert isinstance(failed, CommandError)
+    assert message in str(failed)

@@ -48,22 +48,28 @@ def search(
     attempt: Try, on_step: Callable[[str], None] = lambda _: None
 ) -> tuple[float, float, float]:
     """The highest rate that is kept, its error, and the lowest that was not. `attempt` says of a
-    rate whether it was kept, and the error in milliseconds. 0 if not even the first one was.
+    rate whether it was kept, and the error in milliseconds; one that was not is tried once more,
+    since others' work comes and goes. 0 if not even the first one was: then it is not the rate.
     """
+
+    def tried(rate_per_s: float) -> tuple[bool, float]:
+        first = attempt(rate_per_s)
+        return first if first[0] else attempt(rate_per_s)
+
     kept, kept_error, missed = 0.0, 0.0, 0.0
     rate = FIRST_RATE
     while rate <= MOST_RATE:
         on_step(f"{rate:,.0f}/s")
-        is_kept, error_ms = attempt(rate)
+        is_kept, error_ms = tried(rate)
         if not is_kept:
             missed = rate
             break
         kept, kept_error = rate, error_ms
         rate *= 2
-    for _ in range(NUM_BISECTIONS if missed else 0):
+    for _ in range(NUM_BISECTIONS if missed and kept else 0):
         middle = (kept + missed) / 2
         on_step(f"{middle:,.0f}/s")
-        is_kept, error_ms = attempt(middle)
+        is_kept, error_ms = tried(middle)
         if is_kept:
             kept, kept_error = middle, error_ms
         else:

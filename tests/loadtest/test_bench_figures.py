@@ -223,9 +223,9 @@ def test_the_ceiling_is_searched_between_the_last_kept_and_the_first_missed_rate
         return rate <= 5200, rate / 10_000
 
     kept, error, missed = ceiling.search(attempt)
-    assert tried == [500, 1000, 2000, 4000, 8000, 6000, 5000, 5500]
+    assert tried == [500, 1000, 2000, 4000, 8000, 8000, 6000, 6000, 5000, 5500, 5500]
     assert (kept, error, missed) == (5000, 0.5, 5500)
-    assert ceiling.search(lambda _: (False, 9.0)) == (0.0, 0.0, 62.5)
+    assert ceiling.search(lambda _: (False, 9.0)) == (0.0, 0.0, 500.0)
 
 
 def test_ceilings_are_kept_by_size_processes_and_cpus(tmp_path: Path):

@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from loadtest.planning.peak import cut, demand_of
-from loadtest.planning.plan import shortened
+from loadtest.planning.evaluate import Asks
+from loadtest.planning.peak import Demand, cut, demand_of, warmup_s_of
 from loadtest.planning.plan_command import check_numbers, question_of, source_flags, with_noise
 from loadtest.planning.plan_report import percent
 from loadtest.planning.region_search import STRATEGIES, Score, Space, Tried
@@ -35,8 +35,9 @@ from loadtest.planning.tuning import (
     space_of,
 )
 from loadtest.scenario import ScenarioError
+from loadtest.workloads import Ask
 from scheduler.policies import PolicyError, parse
-from scheduler.spec import ModelSpec
+from scheduler.spec import SECOND_NS, ModelSpec
 
 DEFAULT_BUDGET = 20.0
 NUM_SHOWN = 10
@@ -98,8 +99,23 @@ def _simulated(options: argparse.Namespace, host: Host, directory: Path) -> Scor
         )
     demand = demand_of(question, max_requests=options.max_requests)
     seeds = options.seed or [1]
-    asks: dict[int, Any] = {seed: list(cut(question, demand, seed)) for seed in seeds}
-    return Simulated(shortened(question, demand), asks, host, directory)
+    asks: Asks = {seed: _counted(cut(question, demand, seed), demand) for seed in seeds}
+    # A ninth of the requests is to be a ninth of the work, and all of it to count: no warm-up.
+    setup = msgspec.structs.replace(
+        question.case.setup,
+        warmup_s=0.0,
+        duration_s=demand.end_s - demand.begin_s,
+        full_duration_s=None,
+    )
+    case = msgspec.structs.replace(question.case, setup=setup, duration_s=setup.duration_s)
+    played = msgspec.structs.replace(question, case=case)
+    return Simulated(played, asks, host, directory)
+
+
+def _counted(played: Iterable[Ask], demand: Demand) -> list[Ask]:
+    """Without the warm-up before the stretch, from instant 0 on."""
+    begin_ns = round(warmup_s_of(demand) * SECOND_NS)
+    return [ask._replace(at_ns=ask.at_ns - begin_ns) for ask in played if ask.at_ns >= begin_ns]
 
 
 def _within(options: argparse.Namespace, errors: Console, space: Space, score: Score) -> Any:

@@ -189,6 +189,26 @@ def test_the_command_tries_a_host(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (rows[-1]["workers"], rows[-1]["max_batch"]) == (1, 1)
 
 
+def test_a_ninth_of_the_requests_is_of_those_that_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The busiest stretch of a trace begins late in it: what comes before is no part of a rung."""
+    trace = tmp_path / "t.csv"
+    times = [i / 50 for i in range(400)] + [8 + i / 200 for i in range(400)]
+    trace.write_text("at_s\n" + "".join(f"{at_s:.4f}\n" for at_s in times))
+    printed = tuned(
+        [
+            "--trace", str(trace), "--slo-ms", "100", "--profile", "v100/resnet50_v2",
+            "--max-requests", "401", "--cores", "4", "--policy", "remontoir", "--json",
+            "--evaluations", "3",
+        ],
+        capsys,
+    )  # fmt: skip
+    rows = json.loads(printed)
+    assert any(row["share"] < 1 for row in rows)
+    assert min(row["score"] for row in rows) > 0.9  # a device does it; none can score nothing
+
+
 def test_the_command_asks_a_probe(capsys: pytest.CaptureFixture[str]) -> None:
     probe = "echo $((REMONTOIR_TUNE_WORKERS * 10 - REMONTOIR_TUNE_MAX_BATCH))"
     arguments = ["--probe", probe, "--cores", "2", "--threads", "1", "--policy", "edf"]

@@ -94,6 +94,19 @@ def reload(root: Path) -> Path:
     return repository
 
 
+def two_sizes(root: Path) -> Path:
+    """Repository of `fast` and `slow`, one about ten times as long as the other; not calibrated."""
+    for name, layers, channels in (("fast", 12, 32), ("slow", 36, 64)):
+        _ensure(
+            root / "two_sizes",
+            name,
+            lambda layers=layers, channels=channels: graphs.conv_chain(  # type: ignore[misc]
+                layers=layers, channels=channels, size=28
+            ),
+        )
+    return root / "two_sizes"
+
+
 def model_path(repository: Path, name: str) -> Path:
     return repository / name / "1" / "model.onnx"
 

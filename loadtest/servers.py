@@ -105,14 +105,14 @@ def remontoir(
     port = free_port()
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(models)]
     command += ["--cache-dir", str(cache_dir), "--port", str(port), "--drain-s", "0", *flags]
-    with _running(
+    with running(
         "remontoir",
         command,
-        port,
-        cpus,
-        log_dir,
-        "/readyz",
-        environ,
+        port=port,
+        cpus=cpus,
+        log_dir=log_dir,
+        ready_path="/readyz",
+        environ=environ,
         start_timeout_s=start_timeout_s,
     ) as server:
         yield server
@@ -141,7 +141,15 @@ def asgi(
     command = [sys.executable, "-m", "uvicorn", application, "--port", str(port)]
     command += ["--no-access-log", "--log-level", "warning"]
     cpus = str(SERVER_CPU)
-    with _running(name, command, port, cpus, log_dir, "/ready", environ or {}) as server:
+    with running(
+        name,
+        command,
+        port=port,
+        cpus=cpus,
+        log_dir=log_dir,
+        ready_path="/ready",
+        environ=environ or {},
+    ) as server:
         yield server
 
 
@@ -162,23 +170,35 @@ def program(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)
+
+
+def free_ports(count: int) -> int:
+    """The first of so many in a row: some servers want to be told several."""
+    while True:
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError, OverflowError):
+            first = probes.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            for more in range(1, count):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port + more))
+            return port
 
 
 @contextlib.contextmanager
-def _running(
+def running(
     name: str,
     command: list[str],
+    *,
     port: int,
     cpus: str,
     log_dir: Path,
     ready_path: str,
     environ: Mapping[str, str] = {},  # a Mapping: nobody can change it
     start_timeout_s: float = START_TIMEOUT_S,
+    cwd: Path = Path(__file__).parent.parent,
 ) -> Iterator[Server]:
+    """A server of any kind, ready when it answers 200 on `ready_path`. Raises ServerError."""
     pinned = on_cpus(cpus, command)
     log_dir.mkdir(parents=True, exist_ok=True)
     log_path = log_dir / f"{name}.log"
@@ -189,7 +209,7 @@ def _running(
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environ},
-            cwd=Path(__file__).parent.parent,
+            cwd=cwd,
             start_new_session=True,
         )
     server = Server(name, port, shlex.join(pinned), process)

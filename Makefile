@@ -23,7 +23,7 @@ LOCK311 := $(COMPILE) --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench locust experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui e2e-prometheus e2e-net e2e-envoy e2e-image helm-e2e vendor-ui clean distclean
+.PHONY: help install serve test check format bench locust peers lock-peers experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui e2e-prometheus e2e-net e2e-envoy e2e-image helm-e2e vendor-ui clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench: $(DEV) ## measure: overload, gateway cost, paging, scheduler (ARGS=--help
 
 locust: $(DEV) ## load a running gateway (make serve) by Locust for 30 s (HOST=http://..., ARGS="--shape trace"; docs/locust.md)
 	@$(BIN)/remontoir locust --headless --only-summary --host $(HOST) -u 20 -t 30s $(ARGS)
+
+peers: $(DEV) ## measure other servers beside ours, write docs/measurements/peers.md (an hour, network; ARGS=--quick: minutes)
+	@$(BIN)/remontoir bench peers $(ARGS)
 
 experiments: $(DEV) ## play the papers' experiments in virtual time, write docs/measurements/scheduler.md
 	@$(BIN)/python -m loadtest.experiments $(ARGS)
@@ -133,6 +136,15 @@ lock: ## renew requirements*.txt after a change of pyproject.toml (needs uv; ARG
 	    -c requirements-dev.txt -o requirements-cuda-tests.txt
 	$(COMPILE) $(ARGS) --python-platform linux --python-version 3.10 --group python310 \
 	    -o requirements-python310.txt
+
+# Triton's wheel wants a newer C library than uv supposes; Debian 12 has it.
+PEERS := loadtest/peers/requirements
+lock-peers: ## renew the peers' locks after a change of their .in files (needs uv; ARGS=--upgrade for newer)
+	@set -e; for file in $(PEERS)/*.in; do \
+	    echo "$$file"; \
+	    $(COMPILE) $(ARGS) --python-version 3.11 --python-platform x86_64-manylinux_2_36 \
+	        "$$file" -o "$${file%.in}.txt"; \
+	done
 
 clean: ## remove caches and build outputs
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .coverage

@@ -105,7 +105,7 @@ def remontoir(
     port = free_port()
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(models)]
     command += ["--cache-dir", str(cache_dir), "--port", str(port), "--drain-s", "0", *flags]
-    with running(
+    with program(
         "remontoir",
         command,
         port=port,
@@ -124,7 +124,9 @@ def emulated(
 ) -> Iterator[Server]:
     """A gateway with emulated devices, as `flags` say, ready."""
     command = [sys.executable, "-m", "gateway", "serve", "--port", str(port), "--drain-s", "0"]
-    with _running(name, [*command, *flags], port, cpus, log_dir, "/readyz") as server:
+    with program(
+        name, [*command, *flags], port=port, cpus=cpus, log_dir=log_dir, ready_path="/readyz"
+    ) as server:
         yield server
 
 
@@ -141,7 +143,7 @@ def asgi(
     command = [sys.executable, "-m", "uvicorn", application, "--port", str(port)]
     command += ["--no-access-log", "--log-level", "warning"]
     cpus = str(SERVER_CPU)
-    with running(
+    with program(
         name,
         command,
         port=port,
@@ -150,22 +152,6 @@ def asgi(
         ready_path="/ready",
         environ=environ or {},
     ) as server:
-        yield server
-
-
-@contextlib.contextmanager
-def program(
-    name: str,
-    command: Sequence[str],
-    *,
-    port: int,
-    cpus: str,
-    log_dir: Path,
-    ready_path: str,
-    environ: Mapping[str, str] = {},  # a Mapping: nobody can change it
-) -> Iterator[Server]:
-    """Any server that listens on 127.0.0.1:port, on the given cores, ready."""
-    with _running(name, list(command), port, cpus, log_dir, ready_path, environ) as server:
         yield server
 
 
@@ -186,9 +172,9 @@ def free_ports(count: int) -> int:
 
 
 @contextlib.contextmanager
-def running(
+def program(
     name: str,
-    command: list[str],
+    command: Sequence[str],
     *,
     port: int,
     cpus: str,
@@ -198,8 +184,10 @@ def running(
     start_timeout_s: float = START_TIMEOUT_S,
     cwd: Path = Path(__file__).parent.parent,
 ) -> Iterator[Server]:
-    """A server of any kind, ready when it answers 200 on `ready_path`. Raises ServerError."""
-    pinned = on_cpus(cpus, command)
+    """Any server that listens on 127.0.0.1:port, on the given cores; ready when it answers 200 on
+    `ready_path`. Raises ServerError.
+    """
+    pinned = on_cpus(cpus, list(command))
     log_dir.mkdir(parents=True, exist_ok=True)
     log_path = log_dir / f"{name}.log"
     with log_path.open("wb") as log:

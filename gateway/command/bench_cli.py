@@ -227,6 +227,16 @@ def _given(value: str | None) -> list[str]:
     return [] if value is None else [value]
 
 
+# No help of ours: the program has its own.
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def peers(more: typer.Context) -> None:
+    """Measure Triton, KServe, Ray Serve and others beside ours; `peers --help` has its options."""
+    _become("loadtest.peers", *more.args)
+
+
 def _become(module: str, *parts: str | Sequence[str]) -> None:
     """This process becomes the program."""
     command = program(module)

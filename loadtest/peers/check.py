@@ -58,7 +58,7 @@ def check(peer: Peer, running: Running, stage: Stage) -> Checked:
         for index in range(count)
     ]
     shots = drive(
-        port=port, arrivals=arrivals, requests=requests, connections=2, give_up_s=GIVE_UP_S
+        port=port, arrivals=arrivals, requests=requests, connections=count, give_up_s=GIVE_UP_S
     )
     right, trouble = 0, ""
     read = reader(peer.wire)

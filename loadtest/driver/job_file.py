@@ -21,6 +21,8 @@ from loadtest.workloads import WorkloadEntry
 
 # Of a server: start, ready, the bare loop beside it. Measured here: 4 to 9 s.
 START_ESTIMATE_S = 8.0
+# Of a measurement: the driver's processes, reading replies. Measured here: 1 to 3 s.
+CASE_ESTIMATE_S = 2.0
 MOST_CASES = 10_000
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<where>.*)`)?$", re.DOTALL)
@@ -96,7 +98,9 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
     def estimated_s(self) -> float:
         """How long it will take, without running it: seconds."""
         jobs = [case.job for case in self.cases]
-        loads_s = sum(job.duration_s + job.warm_up_s + job.give_up_s for job in jobs)
+        loads_s = sum(
+            job.duration_s + job.warm_up_s + job.give_up_s + CASE_ESTIMATE_S for job in jobs
+        )
         return loads_s + START_ESTIMATE_S * len(set(map(server_key, jobs)))
 
 

@@ -250,3 +250,11 @@ def test_only_one_process_compiles_a_model_at_a_time(cache: ArtifactCache, tmp_p
             pass  # another model is not held up
     with path.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_of_several_gateways_models_only_ours_are_read(tmp_path: Path) -> None:
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+    found = scan_repository(tmp_path, is_ours=lambda name: name == "ours")
+    assert [model.name for model in found] == ["ours"]
+    assert scan_repository(tmp_path, is_ours=lambda _: False) == []

@@ -57,7 +57,14 @@ def version(number: str, *, content: str | None = None, name: str = "m") -> Mode
 class World:
     """A gateway's middle: time passes only when somebody sleeps."""
 
-    def __init__(self, tmp_path: Path, *, keep: int = 1, resident: bool = True) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        *,
+        keep: int = 1,
+        resident: bool = True,
+        is_ours: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         self.path = tmp_path
         self.now_s = 1000.0
         first = version("1")
@@ -82,6 +89,7 @@ class World:
             link=self,
             metrics=self.metrics,
             compile_model=self.compile,
+            is_ours=is_ours,
             sleep=self.sleep,
             clock=lambda: self.now_s,
         )
@@ -440,6 +448,23 @@ def test_the_directory_is_watched_and_what_an_operator_unloaded_stays_so(tmp_pat
         await looked(4)
         assert world.serving == gone
         assert await world.reloading.is_changed("m")
+        watching.cancel()
+        await world.reloading.close()
+
+    play(story)
+
+
+def test_models_of_other_replicas_are_neither_taken_nor_reloaded(tmp_path: Path) -> None:
+    async def story() -> None:
+        world = World(tmp_path, is_ours=lambda name: name == "m")
+        world.reloading.start(states_of(tmp_path))
+        watching = asyncio.create_task(world.reloading.watch(5.0))
+        world.put("theirs", version("1"))
+        world.put("m", version("2"))
+        await until(lambda: world.serving.version == "2")
+        with pytest.raises(RequestError, match="model theirs is of another replica"):
+            await world.reloading.refresh("theirs")
+        assert list(world.versions.serving) == ["m"]
         watching.cancel()
         await world.reloading.close()
 

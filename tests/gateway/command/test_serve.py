@@ -64,12 +64,12 @@ def test_the_printed_lines_work_as_pasted(tmp_path: Path) -> None:
 
 
 def test_sigterm_drains_and_leaves_nothing(tmp_path: Path) -> None:
-    with running_gateway(*EMULATED, "--drain-s", "1", scratch=tmp_path) as gateway:
+    with running_gateway(*EMULATED, "--drain-s", "3", scratch=tmp_path) as gateway:
         workers = gateway.child_pids()
         assert len(workers) == 2
         assert httpx.get(f"{gateway.url}/readyz").status_code == 200
         gateway.process.send_signal(signal.SIGTERM)
-        assert gateway.read_line() == "Draining for 1 s; Ctrl-C again ends at once.\n"
+        assert gateway.read_line() == "Draining for 3 s; Ctrl-C again ends at once.\n"
         not_ready = httpx.get(f"{gateway.url}/readyz")
         assert (not_ready.status_code, not_ready.json()["reason"]) == (503, "draining")
         assert infer(gateway).status_code == 200
@@ -153,7 +153,9 @@ def test_a_worker_that_joins_from_elsewhere_serves(tmp_path: Path) -> None:
             assert infer(gateway).status_code == 200
             gateway.process.send_signal(signal.SIGTERM)
             assert gateway.wait()[0] == 0
-            assert worker.wait(timeout=30) == 0  # the gateway said goodbye
+            assert worker.poll() is None  # it waits for the next gateway (adr/0016)
+            worker.terminate()
+            assert worker.wait(timeout=30) == 0
         finally:
             worker.kill()
             worker.wait()

@@ -15,7 +15,7 @@ from gateway.config import GatewayConfig
 from gateway.errors import CLOSE, CONNECTION, ErrorReplies
 from gateway.http.request_body import Message, Receive
 from gateway.http.request_ids import REQUEST_ID, RequestIds
-from gateway.http.routes import build_routes
+from gateway.http.routes import ASKED_METHOD, build_routes
 from gateway.inference.answer_sharing import Sharings
 from gateway.inference.endpoint import InferEndpoint
 from gateway.inference.exchange import Send
@@ -99,7 +99,7 @@ def _as_get(scope: dict[str, Any]) -> dict[str, Any]:
     balancers probe with it. Events have no end that it could wait for.
     """
     if scope["type"] == "http" and scope["method"] == "HEAD" and scope["path"] != EVENTS_PATH:
-        return {**scope, "method": "GET"}
+        return {**scope, "method": "GET", ASKED_METHOD: "HEAD"}
     return scope
 
 

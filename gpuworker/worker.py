@@ -301,7 +301,7 @@ class Worker:
         """
         if self._is_joined and not self._is_stopping:
             self._link.send(wire.Goodbye("the gateway said goodbye"))
-            self._end_session(f"the gateway said goodbye: {reason}")
+            self._end_session(f"the gateway said goodbye: {reason}", logging.INFO)
             self._hello_due_ns = self._heard_ns + HELLO_INTERVAL_NS  # that one takes none
 
     def _look_for_later(self, reason: str, now: int) -> None:
@@ -431,11 +431,11 @@ class Worker:
         if self._link.send(hello):  # else there is no connection yet: again at the next tick
             self._hello_due_ns = now + HELLO_INTERVAL_NS
 
-    def _end_session(self, reason: str) -> None:
+    def _end_session(self, reason: str, level: int = logging.WARNING) -> None:
         """Forget the gateway's orders and prepare to say Hello; nothing when not joined."""
         if not self._is_joined:
             return
-        _log.warning("leaving the session: %s", reason)
+        _log.log(level, "leaving the session: %s", reason)
         self._is_joined = False
         self._session += 1
         self._hello_due_ns = 0

@@ -142,9 +142,10 @@ def _validate_queue(queue: ModelQueue) -> None:
     _check(queue.num_rows == sum(r.rows for r in queue), f"{name}: num_rows {queue.num_rows}")
     _check(queue.latest_start_ns is not None, f"{name}: queue without a key")
     _check(queue.wake_at_ns is not None, f"{name}: queue without an expiry")
-    told = {(p, r.request_id) for p in (HIGH, LOW) for r in queue.of_priority(p)}
-    classes = {(r.priority, r.request_id) for r in queue if r.priority != NORMAL}
-    _check(told == classes, f"{name}: classes {sorted(told)}, not {sorted(classes)}")
+    for priority in (HIGH, NORMAL, LOW):
+        told = [r.request_id for r in queue.of_class(priority) or ()]
+        expected = [r.request_id for r in queue if r.priority == priority]
+        _check(told == expected, f"{name}: {told} of class {priority}, not {expected}")
 
 
 def _check(holds: bool, message: str) -> None:

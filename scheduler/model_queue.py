@@ -1,7 +1,7 @@
 """The waiting requests of one model that may share a batch, in deadline order."""
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from scheduler.priority import HIGH, LOW, NORMAL
@@ -19,16 +19,17 @@ class ModelQueue(Wakeable):
     equal, is O(1); elsewhere it is a bisection and a memmove. `latest_start_ns` is the sort key
     under which the queue was last announced to the devices; None when empty. With
     `keeps_arrival_order`, `in_order` gives the requests as they were pushed, for policies that are
-    first come, first served; with `keeps_tenants`, `of_tenant` gives one tenant's. `of_priority`
-    gives those of one class, if it is not the usual one.
+    first come, first served; with `keeps_tenants`, `of_tenant` gives one tenant's. `of_class`
+    gives the requests of one class as a queue of their own, while there is another than NORMAL.
     """
 
     __slots__ = (
         "_arrived",
-        "_by_priority",
         "_by_tenant",
+        "_classes",
         "_entries",
         "_first",
+        "_keeps_classes",
         "_sequence",
         "batch_key",
         "elements",
@@ -47,6 +48,7 @@ class ModelQueue(Wakeable):
         *,
         keeps_arrival_order: bool = False,
         keeps_tenants: bool = False,
+        keeps_classes: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
@@ -60,8 +62,9 @@ class ModelQueue(Wakeable):
         self._arrived: dict[int, Request] | None = {} if keeps_arrival_order else None
         # tenant → request id → request; None where all are one tenant's
         self._by_tenant: dict[str, dict[int, Request]] | None = {} if keeps_tenants else None
-        # HIGH and LOW → request id → request; None until there is one of them
-        self._by_priority: dict[int, dict[int, Request]] | None = None
+        # A queue for each class; None while all are NORMAL.
+        self._classes: tuple[ModelQueue, ModelQueue, ModelQueue] | None = None
+        self._keeps_classes = keeps_classes
         self.num_rows = 0
         self.latest_start_ns: int | None = None
 
@@ -92,10 +95,10 @@ class ModelQueue(Wakeable):
             self._arrived[request.request_id] = request
         if self._by_tenant is not None:
             self._by_tenant.setdefault(request.tenant, {})[request.request_id] = request
-        if request.priority != NORMAL:
-            if self._by_priority is None:
-                self._by_priority = {HIGH: {}, LOW: {}}
-            self._by_priority[request.priority][request.request_id] = request
+        if self._classes is not None:
+            self._classes[request.priority].push(request)
+        elif request.priority != NORMAL and self._keeps_classes:
+            self._split(request).push(request)
         if len(entries) == self._first or entries[-1][0] <= request.deadline_ns:
             entries.append(entry)
             return len(entries) - self._first == 1
@@ -110,8 +113,8 @@ class ModelQueue(Wakeable):
             del self._arrived[request.request_id]
         if self._by_tenant is not None:
             self._forget_tenant(self._by_tenant, request)
-        if request.priority != NORMAL:
-            self._forget_priority(request)
+        if self._classes is not None:
+            self._forget_class(request)
         if self._first >= _COMPACT_AT:
             del self._entries[: self._first]
             self._first = 0
@@ -125,18 +128,41 @@ class ModelQueue(Wakeable):
             del self._arrived[request.request_id]
         if self._by_tenant is not None:
             self._forget_tenant(self._by_tenant, request)
-        if request.priority != NORMAL:
-            self._forget_priority(request)
+        if self._classes is not None:
+            self._forget_class(request)
 
     @property
-    def has_classes(self) -> bool:
-        """Whether any of its requests is of another class than the usual."""
-        by_priority = self._by_priority
-        return by_priority is not None and bool(by_priority[HIGH] or by_priority[LOW])
+    def only_class(self) -> int | None:
+        """The class of all its requests; None where there are several."""
+        if self._classes is None:
+            return NORMAL
+        found: int | None = None
+        for priority in (HIGH, NORMAL, LOW):
+            if self._classes[priority]:
+                if found is not None:
+                    return None
+                found = priority
+        return found
 
-    def of_priority(self, priority: int) -> Collection[Request]:
-        """The requests of class HIGH or LOW, as they were pushed."""
-        return self._by_priority[priority].values() if self._by_priority else ()
+    def of_class(self, priority: int) -> "ModelQueue | None":
+        """Those of one class, earliest deadline first; None where there are none."""
+        if self._classes is not None:
+            return self._classes[priority] if self._classes[priority] else None
+        return self if priority == NORMAL and self else None
+
+    def rows_before(self, deadline_ns: int, priority: int) -> int:
+        """Rows that are served before a newcomer where classes count: all of the higher ones, and
+        of its own those that are due by then.
+        """
+        rows = 0
+        for of_class in range(priority + 1):
+            queue = self.of_class(of_class)
+            if queue is None:
+                continue
+            # Rows, not requests, would need a running sum; requests of one row are the usual case.
+            is_counted = of_class == priority and queue.num_rows == len(queue)
+            rows += queue.num_due_by(deadline_ns) if is_counted else queue.num_rows
+        return rows
 
     def of_tenant(self, tenant: str) -> Iterable[Request]:
         """One tenant's requests as they were pushed; none where tenants are not kept apart."""
@@ -151,9 +177,24 @@ class ModelQueue(Wakeable):
         if not own:
             del by_tenant[request.tenant]
 
-    def _forget_priority(self, request: Request) -> None:
-        assert self._by_priority is not None
-        del self._by_priority[request.priority][request.request_id]
+    def _split(self, request: Request) -> "ModelQueue":
+        """Queues for the classes, when the first comes that is not NORMAL; returns that one's."""
+        high, usual, low = [
+            ModelQueue(
+                self.model, self.batch_key, self.shape_key, self.elements, keeps_classes=False
+            )
+            for _ in range(3)
+        ]
+        for waiting in self:
+            usual.push(waiting)
+        self._classes = high, usual, low
+        return self._classes[request.priority]
+
+    def _forget_class(self, request: Request) -> None:
+        assert self._classes is not None
+        self._classes[request.priority].remove(request)
+        if not self._classes[HIGH] and not self._classes[LOW]:
+            self._classes = None
 
     def in_order(self) -> Iterable[Request]:
         """The requests in the order of the policy: as pushed, or by deadline."""

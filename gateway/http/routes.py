@@ -35,6 +35,8 @@ from gateway.views import CallLater, Clock, SchedulerView
 from scheduler.spec import MILLISECOND_NS, ModelSpec, TensorSpec
 
 _encoder = msgspec.json.Encoder()
+# In the scope: what the client has asked with, where the application asks with another method.
+ASKED_METHOD = "remontoir.asked_method"
 # Statuses that Starlette raises by itself. Others would be a route of ours without a reason.
 _REASONS_BY_STATUS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
 
@@ -183,9 +185,10 @@ def build_routes(
         if allow == "GET" and request.url.path != EVENTS_PATH:
             allow = "GET, HEAD"  # the application asks the routes for GET then
         path = request.url.path[:200]
+        method = request.scope.get(ASKED_METHOD, request.method)
         detail = {
             "not_found": f"no route {path!r} here",
-            "method_not_allowed": f"{request.method} is not answered at {path!r}: {allow} can be",
+            "method_not_allowed": f"{method} is not answered at {path!r}: {allow} can be",
         }.get(reason, str(error.detail))
         return refusal(RequestError(reason, detail, allow=allow), request)
 

@@ -58,6 +58,7 @@ class Waiting(Protocol):
     slo_ns: int
     cache: str | None
     ask: "Ask | None"
+    priority: int
 
     def refuse(self, error: RequestError) -> None: ...
 
@@ -105,6 +106,7 @@ class _Execution:
         "generation",
         "key",
         "leader",
+        "priority",
         "sharing",
         "sink_id",
     )
@@ -118,8 +120,9 @@ class _Execution:
         self.generation = generation
         self.arrival_ns = leader.request.arrival_ns
         self.deadline_ns = leader.deadline_ns
+        self.priority = leader.request.priority
         self.sink_id: int | None = None
-        # All and only requests that wait for this, none with an earlier deadline.
+        # All and only requests that wait for this, none with an earlier deadline or a higher class.
         self.asks: dict[Ask, None] = {leader: None}
 
 
@@ -202,7 +205,8 @@ class AnswerSharing:
 
     def _wait_with_others(self, key: bytes, ask: Ask) -> bool:
         for execution in self._executions.get(key, ()):
-            if execution.deadline_ns <= ask.deadline_ns:
+            is_as_urgent = execution.priority <= ask.request.priority
+            if is_as_urgent and execution.deadline_ns <= ask.deadline_ns:
                 ask.request.cache = SHARED
                 ask.execution = execution
                 execution.asks[ask] = None

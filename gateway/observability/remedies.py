@@ -17,7 +17,7 @@ REMEDIES: dict[str, str] = {
     Reason.MODEL_UNAVAILABLE.value: "Mend the model: `remontoir models` says what is wrong.",
     Reason.LARGER_THAN_CACHE.value: "More memory (--cache-mb): one device must hold all of it.",
     Reason.DEADLINE_EXCEEDED_QUEUED.value: (
-        "Slower than predicted: who else uses the devices and the gateway's core?"
+        "Slower than predicted, or passed over for a higher class: more devices."
     ),
     Reason.DEADLINE_EXCEEDED_EXECUTING.value: (
         "Slower than predicted: who else uses the devices and the gateway's core?"
@@ -28,6 +28,7 @@ REMEDIES: dict[str, str] = {
     Reason.INTERNAL_ERROR.value: "Report it, with the gateway's log.",
     "starting": "Wait until it is ready: /readyz says when.",
     "draining": "Send clients to another gateway before this one ends.",
+    "replica_unavailable": "Start the replica that has the model: `remontoir replicas` names it.",
     "unauthenticated": "A valid key: it may have been rotated.",
     "forbidden": "The tenants file says what the key may do.",
     "slo_below_tenant_minimum": "A looser SLO, or a smaller min_slo_ms of the tenant.",

@@ -13,6 +13,7 @@ from gateway.inference.tensors import unknown_tensor
 from gateway.variants.exp3 import Exp3
 from gateway.variants.groups_file import Groups as GroupSpecs
 from gateway.variants.groups_file import GroupsError, GroupSpec
+from scheduler.priority import NORMAL
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelProfile, ModelSpec, TensorSpec
 
 
@@ -108,6 +109,7 @@ class Group:
             weights_bytes=0,
             default_slo_ns=self._default_slo_ns,
             is_pinned=False,
+            priority=NORMAL,
             sharing=None,
         )
 

@@ -288,6 +288,7 @@ class _Run:
                     shape_key=shape.shape_key,
                     elements=shape.elements,
                     tenant=ask.tenant,
+                    priority=ask.priority,
                 ),
             )
 

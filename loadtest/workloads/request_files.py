@@ -100,7 +100,9 @@ def _asks(
         if not slo_ns:
             assert callable(slo)
             slo_ns = slo()
-        yield Ask(start_ns + since_ns, name, slo_ns, stream, entry.tenant)
+        yield Ask(
+            start_ns + since_ns, name, slo_ns, stream, entry.tenant, priority=entry.priority_class
+        )
 
 
 class _Growing:

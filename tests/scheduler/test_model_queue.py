@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scheduler.events import RequestArrived
 from scheduler.model_queue import ModelQueue
@@ -116,15 +118,40 @@ def of(priority: int, request_id: int, deadline_ns: int) -> Request:
 def test_classes_are_kept_apart_while_there_is_more_than_the_usual() -> None:
     high, low, usual = of(HIGH, 1, 10), of(LOW, 2, 20), of(NORMAL, 3, 30)
     queue = queue_of(usual)
-    assert not queue.has_classes
-    assert list(queue.of_priority(HIGH)) == []
+    assert queue.only_class == NORMAL
+    assert queue.of_class(HIGH) is None
+    assert queue.of_class(NORMAL) is queue
     queue.push(high)
     queue.push(low)
-    assert queue.has_classes
-    assert list(queue.of_priority(HIGH)) == [high]
-    assert list(queue.of_priority(LOW)) == [low]
+    assert queue.only_class is None
+    assert [ids(queue.of_class(p) or queue) for p in (HIGH, NORMAL, LOW)] == [[1], [3], [2]]
     assert queue.pop_head() is high
-    assert queue.has_classes
+    assert queue.of_class(HIGH) is None
+    queue.remove(usual)
+    assert queue.only_class == LOW
     queue.remove(low)
-    assert not queue.has_classes
-    assert ids(queue) == [3]
+    assert queue.only_class == NORMAL
+    assert queue.of_class(NORMAL) is None
+
+
+def test_only_the_high_are_a_class_too() -> None:
+    assert queue_of(of(HIGH, 1, 10), of(HIGH, 2, 20)).only_class == HIGH
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([HIGH, NORMAL, LOW]), st.integers(1, 9), st.integers(1, 3))),
+    st.sampled_from([HIGH, NORMAL, LOW]),
+    st.integers(0, 10),
+)
+def test_who_is_before_a_newcomer_is_all_of_higher_classes_and_the_due_of_its_own(
+    waiting: list[tuple[int, int, int]], priority: int, deadline_ns: int
+) -> None:
+    """Of a class with requests of several rows, all: a sum by deadline is not kept."""
+    queue = ModelQueue("m", "", "", 0)
+    for number, (of_class, due_ns, rows) in enumerate(waiting):
+        queue.push(Request(RequestArrived(number, "m", 0, due_ns, rows, priority=of_class)))
+    own = [(due_ns, rows) for of_class, due_ns, rows in waiting if of_class == priority]
+    is_single = all(rows == 1 for _, rows in own)
+    expected = sum(rows for of_class, _, rows in waiting if of_class < priority)
+    expected += sum(rows for due_ns, rows in own if due_ns <= deadline_ns or not is_single)
+    assert queue.rows_before(deadline_ns, priority) == expected

@@ -10,8 +10,6 @@ from bisect import bisect_right
 from typing import Final
 
 from scheduler.device import DeviceMirror
-from scheduler.model_queue import ModelQueue
-from scheduler.priority import HIGH, LOW, NORMAL
 from scheduler.profile import ExecEstimate
 from scheduler.request import Request
 from scheduler.state import ModelState, SchedulerState
@@ -47,8 +45,8 @@ def finish_on(
         tenants = state.tenants
         if tenants is not None and tenants.is_owed(request.tenant, len(state.devices), now):
             rows += queue.num_of_tenant(request.tenant)  # batching passes the others over
-        elif (request.priority != NORMAL or queue.has_classes) and state.utilisation > SATURATED:
-            rows += _num_ahead_by_class(queue, request)
+        elif state.utilisation > SATURATED and queue.only_class != request.priority:
+            rows += queue.rows_before(request.deadline_ns, request.priority)
         else:
             num_ahead = queue.num_due_by(request.deadline_ns)
             rows += num_ahead if queue.num_rows == len(queue) else queue.num_rows
@@ -83,18 +81,6 @@ def finish_on(
     # What may go wrong with each batch before it adds up as independent errors do.
     guard_ns = int((estimate.guard[last] - plan[last]) * math.sqrt(full + 1))
     return finish_ns, finish_ns + guard_ns + margin_ns, device
-
-
-def _num_ahead_by_class(queue: ModelQueue, request: Request) -> int:
-    """Who is served before a newcomer of its class, in overload, where batching passes over lower
-    classes: nobody but its own kind for the highest, all for the lowest.
-    """
-    if request.priority == LOW:
-        return len(queue)
-    num_high = len(queue.of_priority(HIGH))
-    if request.priority == HIGH:
-        return num_high
-    return max(num_high, queue.num_due_by(request.deadline_ns) - len(queue.of_priority(LOW)))
 
 
 def usual_batch(estimate: ExecEstimate, request: Request, margin_ns: int) -> int:

@@ -18,6 +18,7 @@ def build(
     drop_ns: int = 0,
     max_ns: int | None = None,
     cautious: bool = True,
+    of: ModelQueue | None = None,
 ) -> BatchPlan | None:
     """The best batch of this queue that starts then: all members meet their deadlines.
 
@@ -26,46 +27,84 @@ def build(
     that cannot finish even alone are passed over (they expire by their own timer), and so are those
     that keep the batch small, where that saves `drop_ns` of the device for each of them: close to
     saturation, small batches for urgent heads leave the next heads less time, and so on to batches
-    of one. With 0 nobody is passed over for that.
+    of one. With 0 nobody is passed over for that. `of` is a class of the queue for which the batch
+    is; the others of the queue then fill it up.
     """
+    waiting = queue if of is None else of
     estimate = device.exec_estimate(queue)
     guard = estimate.guard if cautious else estimate.plan
-    head = queue.head
+    head = waiting.head
     assert head is not None
     reserve_ns = start_ns + margin_ns
     num_passed = 0
     if head.deadline_ns < reserve_ns + guard[head.rows]:
-        num_passed = queue.num_due_before(reserve_ns + guard[head.rows])
-        if num_passed == len(queue):
+        num_passed = waiting.num_due_before(reserve_ns + guard[head.rows])
+        if num_passed == len(waiting):
             return None
-        head = queue.at(num_passed)
+        head = waiting.at(num_passed)
         if head.deadline_ns < reserve_ns + guard[head.rows]:
             return None
     rows = head.rows
     requests = [head]
     if not head.runs_alone:
-        waiting = min(queue.num_rows - num_passed, estimate.max_rows)
-        size = min(waiting, bisect_right(guard, head.deadline_ns - reserve_ns) - 1)
+        num_rows = min(waiting.num_rows - num_passed, estimate.max_rows)
+        size = min(num_rows, bisect_right(guard, head.deadline_ns - reserve_ns) - 1)
         if max_ns is not None:
             size = min(size, bisect_right(estimate.plan, max_ns) - 1)
         size = max(head.rows, size)
         # The window's arithmetic is that of requests of one row, the usual case.
-        if drop_ns and size < waiting and queue.num_rows == len(queue):
+        if drop_ns and size < num_rows and waiting.num_rows == len(waiting):
             num_more, size = _window(
-                queue, estimate, guard, reserve_ns, num_passed, size, waiting, drop_ns, max_ns
+                waiting, estimate, guard, reserve_ns, num_passed, size, num_rows, drop_ns, max_ns
             )
             if num_more:
-                head = queue.at(num_passed + num_more)
+                head = waiting.at(num_passed + num_more)
                 requests = [head]
         size = max(rows, estimate.efficient[size])
         if size > rows:
-            requests = take(queue.run_from(head, size), size)
+            requests = take(waiting.run_from(head, size), size)
             rows = sum([request.rows for request in requests])
+        if of is not None:
+            rows = _fill_up(requests, rows, queue, estimate, guard, reserve_ns, max_ns)
     expected_ns = estimate.plan[rows]
     latest_ns = requests[-1].deadline_ns - expected_ns - margin_ns
     return BatchPlan(
         queue, requests, rows, estimate.executed[rows], start_ns, expected_ns, latest_ns
     )
+
+
+def _fill_up(
+    requests: list[Request],
+    rows: int,
+    queue: ModelQueue,
+    estimate: ExecEstimate,
+    guard: list[int],
+    reserve_ns: int,
+    max_ns: int | None,
+) -> int:
+    """Adds requests of other classes that a batch has room for without making anybody late.
+
+    Returns the rows of the batch.
+    """
+    first = requests[0]
+    size = min(queue.num_rows, bisect_right(guard, first.deadline_ns - reserve_ns) - 1)
+    if max_ns is not None:
+        size = min(size, bisect_right(estimate.plan, max_ns) - 1)
+    size = estimate.efficient[max(rows, size)]
+    other = queue.first_due_after(reserve_ns + guard[size] - 1)
+    if size <= rows or other is None:
+        return rows
+    for request in queue.run_from(other, 2 * size):
+        is_other = request.priority != first.priority
+        if is_other and rows + request.rows <= size and not request.runs_alone:
+            requests.append(request)
+            rows += request.rows
+    requests.sort(key=_due)
+    return rows
+
+
+def _due(request: Request) -> tuple[int, int]:
+    return request.deadline_ns, request.request_id
 
 
 def _window(

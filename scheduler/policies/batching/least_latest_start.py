@@ -95,20 +95,20 @@ class LeastLatestStart:
                     num_capped += 1
                     continue
             unsure.append((queue, max_ns))
+            drop_ns = int(state.models[queue.model].demand.ns_per_row * scarcity)
             rank, plan = USUAL, None
-            if owed or (is_overloaded and queue.has_classes):
+            if owed or (is_overloaded and queue.only_class != NORMAL):
                 rank, plan = build_preferred(
-                    queue, device, start_ns, margin_ns, owed=owed, max_ns=max_ns
-                )
-            if plan is None:
-                plan = build(
                     queue,
                     device,
                     start_ns,
                     margin_ns,
-                    drop_ns=int(state.models[queue.model].demand.ns_per_row * scarcity),
+                    owed=owed,
+                    drop_ns=drop_ns,
                     max_ns=max_ns,
                 )
+            if plan is None:
+                plan = build(queue, device, start_ns, margin_ns, drop_ns=drop_ns, max_ns=max_ns)
             if plan is not None:
                 plans[rank].append(plan)
         for entry in taken:

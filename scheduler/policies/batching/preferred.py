@@ -9,6 +9,7 @@ from typing import Final
 from scheduler.device import DeviceMirror
 from scheduler.model_queue import ModelQueue
 from scheduler.policies.batching import BatchPlan
+from scheduler.policies.batching.building import build
 from scheduler.priority import HIGH, LOW, NORMAL
 from scheduler.request import Request
 
@@ -26,6 +27,7 @@ def build_preferred(
     margin_ns: int,
     *,
     owed: list[str],
+    drop_ns: int,
     max_ns: int | None,
 ) -> tuple[int, BatchPlan | None]:
     """The batch of the first rank that has a request in time, and that rank. None where nobody of
@@ -36,15 +38,19 @@ def build_preferred(
         plan = build_for(mine, queue, device, start_ns, margin_ns, max_ns=max_ns)
         if plan is not None:
             return OWED, plan
-    if not queue.has_classes:
-        return USUAL, None
-    high = queue.of_priority(HIGH)
-    plan = build_for(high, queue, device, start_ns, margin_ns, max_ns=max_ns)
-    if plan is not None:
-        return 1 + HIGH, plan
-    usual = [request for request in queue if request.priority != LOW]
-    plan = build_for(usual, queue, device, start_ns, margin_ns, max_ns=max_ns)
-    return (1 + LOW if plan is None else USUAL), plan
+    only = queue.only_class
+    if only is not None:
+        return 1 + only, None
+    for priority in (HIGH, NORMAL):
+        of_class = queue.of_class(priority)
+        if of_class is None:
+            continue
+        plan = build(
+            queue, device, start_ns, margin_ns, drop_ns=drop_ns, max_ns=max_ns, of=of_class
+        )
+        if plan is not None:
+            return 1 + priority, plan
+    return 1 + LOW, None
 
 
 def build_for(

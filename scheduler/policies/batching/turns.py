@@ -37,7 +37,7 @@ def first_of(
     wait_ns = _latest_start_of_all(other, device, margin_ns) - urgent.start_ns
     if urgent.expected_ns <= wait_ns:
         return urgent
-    if can_wait:
+    if can_wait or urgent.queue.only_class is None:  # a shorter one may be of a lower class
         return other
     shorter = build(urgent.queue, device, urgent.start_ns, margin_ns, max_ns=wait_ns)
     if shorter is not None and shorter.expected_ns <= wait_ns:

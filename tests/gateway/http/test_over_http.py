@@ -193,6 +193,20 @@ def test_head_is_get_without_the_body(is_direct: bool, path: str) -> None:
     run(story)
 
 
+def test_a_route_without_get_says_what_was_asked(is_direct: bool) -> None:
+    async def story() -> None:
+        async with listening(is_direct) as gateway:
+            connection = await gateway.connect()
+            connection.writer.write(b"DELETE /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            status, headers, body = await connection.answer()
+            assert (status, headers["allow"]) == (405, "get, head")
+            assert json.loads(body)["detail"].startswith("DELETE is not answered")
+            connection.writer.write(b"HEAD /quote HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await connection.answer(has_body=False))[0] == 405
+
+    run(story)
+
+
 def test_events_have_no_head(is_direct: bool) -> None:
     async def story() -> None:
         async with listening(is_direct) as gateway:

@@ -11,6 +11,7 @@ from gateway.inference.answer_sharing import HIT, MISS, SHARED, AnswerSharing, A
 from gateway.inference.tensors import Inputs
 from gateway.open_requests import Outputs
 from scheduler.events import Cancelled, Expired, Failed, Outcome, Reason, Rejected
+from scheduler.priority import HIGH, LOW, NORMAL
 from scheduler.spec import ModelSpec, SharingSpec
 from scheduler.wire import TensorMeta
 from tests.gateway.http_doubles import MLP_OUTPUTS, fp32, model_spec, ms, outputs, served
@@ -29,6 +30,7 @@ class PuppetRequest:
     def __init__(self, stage: "Stage", arrival_ns: int, slo_ns: int) -> None:
         self.arrival_ns = arrival_ns
         self.slo_ns = slo_ns
+        self.priority = NORMAL
         self.cache: str | None = None
         self.told: list[tuple[Outcome, Outputs | None]] = []
         self.refused: list[RequestError] = []
@@ -64,8 +66,11 @@ class Stage:
         self.sharing = AnswerSharing(self._cancel)
         self.sharing.serve(spec or shared_spec())
 
-    def ask(self, at_ms: float, slo_ms: float, key: bytes = KEY) -> PuppetRequest:
+    def ask(
+        self, at_ms: float, slo_ms: float, key: bytes = KEY, priority: int = NORMAL
+    ) -> PuppetRequest:
         request = PuppetRequest(self, ms(at_ms), ms(slo_ms))
+        request.priority = priority
         self.sharing.ask(key, request.asked)
         return request
 
@@ -106,6 +111,17 @@ def test_the_wait_that_one_has_seen_is_what_was_left_of_it_when_he_came() -> Non
     assert first.told == [(outcome, told)]
     assert second.told == [(served(queue_ns=ms(0.75), predicted_ns=ms(4.75)), MLP_OUTPUTS)]
     assert late.outcome == served(queue_ns=0, predicted_ns=0)
+
+
+def test_nobody_waits_for_the_execution_of_a_lower_class() -> None:
+    """Batching may pass that over."""
+    stage = Stage()
+    low, high, usual = (
+        stage.ask(at, 50, priority=p) for at, p in ((0, LOW), (1, HIGH), (2, NORMAL))
+    )
+    assert [request for request, _ in stage.executions] == [low, high]
+    stage.serve(2)
+    assert [r.cache for r in (low, high, usual)] == [SHARED, MISS, SHARED]
 
 
 def test_an_answer_kept_is_given_at_once() -> None:

@@ -1,5 +1,7 @@
 """Classes of requests: in overload the higher go first, and what they leave is the lower's."""
 
+import pytest
+
 from scheduler.actions import Infer
 from scheduler.events import Rejected, RequestArrived, Served
 from scheduler.priority import HIGH, LOW, NORMAL
@@ -16,14 +18,16 @@ ONE = [model_spec("m", exec_ms=MODEL, pages=1)]
 TWO = [model_spec(name, exec_ms=MODEL, pages=1) for name in ("m", "other")]
 
 
-def asked(load: float, priority: int, models: list[str], seed: int) -> list[RequestArrived]:
+def asked(
+    load: float, priority: int, models: list[str], seed: int, *, slo_ms: float = 50
+) -> list[RequestArrived]:
     return [
         RequestArrived(
             request.request_id, request.model, request.arrival_ns, request.deadline_ns,
             elements=4, priority=priority,
         )
         for request in poisson(
-            load * CAPACITY, 1, models=models, slo_ms=50, seed=seed, first_id=1_000_000 * seed
+            load * CAPACITY, 1, models=models, slo_ms=slo_ms, seed=seed, first_id=1_000_000 * seed
         )
     ]  # fmt: skip
 
@@ -70,9 +74,25 @@ def test_the_low_have_what_is_left() -> None:
     assert served(world, NORMAL) + served(world, LOW) > 0.85 * CAPACITY
 
 
-def test_alone_the_low_have_everything() -> None:
-    world = play(ONE, asked(2, LOW, ["m"], 1))
-    assert served(world, LOW) > 0.95 * served(play(ONE, asked(2, NORMAL, ["m"], 1)), NORMAL)
+@pytest.mark.parametrize("priority", [HIGH, LOW])
+def test_alone_every_class_has_everything(priority: int) -> None:
+    world = play(ONE, asked(2, priority, ["m"], 1))
+    assert served(world, priority) == served(play(ONE, asked(2, NORMAL, ["m"], 1)), NORMAL)
+
+
+def test_some_of_the_low_that_can_wait_cost_the_others_little() -> None:
+    alone = play(ONE, asked(3, NORMAL, ["m"], 1))
+    beside = play(ONE, asked(3, NORMAL, ["m"], 1), asked(0.03, LOW, ["m"], 2, slo_ms=1_000))
+    assert served(beside, NORMAL) > 0.95 * served(alone, NORMAL)
+
+
+def test_of_one_class_the_loose_do_not_shut_out_the_tight() -> None:
+    def tight(priority: int) -> int:
+        tight, loose = asked(1, priority, ["m"], 1), asked(2, priority, ["m"], 2, slo_ms=1_000)
+        world = play(ONE, tight, loose)
+        return sum(isinstance(world.outcome(each.request_id), Served) for each in tight)
+
+    assert tight(HIGH) == tight(NORMAL)
 
 
 # ---------------------------------------------------------------------- which batch, who is let in

@@ -157,3 +157,34 @@ def test_whom_others_come_before_is_told_so_at_the_door(make_scheduler: MakeStor
     ]
     assert answers[:2] == [{}, {}]
     assert isinstance(answers[2][102], Rejected)
+
+
+def test_a_class_of_which_nobody_can_be_in_time_leaves_the_device_to_the_others(
+    make_scheduler: MakeStory,
+) -> None:
+    """The device is late: at 21.5 ms, the four rows of 100 are not done by 38."""
+    story = crowded(make_scheduler, LOW)
+    story.arrive(100, "m", slo_ms=38, rows=4, priority=NORMAL)
+    story.finish(story.infers[0], at_ms=21.5)
+    [infer] = story.infers
+    assert infer.request_ids == (1, 2, 3, 4)
+
+
+def test_the_blocking_cap_holds_for_who_fills_up(make_scheduler: MakeStory) -> None:
+    """ "b" is kept free of batches longer than 27 ms; one row of "m" takes 10, eight take 50."""
+    fast = model_spec("fast", exec_ms={1: 2}, pages=1)
+    config = SchedulerConfig(max_outstanding_infers=1)
+    story = make_scheduler(fast, model_spec("m", pages=1), config=config)
+    for worker in "ab":
+        story.join(worker, pages=100, resident=["fast", "m"])
+    story.arrive(1, "fast", slo_ms=30)
+    story.finish(story.infers[0], at_ms=3)
+    for request_id in range(2, 80):
+        story.arrive(request_id, "m", slo_ms=400, at_ms=200)
+    for request_id in (100, 101):
+        story.arrive(request_id, "m", slo_ms=400, priority=HIGH)
+    on_b = next(infer for infer in story.infers if story.worker_of(infer) == "b")
+    story.finish(on_b, at_ms=215)
+    on_b = next(infer for infer in story.infers if story.worker_of(infer) == "b")
+    assert len(on_b.request_ids) == 3
+    assert {100, 101} < set(on_b.request_ids)

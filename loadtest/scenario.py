@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 import msgspec
 import yaml
 
-from loadtest.scenario_keys import keys_given_twice, known_keys, no_key, steps_of
+from loadtest.scenario_keys import keys_given_twice, known_keys, no_key, value_at
 from loadtest.scenario_setup import Crash, Setup, Stall
 from loadtest.variables import Value as Value
 from loadtest.variables import combinations, filled, variables_in
@@ -189,7 +189,7 @@ def _convert(tree: dict[str, Any], kind: type[_Kind], path: str) -> _Kind:
         found = _WHERE.match(str(error))
         assert found is not None  # it matches any text
         what, where = found["what"].removeprefix("Object "), found["where"] or ""
-        value = _value_at(tree, where)
+        value = value_at(tree, where)
         if unknown := _UNKNOWN.fullmatch(what):
             known = known_keys(kind, tree, where)
             if not where:
@@ -201,16 +201,6 @@ def _convert(tree: dict[str, Any], kind: type[_Kind], path: str) -> _Kind:
         raise ScenarioError(
             f"{path}: {where}: {what}, in {value!r}" if where else f"{path}: {what}"
         ) from error
-
-
-def _value_at(tree: Any, where: str) -> Any:
-    """What stands at a path like `models[0].count`, as far as it can be followed."""
-    for step in steps_of(where):
-        try:
-            tree = tree[step]
-        except (KeyError, IndexError, TypeError):
-            break
-    return tree
 
 
 def _kinds(where: str) -> str:

@@ -21,6 +21,16 @@ def steps_of(where: str) -> list[str | int]:
     return [int(index) if index else key for key, index in _STEP.findall("." + where)]
 
 
+def value_at(tree: Any, where: str) -> Any:
+    """What stands at a path like `models[0].batch`, as far as it can be followed."""
+    for step in steps_of(where):
+        try:
+            tree = tree[step]
+        except (KeyError, IndexError, TypeError):
+            break
+    return tree
+
+
 def no_key(key: str, value: object, known: list[str]) -> str:
     """What is said of a key that does not exist."""
     nearest = get_close_matches(key, known, 1, CLOSE)

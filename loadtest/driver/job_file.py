@@ -15,7 +15,7 @@ import yaml
 
 from loadtest.driver.job import MOST_REPEATS, AnyTarget, Job, Remontoir
 from loadtest.driver.multiples import Multiple, MultipleError, without_multiples
-from loadtest.scenario_keys import keys_given_twice, known_keys, no_key, steps_of
+from loadtest.scenario_keys import keys_given_twice, known_keys, no_key, steps_of, value_at
 from loadtest.variables import Value, combinations, filled, variables_in
 from loadtest.workloads import WorkloadEntry
 
@@ -209,7 +209,7 @@ class _Reader:
             found = _WHERE.match(str(error))
             assert found is not None  # it matches any text
             what, where = found["what"].removeprefix("Object "), found["where"] or ""
-            value = _value_at(tree, where)
+            value = value_at(tree, where)
             if unknown := _UNKNOWN.fullmatch(what):
                 known = known_keys(kind, tree, where)
                 if not where:
@@ -248,16 +248,6 @@ class _Reader:
             else:
                 break
         return line
-
-
-def _value_at(tree: Any, where: str) -> Any:
-    """What stands at a path like `models[0].batch`, as far as it can be followed."""
-    for step in steps_of(where):
-        try:
-            tree = tree[step]
-        except (KeyError, IndexError, TypeError):
-            break
-    return tree
 
 
 def _kinds(where: str) -> str:

@@ -125,12 +125,16 @@ class GatewayLink:
                 f"it does not know this worker's public key {self._keys.public.decode()}:"
                 " it has to be among the workers of its --curve-keys"
             )
+        # A side that does not speak as the other closes, mostly before the other has read why.
         if self._keys is not None:
             return (
-                "it broke off the handshake: is its public key"
-                f" {self._keys.gateway_public.decode()}, and is it a gateway at all?"
+                "it broke off the handshake, so it has no CURVE keys, or not the public key"
+                f" {self._keys.gateway_public.decode()}, or is no gateway at all"
             )
-        return "it broke off the handshake: does it want --curve-keys, or is it no gateway?"
+        return (
+            "it broke off the handshake, so it wants CURVE keys or is no gateway at all:"
+            " give this worker's with --curve-keys"
+        )
 
     def ring(self) -> None:
         """Have the present or next `wait` return. Safe in any thread and in signal handlers."""

@@ -789,15 +789,15 @@ def test_a_gateway_that_refuses_the_connection_is_tried_again(
     rig.unbind()
     rig.bind(curve_secret=zmq.curve_keypair()[1])
     rig.start()
-    while "refuses the connection: it wants CURVE keys" not in caplog.text:
-        # it may see at first only that the gateway broke off
+    while "it wants CURVE keys" not in caplog.text:
         rig.clock.now_ns += RETRY_INTERVAL_NS
         threading.Event().wait(0.01)
     rig.unbind()
     rig.bind()
     rig.clock.now_ns += RETRY_INTERVAL_NS
     rig.expect(wire.Hello)
-    assert caplog.text.count("it wants CURVE keys") == 1
+    refused = [line for line in caplog.messages if "refuses the connection" in line]
+    assert len(refused) == len(set(refused))  # it may read why, or see only that it was broken off
 
 
 # The end

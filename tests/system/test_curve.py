@@ -34,6 +34,13 @@ class Joining:
     def has_said(self, text: str) -> bool:
         return text in self.log.read_text()
 
+    def says(self, text: str) -> None:
+        """Waits for it."""
+        try:
+            until(lambda: self.has_said(text), f"{text!r}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}, but: {self.log.read_text() or 'nothing'}") from None
+
 
 @contextmanager
 def ended(*workers: Joining) -> Iterator[None]:
@@ -67,8 +74,10 @@ def test_only_a_known_key_comes_in_and_goes_when_it_is_taken_away(tmp_path: Path
             address, tmp_path / "unknown.log", "unknown", "--curve-keys", str(others / "rack-1")
         )
         with ended(keyless, unknown):
-            until(lambda: keyless.has_said("it wants CURVE keys"), "the keyless worker is told")
-            until(lambda: unknown.has_said("does not know this worker's public key"), "told, too")
+            keyless.says(
+                "it wants CURVE keys"
+            )  # whether it reads so, or guesses at a broken handshake
+            unknown.says("does not know this worker's public key")
             assert not is_ready(gateway.url)
             known = Joining(
                 address, tmp_path / "known.log", "known", "--curve-keys", str(keys / "rack-1")

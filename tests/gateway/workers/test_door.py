@@ -97,7 +97,7 @@ async def heard(worker: GatewayLink) -> Any:
 
 
 async def refused(worker: GatewayLink, because: str) -> None:
-    """It may see first that the other side broke off, and why when it tries again."""
+    """It may see only that the other side broke off, which the text allows for."""
     while because not in ((reason := worker.refusal()) or ""):
         if reason is not None:
             assert "it broke off" in reason
@@ -149,7 +149,7 @@ def test_who_comes_otherwise_is_told_why_and_counted(play: Callable[[Story], Non
         await refused(gateway.worker(stranger), f"worker's public key {stranger.public.decode()}")
         await refused(gateway.worker(None), "it wants CURVE keys")
         of_another = msgspec.structs.replace(gateway.known, gateway_public=stranger.public)
-        why = f"is its public key {stranger.public.decode()}"
+        why = f"not the public key {stranger.public.decode()}"
         await refused(gateway.worker(of_another), why)
         await refused(gateway.worker(gateway.known, gateway.local), "it has no CURVE keys")
         seen = gateway.link.refused_connections

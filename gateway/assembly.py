@@ -13,6 +13,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from gateway import draining
 from gateway.app import create_app
 from gateway.command import host_process
 from gateway.command.host_process import ServeError
@@ -63,8 +64,6 @@ ONLY_GATEWAY = "gateway"  # its name to workers where it is the only one
 
 # On SIGTERM a worker finishes its batch: the demo's longest takes a second.
 WORKER_GRACE_S = 5.0
-# Clients that come when nothing is in flight any more still hear "draining", not a reset.
-REFUSE_AT_LEAST_S = 0.5
 # A worker that ends this often before any has joined will not join at all.
 MAX_FAILED_STARTS = 4
 # Objects made, less those freed, between two looks for cyclic garbage, of which a request makes
@@ -276,15 +275,12 @@ class Assembly:
         """/readyz says no, then everything new is refused, then what was admitted is answered."""
         self._lifecycle.drain()
         await self._end_reloading()
-        await asyncio.sleep(self._config.drain_s)
-        self._lifecycle.refuse()
-        await asyncio.sleep(REFUSE_AT_LEAST_S)
-        try:
-            await asyncio.wait_for(self._dispatcher.wait_idle(), self._config.answer_grace_s)
-        except TimeoutError:
-            logger.error(
-                "%d requests still wait for an answer: given up", self._dispatcher.num_open
-            )
+        await draining.drain(
+            self._lifecycle,
+            self._dispatcher,
+            drain_s=self._config.drain_s,
+            answer_grace_s=self._config.answer_grace_s,
+        )
 
     def hurry(self) -> None:
         """What is left of `close` must not wait for anybody."""

@@ -19,6 +19,13 @@ from gateway.views import CallLater
 
 # Beyond `max_connections`, so many at a time are told so; a flood beyond that is cut off unheard.
 MAX_TURNED_AWAY = 256
+# Whoever asks this one thing is told so without a place: a kubelet that does not hear it kills a
+# gateway for being full.
+LIVENESS_PROBE = b"GET /livez HTTP/1."
+LIVE = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 13\r\n"
+    b'connection: close\r\n\r\n{"live":true}'
+)
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True):
@@ -82,12 +89,16 @@ class LimitedHttpProtocol(StrictHttpProtocol):
         self.turned_away.add(self)
         self._linger_timer = self.loop.call_later(LINGER_S, transport.close)
 
-    def on_ignored(self) -> None:
+    def on_ignored(self, data: bytes) -> None:
         if self not in self.turned_away:
             return
         self.turned_away.discard(self)
         if self._linger_timer is not None:
             self._linger_timer.cancel()
+        if data.startswith(LIVENESS_PROBE):
+            self.transport.write(LIVE)
+            self.linger()
+            return
         limit = self.limits.max_connections
         detail = f"{limit} connections are open, the most this gateway takes"
         self.write_last(RequestError("overloaded", detail))

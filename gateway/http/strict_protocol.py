@@ -69,14 +69,14 @@ class StrictHttpProtocol(HttpToolsProtocol):
         """Drops what there is of a request that was being read."""
         raise NotImplementedError
 
-    def on_ignored(self) -> None:
-        """Something came that nobody reads."""
+    def on_ignored(self, data: bytes) -> None:
+        """Something came that nobody parses."""
 
     # ------------------------------------------------------------------ from the transport
 
     def data_received(self, data: bytes) -> None:
         if self._is_broken:
-            self.on_ignored()
+            self.on_ignored(data)
             return
         try:
             self.parser.feed_data(data)

@@ -205,6 +205,23 @@ def test_one_connection_too_many_is_told_so_when_it_asks_and_the_others_go_on() 
     run(story)
 
 
+def test_a_full_gateway_is_alive_and_says_so_to_a_kubelet() -> None:
+    async def story() -> None:
+        async with listening(True, limits=ConnectionLimits(max_connections=0)) as gateway:
+            probe = await gateway.connect()
+            probe.writer.write(LIVEZ)
+            status, headers, body = await probe.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            assert json.loads(body) == {"live": True}
+            assert await probe.is_closed()
+            other = await gateway.connect()
+            other.writer.write(LIVEZ.replace(b"livez", b"readyz"))
+            assert (await refusal(other))[:2] == (503, "overloaded")
+            assert not gateway.server.server_state.connections
+
+    run(story)
+
+
 def test_a_flood_is_cut_off_and_leaves_nothing() -> None:
     async def story() -> None:
         async with listening(True, limits=ConnectionLimits(max_connections=0)) as gateway:

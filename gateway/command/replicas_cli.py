@@ -4,12 +4,14 @@ Owns the command's words and its table. It asks nobody: the list says it all.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -18,12 +20,17 @@ from scheduler.shards import Replica, ReplicasError, parse_replicas, rendezvous_
 
 app = typer.Typer()
 console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+# Names that stand in a path as they are, which the chart's routes want.
+_ROUTABLE = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*")
 
 
 class Form(StrEnum):
     TABLE = "table"
     JSON = "json"
     ENVOY = "envoy"
+    HELM = "helm"
 
 
 Replicas = Annotated[
@@ -52,7 +59,8 @@ FormOption = Annotated[
     typer.Option(
         "--format",
         help="table; json: {model: [owner, who stands in]}; envoy: routes by x-remontoir-model, "
-        "to clusters of the replicas' names, for an Envoy in front.",
+        "to clusters of the replicas' names, for an Envoy in front; helm: values of the chart, for "
+        "HTTPRoutes to each owner.",
     ),
 ]
 
@@ -73,6 +81,7 @@ def replicas(
       remontoir replicas --replicas g0=http://a:8000,g1=http://b:8000 --models demo-models
       remontoir replicas --replicas "$OLD" --after "$NEW" --models demo-models
       remontoir replicas --replicas "$R" --models demo-models --format envoy > routes.json
+      remontoir replicas --replicas "$R" --models demo-models --format helm > owners.yaml
     """
     told = _parsed(replicas, "--replicas")
     wanted = _names(names, models)
@@ -82,6 +91,9 @@ def replicas(
         return
     if form is Form.ENVOY:
         print(json.dumps({"routes": envoy_routes(holders)}, indent=2))
+        return
+    if form is Form.HELM:
+        print(yaml.safe_dump({"httpRoute": {"owners": _owners(holders)}}, sort_keys=False), end="")
         return
     table = Table("replica", "weight", "owns", "stands in for", "models")
     for replica in told:
@@ -109,6 +121,18 @@ def envoy_routes(holders: dict[str, tuple[str, ...]]) -> list[dict[str, object]]
         path = {"path_separated_prefix": f"/v2/models/{model}"}
         routes.append({"match": path, "route": to_owner})
     return [*routes, {"match": {"prefix": "/"}, "route": {"cluster": "remontoir"}}]
+
+
+def _owners(holders: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """Models by owner, less those whose requests must take the way through any of them."""
+    owners: dict[str, list[str]] = {}
+    for model, (owner, *_) in sorted(holders.items()):
+        if _ROUTABLE.fullmatch(model):
+            owners.setdefault(owner, []).append(model)
+        else:
+            said = f"{model!r} is left out: its name would not stand in a path as it is"
+            errors.print(said, markup=False)
+    return dict(sorted(owners.items()))
 
 
 def _parsed(text: str, flag: str) -> Sequence[Replica]:

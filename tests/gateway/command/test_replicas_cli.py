@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from gateway.command.command_error import CommandError
@@ -45,6 +46,22 @@ def test_json_says_the_order_and_envoy_gets_a_route_for_each() -> None:
         {"match": {"path_separated_prefix": "/v2/models/m1"}, "route": owner},
         {"match": {"prefix": "/"}, "route": {"cluster": "remontoir"}},
     ]
+
+
+def test_the_chart_gets_the_models_of_each_owner() -> None:
+    holders = json.loads(call(*MODELS, "--format", "json").output)
+    told = yaml.safe_load(call(*MODELS, "--format", "helm").stdout)
+    owners = told["httpRoute"]["owners"]
+    assert sorted(owners) == ["g0", "g1"]
+    for owner, models in owners.items():
+        assert models == sorted(name for name in MODELS if holders[name][0] == owner)
+
+
+def test_a_model_that_no_path_can_name_gets_no_route_and_is_said() -> None:
+    called = call("m 1", "m2", "--format", "helm")
+    [models] = yaml.safe_load(called.stdout)["httpRoute"]["owners"].values()
+    assert models == ["m2"]
+    assert "'m 1' is left out" in called.stderr
 
 
 @pytest.mark.parametrize(

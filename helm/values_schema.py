@@ -12,6 +12,9 @@ from typing import Any
 import msgspec
 
 from gateway.config import GatewayConfig
+from gateway.tenants.tenants_file import TENANT_NAME, TenantSpec
+from gateway.variants.groups_file import MAX_MEMBERS, GroupSpec, MemberSpec
+from scheduler.policies import POLICIES
 
 Schema = dict[str, Any]
 
@@ -35,6 +38,18 @@ FREE: Schema = {"type": "object"}  # Kubernetes' own, and checked by its API ser
 FREE_LIST: Schema = {"type": "array"}
 NAMED: Schema = {"type": "array", "items": {"type": "object", "required": ["name"]}}
 TEXT_BY_NAME: Schema = {"type": "object", "additionalProperties": TEXT}
+# Of an image without its tag, which has a value of its own: REGISTRY:PORT/path/name.
+REPOSITORY: Schema = {"type": "string", "pattern": r"^([\w.-]+(:[0-9]+)?/)?[a-z0-9._/-]*$"}
+TAG: Schema = {"type": "string", "pattern": r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"}
+# Beginning of names of Services, which are DNS labels.
+NAME_PART: Schema = {"type": "string", "pattern": "^([a-z]([-a-z0-9]*[a-z0-9])?)?$"}
+POOL_NAME: Schema = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?$"}
+# Of models that have a path, and so a route; of all others the gateways know.
+MODEL_NAMES: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "string", "pattern": r"^[A-Za-z0-9_~-][A-Za-z0-9._~-]*$"},
+}
 PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
 OBJECT_NAME: Schema = {
     "type": "string",
@@ -47,7 +62,7 @@ QUANTITY: Schema = {"type": ["string", "integer"], "pattern": "^[0-9.]+([kMGT]|[
 MAYBE_QUANTITY: Schema = {"type": "string", "pattern": "^([0-9.]+([kMGT]|[KMGT]i)?)?$"}
 DIRECTORY: Schema = {"type": "string", "pattern": "^(/.*)?$"}
 URL_PATH: Schema = {"type": "string", "pattern": "^/"}
-SHARE: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+ORIGIN = r"[a-z][a-z0-9+.-]*://[^\sA-Z/@*,]+"
 
 
 def one_of(*values: str) -> Schema:
@@ -93,7 +108,7 @@ POD: Mapping[str, Schema] = {
     "podAnnotations": TEXT_BY_NAME,
 }
 
-IMAGE = {"repository": TEXT, "tag": TEXT, "digest": DIGEST}
+IMAGE = {"repository": REPOSITORY, "tag": TAG, "digest": DIGEST}
 
 MODELS = closed(
     {
@@ -117,38 +132,38 @@ MODELS = closed(
     }
 )
 
-WORKER = closed(
-    {
-        "mode": one_of("gpu", "cpu"),
-        "kind": one_of("auto", "DaemonSet", "StatefulSet"),
-        "replicas": whole(0, 10_000),
-        "gpusPerPod": whole(1, 64),
-        "image": closed(IMAGE),
-        "gpu": closed(
-            {
-                "resourceName": FULL_TEXT,
-                "memoryMb": whole(1, or_null=True),
-                "runtimeClassName": OBJECT_NAME,
-                "nodeSelector": TEXT_BY_NAME,
-                "tolerations": FREE_LIST,
-            }
-        ),
-        "cacheMb": whole(1, or_null=True),
-        "shardLabel": FULL_TEXT,
-        "cache": closed(
-            {
-                "type": one_of("hostPath", "emptyDir", "claim"),
-                "hostPath": closed({"path": {**DIRECTORY, "pattern": "^/.+"}, "setOwner": SWITCH}),
-                "claim": closed({"size": QUANTITY, "storageClass": OBJECT_NAME}),
-            }
-        ),
-        "startupMinutes": whole(1, 1440),
-        "healthPort": PORT,
-        "maxUnavailable": number_or_share(1),
-        "terminationGracePeriodSeconds": whole(1),
-        **POD,
-    }
-)
+WORKER: Mapping[str, Schema] = {
+    "mode": one_of("gpu", "cpu"),
+    "kind": one_of("auto", "DaemonSet", "StatefulSet"),
+    "replicas": whole(0, 10_000),
+    "gpusPerPod": whole(1, 64),
+    "image": closed(IMAGE),
+    "gpu": closed(
+        {
+            "resourceName": FULL_TEXT,
+            "memoryMb": whole(1, or_null=True),
+            "runtimeClassName": OBJECT_NAME,
+            "nodeSelector": TEXT_BY_NAME,
+            "tolerations": FREE_LIST,
+        }
+    ),
+    "cacheMb": whole(1, or_null=True),
+    "shardLabel": FULL_TEXT,
+    "cache": closed(
+        {
+            "type": one_of("hostPath", "emptyDir", "claim"),
+            "hostPath": closed({"path": {**DIRECTORY, "pattern": "^/.+"}, "setOwner": SWITCH}),
+            "claim": closed({"size": QUANTITY, "storageClass": OBJECT_NAME}),
+        }
+    ),
+    "startupMinutes": whole(1, 1440),
+    "healthPort": PORT,
+    "maxUnavailable": number_or_share(1),
+    "terminationGracePeriodSeconds": whole(1),
+    **POD,
+}
+# Whether they have a name is the only thing that pools must say.
+POOL = {**closed({"name": POOL_NAME, **WORKER}), "required": ["name"]}
 
 OPTIONAL: Mapping[str, Schema] = {
     "ingress": closed(
@@ -162,7 +177,13 @@ OPTIONAL: Mapping[str, Schema] = {
         }
     ),
     "httpRoute": closed(
-        {"enabled": SWITCH, "parentRefs": NAMED, "hostnames": TEXTS, "path": URL_PATH}
+        {
+            "enabled": SWITCH,
+            "parentRefs": NAMED,
+            "hostnames": TEXTS,
+            "path": URL_PATH,
+            "owners": {"type": "object", "additionalProperties": MODEL_NAMES},
+        }
     ),
     "podDisruptionBudget": closed(
         {
@@ -187,7 +208,7 @@ OPTIONAL: Mapping[str, Schema] = {
             "labels": TEXT_BY_NAME,
             "interval": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"},
             "apiKeySecret": SECRET_KEY,
-            "tls": closed({"caKey": FULL_TEXT, "serverName": TEXT}),
+            "tls": closed({"caKey": TEXT, "serverName": TEXT}),
         }
     ),
     "prometheusRule": closed({"enabled": SWITCH, "labels": TEXT_BY_NAME}),
@@ -196,7 +217,8 @@ OPTIONAL: Mapping[str, Schema] = {
         {
             "minReplicas": whole(1, 10_000),
             "maxReplicas": whole(1, 10_000),
-            "refusedRatio": SHARE,
+            # an HPA gets it in thousandths
+            "refusedRatio": {"type": "number", "minimum": 0.001, "maximum": 1},
             "behavior": FREE,
             "keda": closed(
                 {
@@ -224,17 +246,17 @@ def values_schema() -> Schema:
     """The whole of it."""
     properties = {
         "global": {"type": "object", "description": "of a chart that this one is part of"},
-        "nameOverride": TEXT,
-        "fullnameOverride": TEXT,
+        "nameOverride": NAME_PART,
+        "fullnameOverride": NAME_PART,
         "image": closed({**IMAGE, "pullPolicy": PULL_POLICY, "pullSecrets": NAMED}),
         "models": MODELS,
         "gateway": _gateway(),
-        "worker": WORKER,
+        "worker": closed({"pools": {"type": "array", "items": POOL}, **WORKER}),
         "auth": closed(
             {
                 "enabled": SWITCH,
                 "existingTenantsSecret": OBJECT_NAME,
-                "tenants": {"type": "object", "additionalProperties": FREE},
+                "tenants": _tenants(),
             }
         ),
         "curve": closed(
@@ -258,14 +280,45 @@ def values_schema() -> Schema:
 
 def settings_schema() -> dict[str, Schema]:
     """Of `gateway.settings`, by name: gateway/config.py's own kinds and bounds."""
-    schema = msgspec.json.schema(GatewayConfig)["$defs"]["GatewayConfig"]
     settings = {
-        name: _plain(setting)
-        for name, setting in schema["properties"].items()
+        name: setting
+        for name, setting in _members_of(GatewayConfig).items()
         if name not in SET_BY_THE_CHART
     }
     settings["page_mb"] = {"enum": PAGE_SIZES_MB}
+    # What these texts must look like the gateway says when it starts: here it is said before.
+    settings["policy"]["pattern"] = rf"^({'|'.join(POLICIES)})(:.*)?$"
+    settings["otlp_endpoint"]["pattern"] = r"^https?://[^\s/]+"
+    settings["cors_origins"]["pattern"] = rf"^(\*|{ORIGIN}( *, *{ORIGIN})*)$"
     return settings
+
+
+def _tenants() -> Schema:
+    """Of a tenants file, by name."""
+    tenant = _members_of(TenantSpec)
+    tenant["keys"]["items"]["pattern"] = "^k[0-9a-f]{12}:[0-9a-f]{64}$"
+    names = {"pattern": f"^{TENANT_NAME.pattern}$"}
+    return {"type": "object", "propertyNames": names, "additionalProperties": closed(tenant)}
+
+
+def _groups() -> Schema:
+    """Of a groups file, by name. A member is a model's name, or that and its accuracy."""
+    member = {**closed(_members_of(MemberSpec)), "required": ["model"]}
+    group = _members_of(GroupSpec)
+    group["members"] = {
+        "type": "array",
+        "minItems": 2,
+        "maxItems": MAX_MEMBERS,
+        "items": {"anyOf": [FULL_TEXT, member]},
+    }
+    whole_group: Schema = {**closed(group), "required": ["members"]}
+    return {"type": "object", "additionalProperties": whole_group}
+
+
+def _members_of(kind: type[msgspec.Struct]) -> dict[str, Schema]:
+    """What the struct says of its own members."""
+    told = msgspec.json.schema(kind)["$defs"][kind.__name__]
+    return {name: _plain(member) for name, member in told["properties"].items()}
 
 
 def _gateway() -> Schema:
@@ -273,7 +326,7 @@ def _gateway() -> Schema:
         {
             "replicas": whole(1, 1000),
             "settings": closed(settings_schema()),
-            "groups": FREE,
+            "groups": _groups(),
             "port": PORT,
             "workerPort": PORT,
             "service": closed(

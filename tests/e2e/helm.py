@@ -167,12 +167,19 @@ def on_gpu_nodes(story: Story, home: Path) -> None:
     assert "default_slo_ms: 250" in story.settings("r")
     until(lambda: gateway_has(story, "r", "default_slo_ms: 250"), "the gateway's pod is a new one")
     assert story.keys("r") == keys
+    hashed = f"k{1:012x}:{2:064x}"
+    story.helm(*upgrade, f"--set=auth.tenants.shop.keys={{{hashed}}}", *APPLY)
+    own = story.server.secret(NAMESPACE, "r-remontoir-own-tenants")["tenants.yaml"]
+    assert hashed in own.decode(), own
+    assert tenants_secret(story, "r") == "r-remontoir-own-tenants"
     story.helm("rollback", "r", 1, *APPLY)
+    assert tenants_secret(story, "r") == "r-remontoir-tenants"
     assert story.settings("r") == before
     assert story.keys("r") == keys
     history = story.helm("history", "r")
     assert "Rollback to 1" in history, history
-    print("helm-e2e: upgrade and rollback: settings change and come back, keys stay")
+    print("helm-e2e: upgrade and rollback: settings change and come back, keys stay; from keys")
+    print("          that were made to tenants of one's own, and back")
 
     story.helm("uninstall", "r", "--wait", "--timeout", "2m")
     gone(story, "r")
@@ -198,6 +205,15 @@ def gateway_has(story: Story, release: str, setting: str) -> bool:
     )
 
 
+def tenants_secret(story: Story, release: str) -> str:
+    """Which one its gateway reads."""
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{release}-remontoir-gateway"
+    volumes = story.server.get(path)["spec"]["template"]["spec"]["volumes"]
+    [name] = [volume["secret"]["secretName"] for volume in volumes if volume["name"] == "tenants"]
+    assert isinstance(name, str)
+    return name
+
+
 def gone(story: Story, release: str) -> None:
     selector = f"app.kubernetes.io/instance={release}"
     for path in (
@@ -214,7 +230,7 @@ def everything(story: Story) -> None:
     story.server.create(
         "/apis/node.k8s.io/v1/runtimeclasses", {"metadata": {"name": "nvidia"}, "handler": "nvidia"}
     )
-    pair = {"tls.crt": "eA==", "tls.key": "eA=="}
+    pair = {"tls.crt": "eA==", "tls.key": "eA==", "ca.crt": "eA=="}
     story.server.create(SECRETS, {"metadata": {"name": "tls"}, "data": pair})
     story.helm("install", "all", CHART, "-f", values, "--server-side=false", "--timeout", "2m")
     told = story.helm("get", "manifest", "all")
@@ -255,6 +271,7 @@ def on_cpus(story: Story, home: Path) -> None:
             )
             assert done.returncode == 0, f"{model} at gateway {number}: {done.stdout}{done.stderr}"
     print("helm-e2e: each of two gateways, with a worker of its own, answers for every model")
+    straight_to_owners(story, home, values)
     story.helm("uninstall", "cpu", "--wait", "--timeout", "2m")
     gone(story, "cpu")
     codes = story.kubelet.exit_codes
@@ -262,6 +279,29 @@ def on_cpus(story: Story, home: Path) -> None:
     assert len(ended) == 4, ended
     assert set(ended.values()) == {0}, ended
     print(f"helm-e2e: uninstalled, they ended well: {', '.join(sorted(ended))}")
+
+
+def straight_to_owners(story: Story, home: Path, values: list[str]) -> None:
+    """What `remontoir replicas` says to the chart makes a Service for each owner, of its pod."""
+    [line] = [x for x in story.settings("cpu").splitlines() if x.startswith("replicas: ")]
+    command = [sys.executable, "-m", "gateway", "replicas", "--format", "helm"]
+    command += ["--models", str(models_of(home)), "--replicas", line.removeprefix("replicas: ")]
+    owners = home / "owners.yaml"
+    owners.write_text(
+        subprocess.run(
+            command, cwd=ROOT, env=environment(), check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+    )
+    route = ["--set=httpRoute.enabled=true", "--set=httpRoute.parentRefs[0].name=public"]
+    story.helm("upgrade", "cpu", CHART, *values, *route, "-f", owners, *APPLY)
+    services = f"/api/v1/namespaces/{NAMESPACE}/services"
+    told = story.server.list(services, "app.kubernetes.io/component=owner")
+    assert told, owners.read_text()
+    for service in told:
+        selector = ",".join(f"{k}={v}" for k, v in service["spec"]["selector"].items())
+        assert list(story.pods(selector)) == [service["metadata"]["name"]], selector
+    names = ", ".join(service["metadata"]["name"] for service in told)
+    print(f"helm-e2e: httpRoute.owners, by `remontoir replicas --format helm`: {names}, each alone")
 
 
 if __name__ == "__main__":

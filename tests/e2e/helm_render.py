@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -20,13 +20,13 @@ from gateway.tenants.tenants_file import parse_tenants
 from gpuworker.__main__ import _parser as worker_parser
 from gpuworker.config import MEBIBYTE, shards_of
 from tests.e2e import kubernetes_tools as tools
+from tests.e2e.helm_broken import BROKEN, LEAST, Broken
 from tests.gateway.running import ROOT
 
 CHART = ROOT / "helm" / "remontoir"
 SETS = sorted((ROOT / "tests" / "helm" / "values").glob("*.yaml"))
 VERSIONS = ("1.30", "1.33", "1.36")
 NAMESPACE = "serving"
-LEAST = ("image.repository=example/remontoir", "models.type=hostPath", "models.hostPath.path=/m")
 # Kinds that Kubernetes' schemas do not have: by whose models they are checked, None if by none.
 OTHER_KINDS = {
     "ScaledObject": "keda",
@@ -48,87 +48,6 @@ ACCEPTED = {
     "CKV_K8S_43": "image.digest is a value",
     "CKV2_K8S_6": "networkPolicy.enabled is a switch",
 }
-
-
-class Broken(NamedTuple):
-    """Values that must be refused, and words of the message, the key among them."""
-
-    what: str
-    values: tuple[str, ...]
-    words: tuple[str, ...]
-
-
-BROKEN = (
-    Broken("unknown key", ("gatewya.port=1",), ("additional properties 'gatewya' not allowed",)),
-    Broken(
-        "unknown setting",
-        ("gateway.settings.slo=5",),
-        ("/gateway/settings", "additional properties 'slo' not allowed"),
-    ),
-    Broken("wrong type", ("gateway.replicas=two",), ("/gateway/replicas", "want integer")),
-    Broken(
-        "port out of range", ("gateway.service.port=99999",), ("/gateway/service/port", "65,535")
-    ),
-    Broken(
-        "one port for two",
-        ("gateway.workerPort=8000",),
-        ("gateway.port and gateway.workerPort are both 8000",),
-    ),
-    Broken("negative replicas", ("worker.replicas=-1",), ("/worker/replicas", "got -1, want 0")),
-    Broken("fractional GPU", ("worker.gpusPerPod=0.5",), ("/worker/gpusPerPod", "want integer")),
-    Broken(
-        "page size not a power of two",
-        ("gateway.settings.page_mb=12",),
-        ("/gateway/settings/page_mb", "one of 1, 2, 4, 8, 16"),
-    ),
-    Broken(
-        "cache larger than memory",
-        ("worker.mode=cpu", "worker.cacheMb=9000"),
-        ("worker.cacheMb is 9000 MiB, and worker.resources.limits.memory 8Gi is 8192 MiB",),
-    ),
-    Broken(
-        "cache larger than the card",
-        ("worker.cacheMb=90000", "worker.gpu.memoryMb=81920"),
-        ("worker.cacheMb is 90000 MiB, and worker.gpu.memoryMb says that a card has 81920",),
-    ),
-    Broken("missing image", ("image.repository=",), ("image.repository is required",)),
-    Broken("missing models", ("models.type=",), ("models.type is required",)),
-    Broken(
-        "SLO of zero",
-        ("gateway.settings.default_slo_ms=0",),
-        ("/gateway/settings/default_slo_ms", "exclusiveMinimum"),
-    ),
-    Broken(
-        "both HPA and KEDA",
-        ("autoscaling.hpa.enabled=true", "autoscaling.keda.enabled=true"),
-        ("autoscaling.keda.enabled and autoscaling.hpa.enabled are both true",),
-    ),
-    Broken(
-        "autoscaled DaemonSet",
-        ("autoscaling.hpa.enabled=true",),
-        ("autoscaling needs worker.kind StatefulSet",),
-    ),
-    Broken(
-        "groups on several gateways",
-        ("gateway.replicas=2", "gateway.groups.a.members={b,c}"),
-        ("gateway.groups and gateway.replicas 2",),
-    ),
-    Broken(
-        "half of a key pair",
-        ("curve.existingGatewaySecret=a",),
-        ("curve.existingGatewaySecret and curve.existingWorkerSecret belong together",),
-    ),
-    Broken(
-        "grace shorter than the longest SLO",
-        ("gateway.terminationGracePeriodSeconds=30",),
-        ("gateway.terminationGracePeriodSeconds is 30, and stopping may take 41",),
-    ),
-    Broken(
-        "SLO longer than the grace",
-        ("gateway.settings.default_slo_ms=60000",),
-        ("gateway.settings.default_slo_ms is 60000, longer than gateway.settings.answer_grace_s",),
-    ),
-)
 
 
 class Helm:
@@ -172,6 +91,9 @@ def check_text(helm: Helm, home: Path) -> None:
         validate(version, newest)
     for file in newest:
         check_commands(file)
+    check_pools(next(file for file in newest if file.stem.startswith("shards")))
+    check_triggers(next(file for file in newest if file.stem.startswith("everything")))
+    check_owners(next(file for file in newest if file.stem.startswith("everything")))
     check_other_kinds(newest)
     run_checkov(newest)
     for broken in BROKEN:
@@ -301,6 +223,68 @@ def check_commands(file: Path) -> None:
             told = worker_parser().parse_args(["run", *container["args"][1:]])
             shards_of(told.replica, told.replicas, told.replica_copies)
             assert told.health_port == container["ports"][0]["containerPort"]
+
+
+def check_pools(file: Path) -> None:
+    """Of three pools for each of three gateways: what each says itself, and what `worker` says."""
+    sets = {d["metadata"]["name"]: d for d in documents(file) if "worker" in d["metadata"]["name"]}
+    found = {}
+    for name, document in sets.items():
+        if document["kind"] == "PodDisruptionBudget":
+            found[name] = document["spec"]["selector"]["matchLabels"]["remontoir/pool"]
+            continue
+        pod = document["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        [cache] = [v for v in pod["volumes"] if v["name"] == "cache"]
+        found[name] = (
+            *(document["kind"], container["image"], pod.get("nodeSelector", {}).get("pool")),
+            container["resources"]["limits"].get("nvidia.com/gpu"),
+            [c["name"] for c in pod["initContainers"]],
+            *(cache.get("hostPath", {}).get("path"), document["spec"].get("replicas")),
+        )
+    wanted: dict[str, object] = {"r-remontoir-worker-cpu": "cpu"}
+    gpu_image, pull = "example/remontoir-gpu:0.1.0", ["pull-models"]
+    for gateway in range(3):
+        of = f"r-remontoir-worker-{{}}-{gateway}".format
+        nvme = "/mnt/nvme/remontoir"
+        wanted[of("h100")] = ("DaemonSet", gpu_image, "h100", "8", pull, nvme, None)
+        own = ["own-cache", *pull]
+        usual = "/var/lib/remontoir/cache"
+        wanted[of("a10")] = ("DaemonSet", gpu_image, "a10", "4", own, usual, None)
+        image = gpu_image.replace("-gpu", "")
+        wanted[of("cpu")] = ("StatefulSet", image, None, None, pull, None, 0)
+    assert found == wanted, f"{found}\n{wanted}"
+    print(f"helm-e2e: worker.pools: {len(wanted) - 1} sets of workers, each as its pool says")
+
+
+def check_triggers(file: Path) -> None:
+    """Each asks that Prometheus as it wants to be asked."""
+    for document in documents(file):
+        if document["kind"] == "ScaledObject":
+            for trigger in document["spec"]["triggers"]:
+                assert trigger.get("authenticationRef") == {"name": "prometheus"}, trigger
+
+
+def check_owners(file: Path) -> None:
+    """A route by header and one by path for each model, to a Service of its owner's pod alone."""
+    found: dict[str, set[str]] = {}
+    for document in documents(file):
+        name = document["metadata"]["name"]
+        if document["kind"] == "Service" and name[:-1] == "inference-gateway-":
+            pod = document["spec"]["selector"]["statefulset.kubernetes.io/pod-name"]
+            assert pod == name, document
+        if document["kind"] != "HTTPRoute" or name == "inference":
+            continue
+        for rule in document["spec"]["rules"]:
+            [to] = rule["backendRefs"]
+            for match in rule["matches"]:
+                said = [header["value"] for header in match.get("headers", ())]
+                found.setdefault(to["name"], set()).update(said or [match["path"]["value"]])
+    assert found == {
+        "inference-gateway-0": {"mlp", "other", "/v2/models/mlp", "/v2/models/other"},
+        "inference-gateway-1": {"resnet50", "/v2/models/resnet50"},
+    }, found
+    print("helm-e2e: httpRoute.owners: each model by header and by path, straight to its owner")
 
 
 def check_config(text: str, file: Path) -> None:

@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ import yaml
 
 from gateway.command.cli import app
 from gateway.config import ConfigError, GatewayConfig, load_config
+from gateway.http.cors import origins_of
+from gateway.observability.traces import TracesError, traces_url
+from gateway.tenants.tenants_file import TenantsError, TenantSpec, parse_tenants
+from gateway.variants.groups_file import GroupsError, GroupSpec, parse_groups
 from gpuworker.config import WorkerConfig
 from helm.generate import CHART, documented, outputs
 from helm.values_schema import SET_BY_THE_CHART, settings_schema
-from scheduler import __version__
+from scheduler import __version__, policies
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -117,6 +121,95 @@ def test_the_schema_refuses_what_the_gateway_would(
         load_config(environ={}, file=file)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("policy", "fastest", policies.parse),
+        ("otlp_endpoint", "collector:4318", traces_url),
+        ("cors_origins", "app.example.com", origins_of),
+    ],
+)
+def test_texts_that_the_gateway_would_not_start_with_are_refused(
+    name: str, value: str, read: Callable[[str], object]
+) -> None:
+    with pytest.raises((ValueError, TracesError)):
+        read(value)
+    assert list(problems({"gateway": {"settings": {name: value}}})) == [
+        f"$.gateway.settings.{name}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        *(("policy", name, policies.parse) for name in policies.POLICIES),
+        ("policy", "clockwork:schedule_ahead_ms=5,deadline_floor", policies.parse),
+        ("otlp_endpoint", "http://collector.monitoring.svc:4318", traces_url),
+        ("cors_origins", "*", origins_of),
+        ("cors_origins", "https://a.example.com, http://localhost:3000", origins_of),
+    ],
+)
+def test_texts_that_it_would_start_with_are_taken(
+    name: str, value: str, read: Callable[[str], object]
+) -> None:
+    read(value)
+    assert problems({"gateway": {"settings": {name: value}}}) == {}
+
+
+KEY = "kb34b37557710:a98c0543336826a5b055fa2abbb6742fa4711f7827a550af7026874ce22d88ed"
+
+
+@pytest.mark.parametrize(
+    "tenants",
+    [
+        {"a shop": {"keys": [KEY]}},
+        {"shop": {"keys": ["rmt_secret"]}},
+        {"shop": {"keys": [KEY], "rps": 5}},
+        {"shop": {"keys": [KEY], "weight": -1}},
+        {"shop": {"keys": [KEY], "priority": "urgent"}},
+        {"shop": {"keys": [KEY], "default_slo_ms": 0}},
+        {"shop": {"keys": KEY}},
+    ],
+    ids=str,
+)
+def test_tenants_that_the_gateway_would_not_take_are_refused(tenants: object) -> None:
+    with pytest.raises(TenantsError):
+        parse_tenants(yaml.safe_dump({"tenants": tenants}), source="a test")
+    assert all(
+        path.startswith("$.auth.tenants") for path in problems({"auth": {"tenants": tenants}})
+    )
+    assert problems({"auth": {"tenants": tenants}})
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"one": {"members": ["a"]}},
+        {"none": {}},
+        {"more": {"members": ["a", "b"], "choice": "best"}},
+        {"what": {"members": ["a", "b"], "selection": "worst"}},
+        {"share": {"members": [{"model": "a", "accuracy": 2}, {"model": "b", "accuracy": 1}]}},
+        {"model": {"members": [{"accuracy": 1}, {"model": "b", "accuracy": 1}]}},
+    ],
+    ids=str,
+)
+def test_groups_that_the_gateway_would_not_take_are_refused(groups: object) -> None:
+    with pytest.raises(GroupsError):
+        parse_groups(yaml.safe_dump({"groups": groups}), source="a test")
+    [where] = {path.split(".")[2] for path in problems({"gateway": {"groups": groups}})}
+    assert where == "groups"
+
+
+def test_every_setting_of_tenants_and_groups_is_taken() -> None:
+    tenant = {field.name: field.default for field in msgspec.structs.fields(TenantSpec)}
+    tenants = {"shop": {**tenant, "keys": [KEY], "models": ["*"]}}
+    parse_tenants(yaml.safe_dump({"tenants": tenants}), source="a test")
+    group = {field.name: field.default for field in msgspec.structs.fields(GroupSpec)}
+    groups = {"g": {**group, "members": ["a", {"model": "b"}]}}
+    parse_groups(yaml.safe_dump({"groups": groups}), source="a test")
+    assert problems({"auth": {"tenants": tenants}, "gateway": {"groups": groups}}) == {}
+
+
 def test_the_config_map_sets_what_is_the_charts_and_nothing_else() -> None:
     text = (CHART / "templates" / "gateway-config.yaml").read_text()
     named = set(re.findall(r'"([a-z_]+)"', text)) & set(FIELDS)
@@ -170,6 +263,12 @@ def test_containers_say_flags_that_their_commands_have(template: str, command: l
         ({"gateway": {"settings": {"page_mb": 12}}}, "$.gateway.settings.page_mb"),
         ({"gateway": {"settings": {"port": 9000}}}, "$.gateway.settings"),
         ({"image": {"digest": "sha256:1"}}, "$.image.digest"),
+        ({"image": {"repository": "registry:5000/remontoir:1.0"}}, "$.image.repository"),
+        ({"image": {"tag": "a b"}}, "$.image.tag"),
+        ({"worker": {"pools": [{"name": "a", "gpus": 1}]}}, "$.worker.pools[0]"),
+        ({"worker": {"pools": [{"gpusPerPod": 1}]}}, "$.worker.pools[0]"),
+        ({"worker": {"pools": [{"name": "a", "pools": []}]}}, "$.worker.pools[0]"),
+        ({"httpRoute": {"owners": {"g-0": ["a b"]}}}, "$.httpRoute.owners['g-0'][0]"),
         ({"serviceMonitor": {"interval": "15 s"}}, "$.serviceMonitor.interval"),
     ],
 )

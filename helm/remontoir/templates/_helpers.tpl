@@ -32,20 +32,46 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 
 {{- define "remontoir.workerImage" -}}
-{{- if eq .Values.worker.mode "cpu" -}}
-{{- include "remontoir.image" . -}}
+{{- if eq .worker.mode "cpu" -}}
+{{- include "remontoir.image" .root -}}
 {{- else -}}
-{{- .Values.worker.image.repository | default (printf "%s-gpu" .Values.image.repository) -}}
-{{- if .Values.worker.image.digest -}}@{{ .Values.worker.image.digest }}{{- else -}}:{{ .Values.worker.image.tag | default .Values.image.tag | default .Chart.AppVersion }}{{- end -}}
+{{- $image := .worker.image -}}
+{{- $image.repository | default (printf "%s-gpu" .root.Values.image.repository) -}}
+{{- if $image.digest -}}@{{ $image.digest }}{{- else -}}:{{ $image.tag | default .root.Values.image.tag | default .root.Chart.AppVersion }}{{- end -}}
 {{- end -}}
 {{- end -}}
 
+{{/* Of one pool. */}}
 {{- define "remontoir.workerKind" -}}
-{{- if eq .Values.worker.kind "auto" -}}
-{{- ternary "StatefulSet" "DaemonSet" (eq .Values.worker.mode "cpu") -}}
+{{- if eq .kind "auto" -}}
+{{- ternary "StatefulSet" "DaemonSet" (eq .mode "cpu") -}}
 {{- else -}}
-{{- .Values.worker.kind -}}
+{{- .kind -}}
 {{- end -}}
+{{- end -}}
+
+{{/*
+All kinds of workers, as JSON: {"pools": [...]}. Each is `worker` with what its pool says otherwise put over it, where
+it is in the values ("path"), and what its objects' names have more ("suffix"). Without `worker.pools` it is the one.
+*/}}
+{{- define "remontoir.pools" -}}
+{{- $base := omit .Values.worker "pools" -}}
+{{- $pools := list -}}
+{{- range $index, $own := .Values.worker.pools -}}
+{{- $pool := mergeOverwrite (deepCopy $base) (deepCopy $own) -}}
+{{- $pools = append $pools (merge (dict "suffix" (printf "-%s" $own.name) "path" (printf "worker.pools[%d] (%s)" $index $own.name)) $pool) -}}
+{{- end -}}
+{{- dict "pools" ($pools | default (list (merge (dict "suffix" "" "path" "worker" "name" "") $base))) | toJson -}}
+{{- end -}}
+
+{{/* Which workers these are: of a pool, for a gateway. */}}
+{{- define "remontoir.workerLabels" -}}
+{{- $worker := index . 0 -}}
+app.kubernetes.io/component: worker
+remontoir/shard: {{ index . 1 | quote }}
+{{- with $worker.name }}
+remontoir/pool: {{ . }}
+{{- end }}
 {{- end -}}
 
 {{/* Whether something else sets the number of workers. */}}
@@ -71,7 +97,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- join "," $all -}}
 {{- end -}}
 
-{{/* Secrets: given, or made once by the keys job. */}}
+{{/*
+Secrets: given, or made once by the keys job. `auth.tenants` has another name than what the job makes, which is nobody's
+release and stays: helm would refuse to take it over, and the job to make keys beside it.
+*/}}
 {{- define "remontoir.curveGatewaySecret" -}}
 {{- .Values.curve.existingGatewaySecret | default (printf "%s-curve-gateway" (include "remontoir.fullname" .)) -}}
 {{- end -}}
@@ -79,7 +108,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- .Values.curve.existingWorkerSecret | default (printf "%s-curve-worker" (include "remontoir.fullname" .)) -}}
 {{- end -}}
 {{- define "remontoir.tenantsSecret" -}}
-{{- .Values.auth.existingTenantsSecret | default (printf "%s-tenants" (include "remontoir.fullname" .)) -}}
+{{- $own := printf "%s-%s" (include "remontoir.fullname" .) (ternary "own-tenants" "tenants" (not (empty .Values.auth.tenants))) -}}
+{{- .Values.auth.existingTenantsSecret | default $own -}}
 {{- end -}}
 {{- define "remontoir.apiKeysSecret" -}}
 {{- printf "%s-api-keys" (include "remontoir.fullname" .) -}}
@@ -89,6 +119,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- define "remontoir.makesApiKeys" -}}
 {{- if and .Values.auth.enabled (not .Values.auth.existingTenantsSecret) (not .Values.auth.tenants) }}true{{ end -}}
+{{- end -}}
+
+{{/* Prometheus' name for all gateways of this release: of this namespace, and with "remontoir" in it. */}}
+{{- define "remontoir.job" -}}
+{{- $job := printf "%s.%s" .Release.Namespace (include "remontoir.fullname" .) -}}
+{{- ternary $job (printf "remontoir.%s" $job) (contains "remontoir" $job) | trunc 63 | trimAll ".-" -}}
 {{- end -}}
 
 {{/* With which key `helm test` asks, and Prometheus: "name key" of a Secret, or nothing. */}}
@@ -117,7 +153,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{/* MiB of a quantity of memory ("4Gi", "512M", 1073741824), rounded down. */}}
 {{- define "remontoir.mebibytes" -}}
-{{- $text := toString . -}}
+{{- $text := ternary (toString .) (toString (int64 .)) (kindIs "string" .) -}}
 {{- $number := regexFind "^[0-9.]+" $text -}}
 {{- $unit := trimPrefix $number $text -}}
 {{- $bytes := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
@@ -212,6 +248,11 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
+{{/* Of the whole cluster, and so with the namespace: the same release may be in two. */}}
+{{- define "remontoir.priorityClass" -}}
+{{- printf "%s-%s" .Release.Namespace (include "remontoir.fullname" .) -}}
+{{- end -}}
+
 {{/* A topology spread of one component, where it is asked for. */}}
 {{- define "remontoir.topologySpread" -}}
 {{- $spread := .spread -}}
@@ -240,7 +281,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- $class := .values.priorityClassName }}
 {{- if and (not $class) .root.Values.priorityClass.create }}
-{{- $class = include "remontoir.fullname" .root }}
+{{- $class = include "remontoir.priorityClass" .root }}
 {{- end }}
 {{- with $class }}
 priorityClassName: {{ . }}

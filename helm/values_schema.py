@@ -75,7 +75,8 @@ def whole(least: int, most: int | None = None, *, or_null: bool = False) -> Sche
 
 
 def number_or_share(least: int) -> Schema:
-    return {"type": ["integer", "string"], "minimum": least, "pattern": "^[0-9]+%$"}
+    share = "^(100|[1-9]?[0-9])%$" if least == 0 else "^(100|[1-9][0-9]?)%$"
+    return {"type": ["integer", "string"], "minimum": least, "pattern": share}
 
 
 def closed(properties: Mapping[str, Schema]) -> Schema:
@@ -113,7 +114,7 @@ IMAGE = {"repository": REPOSITORY, "tag": TAG, "digest": DIGEST}
 MODELS = closed(
     {
         "type": one_of("", "existingClaim", "hostPath", "image", "pull"),
-        "subPath": TEXT,
+        "subPath": {"type": "string", "pattern": "^([^/].*)?$"},  # within the volume
         "existingClaim": closed({"name": OBJECT_NAME}),
         "hostPath": closed({"path": DIRECTORY}),
         "image": closed({"reference": TEXT, "pullPolicy": PULL_POLICY}),

@@ -167,6 +167,12 @@ BROKEN = (
         ("auth.tenants.shop.default_slo_ms is 30000, longer than gateway.settings.answer_grace",),
     ),
     Broken(
+        "no pod that an update may replace",
+        ("worker.maxUnavailable=0%",),
+        ("/worker/maxUnavailable", "'0%' does not match pattern"),
+    ),
+    Broken("a question to no model", ("tests.json=x",), ("tests.json needs tests.model",)),
+    Broken(
         "groups on several gateways",
         ("gateway.replicas=2", "gateway.groups.a.members={b,c}"),
         ("gateway.groups and gateway.replicas 2",),

@@ -2,7 +2,8 @@
 
 Owns what is checked without a cluster: by helm itself, by the schemas of three versions of
 Kubernetes, by the models of KEDA and of the Prometheus operator with unknown fields refused, by
-checkov, by the commands and settings of this checkout, and what broken values are refused with.
+the Gateway API's types, by checkov, by the commands and settings of this checkout, and what broken
+values are refused with.
 """
 
 import json
@@ -19,20 +20,22 @@ from gateway.config import load_config
 from gateway.tenants.tenants_file import parse_tenants
 from gpuworker.__main__ import _parser as worker_parser
 from gpuworker.config import MEBIBYTE, shards_of
+from tests.e2e import gateway_api
 from tests.e2e import kubernetes_tools as tools
-from tests.e2e.helm_broken import BROKEN, LEAST, Broken
+from tests.e2e.helm_broken import BROKEN, LEAST, ROUTE, Broken
+from tests.e2e.tools import LeftOut
 from tests.gateway.running import ROOT
 
 CHART = ROOT / "helm" / "remontoir"
 SETS = sorted((ROOT / "tests" / "helm" / "values").glob("*.yaml"))
 VERSIONS = ("1.30", "1.33", "1.36")
 NAMESPACE = "serving"
-# Kinds that Kubernetes' schemas do not have: by whose models they are checked, None if by none.
+# Kinds that Kubernetes' schemas do not have: by whose models they are checked.
 OTHER_KINDS = {
     "ScaledObject": "keda",
     "ServiceMonitor": "prometheus_operator",
     "PrometheusRule": "prometheus_operator",
-    "HTTPRoute": None,
+    "HTTPRoute": "gateway_api",
 }
 # What checkov finds and we mean so. It tells no severities without an account of its makers, so
 # everything that is not here is a finding.
@@ -95,6 +98,7 @@ def check_text(helm: Helm, home: Path) -> None:
     check_triggers(next(file for file in newest if file.stem.startswith("everything")))
     check_owners(next(file for file in newest if file.stem.startswith("everything")))
     check_other_kinds(newest)
+    check_routes(helm, home, newest)
     run_checkov(newest)
     for broken in BROKEN:
         refuse(helm, broken)
@@ -146,14 +150,38 @@ def check_other_kinds(files: list[Path]) -> None:
     assert set(found) == set(OTHER_KINDS), found.keys()
     python = tools.checker("schemas") / "python"
     for kind, models in OTHER_KINDS.items():
-        if models is None:
-            print(f"helm-e2e: {kind}: rendered, and checked against nothing: no models of it here")
-            continue
+        if models == "gateway_api":
+            continue  # check_routes
         typo = {**found[kind], "spec": {**found[kind]["spec"], "intervall": 1}}
         told = [problems(python, models, kind, document) for document in (found[kind], typo)]
         assert told[0] == [], told[0]
         assert any("intervall" in line for line in told[1]), told[1]
         print(f"helm-e2e: {kind}: as {models} has it, unknown fields refused")
+
+
+def check_routes(helm: Helm, home: Path, files: list[Path]) -> None:
+    """Those of the value sets, those of so many models that one does not hold them, and a typo."""
+    many = home / "many-routes.yaml"
+    models = [f"model-{number}" for number in range(130)]
+    owned = f"httpRoute.owners.r-remontoir-gateway-0={{{','.join(models)}}}"
+    told = (*LEAST, *ROUTE, "gateway.replicas=2", owned)
+    many.write_text(helm("template", "r", CHART, *(f"--set={text}" for text in told)))
+    routes = [d for file in (*files, many) for d in documents(file) if d["kind"] == "HTTPRoute"]
+    of_many = [r["spec"]["rules"] for r in routes if "gateway-0-models" in r["metadata"]["name"]]
+    matches = [len(rule["matches"]) for rules in of_many for rule in rules]
+    # what the API's first version takes: 16 rules, of 8 matches each
+    assert max(map(len, of_many)) <= 16, of_many
+    assert max(matches) <= 8, matches
+    assert sum(matches) == 2 * (len(models) + 2), matches
+    typo = {**routes[0], "spec": {**routes[0]["spec"], "hostnames": ["a b"]}}
+    try:
+        found = gateway_api.problems([*routes, typo])
+    except LeftOut as why:
+        print(f"helm-e2e: HTTPRoute: {len(routes)} rendered, and held against nothing: {why}")
+        return
+    assert not any(found[:-1]), found
+    assert found[-1], "a hostname with a blank was taken"
+    print(f"helm-e2e: HTTPRoute: {len(routes)} as the Gateway API's own types have them")
 
 
 STRICT = """

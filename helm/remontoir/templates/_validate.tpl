@@ -192,6 +192,9 @@ what to do. Included by the gateway's StatefulSet, so that nothing is ever insta
 {{- if and $policy.enabled $policy.clients .Values.serviceMonitor.enabled (not $policy.monitoring) -}}
 {{- fail "networkPolicy.monitoring is required with networkPolicy.clients and serviceMonitor.enabled: who Prometheus is, also where it is among the clients" -}}
 {{- end -}}
+{{- if and .Values.tests.json (not .Values.tests.model) -}}
+{{- fail "tests.json needs tests.model: which model is to be asked it?" -}}
+{{- end -}}
 {{- $isOpen := or (not .Values.auth.enabled) .Values.gateway.settings.open_metrics -}}
 {{- if and .Values.serviceMonitor.enabled (not $isOpen) (not (include "remontoir.monitoringKey" .)) -}}
 {{- fail "serviceMonitor.apiKeySecret.name is required with tenants of your own: a Secret with a key of a tenant that has `metrics: true`; or gateway.settings.open_metrics true" -}}

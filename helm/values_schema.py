@@ -298,8 +298,15 @@ def _tenants() -> Schema:
     """Of a tenants file, by name."""
     tenant = _members_of(TenantSpec)
     tenant["keys"]["items"]["pattern"] = "^k[0-9a-f]{12}:[0-9a-f]{64}$"
+    whole_tenant: Schema = {
+        **closed(tenant),
+        "dependentRequired": {
+            "requests_burst": ["requests_per_s"],
+            "gpu_ms_burst": ["gpu_ms_per_s"],
+        },
+    }
     names = {"pattern": f"^{TENANT_NAME.pattern}$"}
-    return {"type": "object", "propertyNames": names, "additionalProperties": closed(tenant)}
+    return {"type": "object", "propertyNames": names, "additionalProperties": whole_tenant}
 
 
 def _groups() -> Schema:
@@ -310,6 +317,7 @@ def _groups() -> Schema:
         "type": "array",
         "minItems": 2,
         "maxItems": MAX_MEMBERS,
+        "uniqueItems": True,
         "items": {"anyOf": [FULL_TEXT, member]},
     }
     whole_group: Schema = {**closed(group), "required": ["members"]}

@@ -4,7 +4,8 @@ First as text (helm_render.py). Then on an API server with its scheduler and con
 made-up nodes, of which two have a GPU: installed, upgraded, rolled back and uninstalled; workers
 land on GPU nodes, and one too many stays Pending; keys are made by their job with the rights it is
 given, and kept. In CPU mode gateway and worker are run for real as their pods say
-(helm_kubelet.py), with CURVE and API keys, until their probes are content, and `helm test` passes.
+(helm_kubelet.py), with CURVE and API keys, until their probes are content, and `helm test` passes; and an
+upgrade replaces both gateways under load (helm_rolling.py).
 What this cannot show is in docs/kubernetes.md. Ten minutes the first time, in which the server is
 built; two to four later.
 """
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.e2e.helm_cluster import ApiServer, Json, add_custom_kinds, add_node, cluster, until
 from tests.e2e.helm_kubelet import Kubelet
 from tests.e2e.helm_render import CHART, NAMESPACE, SETS, Helm, check_text
+from tests.e2e.helm_rolling import Load
 from tests.e2e.tools import LeftOut
 from tests.gateway.running import ROOT, environment
 from tests.gpuworker import onnx_models
@@ -272,6 +274,7 @@ def on_cpus(story: Story, home: Path) -> None:
             assert done.returncode == 0, f"{model} at gateway {number}: {done.stdout}{done.stderr}"
     print("helm-e2e: each of two gateways, with a worker of its own, answers for every model")
     straight_to_owners(story, home, values)
+    rolled_under_load(story, values, port, key)
     story.helm("uninstall", "cpu", "--wait", "--timeout", "2m")
     gone(story, "cpu")
     codes = story.kubelet.exit_codes
@@ -302,6 +305,27 @@ def straight_to_owners(story: Story, home: Path, values: list[str]) -> None:
         assert list(story.pods(selector)) == [service["metadata"]["name"]], selector
     names = ", ".join(service["metadata"]["name"] for service in told)
     print(f"helm-e2e: httpRoute.owners, by `remontoir replicas --format helm`: {names}, each alone")
+
+
+def rolled_under_load(story: Story, values: list[str], port: int, key: str) -> None:
+    """An upgrade that replaces both gateways, one after the other: every request is answered."""
+    selector = "app.kubernetes.io/component=gateway"
+    before = {pod["metadata"]["uid"] for pod in story.pods(selector).values()}
+    with Load(story.server, PODS, selector, port=port, key=key, models=["mlp", "other"]) as load:
+        until(lambda: load.answers["200"] > 20, "the load is answered")
+        changed = "--set=gateway.settings.default_slo_ms=900"
+        story.helm("upgrade", "cpu", CHART, *values, changed, *APPLY)
+        so_far = load.answers["200"]
+        until(lambda: load.answers["200"] > so_far + 20, "the load is answered by the new ones")
+    after = {pod["metadata"]["uid"] for pod in story.pods(selector).values()}
+    assert not before & after, "a gateway was not replaced"
+    assert before | after == load.pods_asked, "not all of them were asked"
+    logs = {name: story.kubelet.log_of(name)[-2000:] for name in story.pods(selector)}
+    assert set(load.answers) == {"200"}, f"{load.answers}\n{logs}"
+    print(
+        f"helm-e2e: both gateways replaced by an upgrade, {load.answers['200']} requests meanwhile:"
+        " all were answered 200"
+    )
 
 
 if __name__ == "__main__":

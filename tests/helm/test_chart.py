@@ -167,6 +167,7 @@ KEY = "kb34b37557710:a98c0543336826a5b055fa2abbb6742fa4711f7827a550af7026874ce22
         {"shop": {"keys": [KEY], "rps": 5}},
         {"shop": {"keys": [KEY], "weight": -1}},
         {"shop": {"keys": [KEY], "priority": "urgent"}},
+        {"shop": {"keys": [KEY], "requests_burst": 9}},
         {"shop": {"keys": [KEY], "default_slo_ms": 0}},
         {"shop": {"keys": KEY}},
     ],
@@ -185,6 +186,7 @@ def test_tenants_that_the_gateway_would_not_take_are_refused(tenants: object) ->
     "groups",
     [
         {"one": {"members": ["a"]}},
+        {"twice": {"members": ["a", "a"]}},
         {"none": {}},
         {"more": {"members": ["a", "b"], "choice": "best"}},
         {"what": {"members": ["a", "b"], "selection": "worst"}},

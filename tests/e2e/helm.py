@@ -4,10 +4,9 @@ First as text (helm_render.py). Then on an API server with its scheduler and con
 made-up nodes, of which two have a GPU: installed, upgraded, rolled back and uninstalled; workers
 land on GPU nodes, and one too many stays Pending; keys are made by their job with the rights it is
 given, and kept. In CPU mode gateway and worker are run for real as their pods say
-(helm_kubelet.py), with CURVE and API keys, until their probes are content, and `helm test` passes; and an
-upgrade replaces both gateways under load (helm_rolling.py).
-What this cannot show is in docs/kubernetes.md. Ten minutes the first time, in which the server is
-built; two to four later.
+(helm_kubelet.py), with CURVE and API keys, until their probes are content, and `helm test` passes;
+then an upgrade replaces both gateways under load (helm_rolling.py). What this cannot show is in
+docs/kubernetes.md. Ten minutes the first time, in which the server is built; two to four later.
 """
 
 import subprocess

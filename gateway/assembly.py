@@ -275,9 +275,13 @@ class Assembly:
         """/readyz says no, then everything new is refused, then what was admitted is answered."""
         self._lifecycle.drain()
         await self._end_reloading()
+        # Forwarded ones first: some may come back to be served here.
+        unanswered: list[draining.Unanswered] = [self._dispatcher]
+        if self._forwarding is not None:
+            unanswered.insert(0, self._forwarding)
         await draining.drain(
             self._lifecycle,
-            self._dispatcher,
+            draining.InTurn(unanswered),
             drain_s=self._config.drain_s,
             answer_grace_s=self._config.answer_grace_s,
         )

@@ -6,7 +6,7 @@ for an answer when it returns is given up by whoever closes.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from gateway.lifecycle import Lifecycle
@@ -18,11 +18,28 @@ REFUSE_AT_LEAST_S = 0.5
 
 
 class Unanswered(Protocol):
-    """What was admitted and has no answer yet: gateway.dispatcher.Dispatcher."""
+    """What was admitted and has no answer yet: gateway.dispatcher.Dispatcher, and what other
+    replicas have, gateway.replicas.forwarding.Forwarding.
+    """
 
     @property
     def num_open(self) -> int: ...
     async def wait_idle(self) -> None: ...
+
+
+class InTurn:
+    """Several as one: what one waits for may become the next one's."""
+
+    def __init__(self, parts: Sequence[Unanswered]) -> None:
+        self._parts = parts
+
+    @property
+    def num_open(self) -> int:
+        return sum(part.num_open for part in self._parts)
+
+    async def wait_idle(self) -> None:
+        for part in self._parts:
+            await part.wait_idle()
 
 
 async def drain(

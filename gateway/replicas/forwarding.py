@@ -6,6 +6,7 @@ from a peer, and never read a body: the model's name and the SLO were read by th
 peer reads them itself (docs/adr/0015).
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import quote
@@ -67,6 +68,9 @@ class Forwarding:
         self.can_serve = can_serve
         # What became of requests that were sent to a peer, by (its name, what).
         self.results: Counter[tuple[str, str]] = Counter()
+        # All and only requests that a peer has, or is about to.
+        self.underway: set[_Forward] = set()
+        self._idle_waiters: list[asyncio.Future[None]] = []
 
     def forward(
         self,
@@ -94,7 +98,33 @@ class Forwarding:
         """Whether another replica would be asked first."""
         return self.shards.holders(model)[0] != self.shards.own_name
 
+    @property
+    def num_open(self) -> int:
+        """Requests that a peer has."""
+        return len(self.underway)
+
+    async def wait_idle(self) -> None:
+        """Returns once no peer owes an answer. What comes back to be served here is not waited
+        for.
+        """
+        while self.underway:
+            waiter = asyncio.get_running_loop().create_future()
+            self._idle_waiters.append(waiter)
+            await waiter
+
+    def forget(self, forward: "_Forward") -> None:
+        """It is on its way no more."""
+        self.underway.discard(forward)
+        if not self.underway and self._idle_waiters:
+            waiters, self._idle_waiters = self._idle_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
     def close(self) -> None:
+        """Who still waits for a peer gets a no."""
+        for forward in list(self.underway):
+            forward.give_up()
         for peer in self.peers.values():
             peer.close()
 
@@ -133,6 +163,7 @@ class _Forward:
             return self._has_refused()
         exchange = self._exchange
         exchange.forward = self
+        self._forwarding.underway.add(self)
         if slo_ns:
             exchange.slo_ns = slo_ns
             left_ns = exchange.arrival_ns + slo_ns - self._forwarding.clock()
@@ -142,6 +173,12 @@ class _Forward:
     def abandon(self) -> None:
         """The client went away."""
         self._end("abandoned")
+
+    def give_up(self) -> None:
+        """This gateway ends, and the peer has not answered."""
+        self._end("failed")
+        detail = f"the gateway stops, and {self._peer.name} has not answered yet"
+        self._exchange.refuse(RequestError("draining", detail))
 
     def _has_refused(self) -> bool:
         """Nobody is left to be sent to. True unless this replica is to serve it, or to say no."""
@@ -230,8 +267,7 @@ class _Forward:
             return
         refusal = self._refusal
         if self._is_here():
-            self._stop_timer()
-            self._exchange.forward = None
+            self._leave()
             self._serve_here()
         elif refusal is not None:
             self._relay(refusal)
@@ -256,9 +292,13 @@ class _Forward:
         detail = f"{what}, the SLO is {slo_ms:.3f} ms"
         self._exchange.on_done(Expired(Reason.DEADLINE_EXCEEDED_EXECUTING, detail), None)
 
-    def _end(self, result: str) -> None:
+    def _leave(self) -> None:
         self._stop_timer()
         self._exchange.forward = None
+        self._forwarding.forget(self)
+
+    def _end(self, result: str) -> None:
+        self._leave()
         if result != "unavailable":
             self._forwarding.results[self._peer.name, result] += 1
         call, self._call = self._call, None

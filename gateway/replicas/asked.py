@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.inference import slo
 from gateway.inference.body import HEADER_LENGTH, InferBody, RequestParameters
+from gateway.inference.request_flags import DRY_RUN, flag_of_header
 from gateway.inference.target import Target
 
 MODEL_HEADER = b"x-remontoir-model"
@@ -20,11 +21,14 @@ _UNKNOWN_NS = 1 << 62
 class _Envelope(msgspec.Struct, gc=False):
     model: str | None = None
     slo_ms: object = None
+    dry_run: object = None
     parameters: RequestParameters | None = None
 
 
 class Asked(NamedTuple):
-    """`slo_ns` is 0 where the request does not say it, or only in a body that was not looked at."""
+    """`slo_ns` is 0 where the request does not say it, or only in a body that was not looked at;
+    and of a question (a quote, a dry run), which asks about an SLO and has none itself.
+    """
 
     model: str
     slo_ns: int
@@ -36,9 +40,10 @@ _decoder = msgspec.json.Decoder(_Envelope)
 def asked_of(target: Target, body: bytes, special: Mapping[bytes, bytes]) -> Asked | None:
     """None for a body that names no model: whoever reads it says what is wrong.
 
-    Raises RequestError(bad_request) for an SLO that is none.
+    Raises RequestError(bad_request) for an SLO that is none, or a flag.
     """
     told = InferBody([])
+    is_question = target.is_quote or flag_of_header(special, DRY_RUN)
     model = target.model
     if model is None and MODEL_HEADER in special:
         model = special[MODEL_HEADER].decode("latin-1")
@@ -46,10 +51,11 @@ def asked_of(target: Target, body: bytes, special: Mapping[bytes, bytes]) -> Ask
         envelope = _envelope_of(body, special.get(HEADER_LENGTH))
         if envelope is None or envelope.model is None:
             return None
-        model = envelope.model
-        told = InferBody([], slo_ms=envelope.slo_ms, parameters=envelope.parameters)
+        model, parameters = envelope.model, envelope.parameters
+        told = InferBody([], slo_ms=envelope.slo_ms, parameters=parameters)
+        is_question |= envelope.dry_run is True or (parameters is not None and parameters.dry_run)
     slo_ns = slo.find_slo_ns(told, special, default_ns=_UNKNOWN_NS)
-    return Asked(model, 0 if slo_ns == _UNKNOWN_NS else slo_ns)
+    return Asked(model, 0 if is_question or slo_ns == _UNKNOWN_NS else slo_ns)
 
 
 def _envelope_of(body: bytes, header_length: bytes | None) -> _Envelope | None:

@@ -242,7 +242,7 @@ class _Forward:
             self._go_on(f"it says {reason}")
             return
         latency_ns = now - self._exchange.arrival_ns
-        if reply.status == 200 and self._target is not QUOTE and 0 < slo_ns < latency_ns:
+        if reply.status == 200 and 0 < slo_ns < latency_ns:
             self._exchange.slo_ns = slo_ns
             self._expire(f"{peer.name} answered {latency_ns / MILLISECOND_NS:.3f} ms after arrival")
             return

@@ -1,0 +1,37 @@
+"""What becomes of a forwarded request whose client, or whose gateway, goes away."""
+
+import asyncio
+
+from tests.gateway.listening import run
+from tests.gateway.replicas.stage import replicas
+from tests.gateway.replicas.test_forwarding import error_of
+
+
+def test_a_gateway_that_stops_waits_for_what_its_peers_have() -> None:
+    async def story() -> None:
+        async with replicas("a", "b") as stage:
+            client = await stage.send(stage.model_of("a", "b"))
+            asked = await stage.puppets["a"].asked.get()
+            idle = asyncio.ensure_future(stage.forwarding.wait_idle())
+            await asyncio.sleep(0)
+            assert not idle.done()
+            asked.answer()
+            assert (await client.answer())[0] == 200
+            await idle
+
+    run(story)
+
+
+def test_who_still_waits_for_a_peer_when_the_gateway_ends_is_told_so() -> None:
+    async def story() -> None:
+        async with replicas("a", "b") as stage:
+            client = await stage.send(stage.model_of("a", "b"))
+            await stage.puppets["a"].asked.get()
+            stage.forwarding.close()
+            told = (503, "draining", "the gateway stops, and a has not answered yet")
+            assert await error_of(client) == told
+            await stage.puppets["a"].gone.get()
+            assert stage.puppets["b"].num_connections == 0
+            assert stage.gateway.app.infer.num_open == 0
+
+    run(story)

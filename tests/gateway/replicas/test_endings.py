@@ -2,6 +2,7 @@
 
 import asyncio
 
+from tests.gateway.http_doubles import ms
 from tests.gateway.listening import run
 from tests.gateway.replicas.stage import replicas
 from tests.gateway.replicas.test_forwarding import error_of
@@ -33,5 +34,20 @@ def test_who_still_waits_for_a_peer_when_the_gateway_ends_is_told_so() -> None:
             await stage.puppets["a"].gone.get()
             assert stage.puppets["b"].num_connections == 0
             assert stage.gateway.app.infer.num_open == 0
+
+    run(story)
+
+
+def test_what_an_owner_had_for_minutes_before_it_ended_is_taken_by_who_stands_in() -> None:
+    async def story() -> None:
+        async with replicas("a", "b") as stage:
+            client = await stage.send(stage.model_of("a", "b"), slo_ms=600_000)
+            asked = await stage.puppets["a"].asked.get()
+            stage.clock.advance(ms(90_000))
+            asked.hang_up()
+            again = await stage.puppets["b"].asked.get()
+            assert again.headers["x-remontoir-hop"] == "90001000"
+            again.answer()
+            assert (await client.answer())[0] == 200
 
     run(story)

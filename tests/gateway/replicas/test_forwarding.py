@@ -148,10 +148,10 @@ def test_what_came_from_a_peer_is_never_sent_on_and_its_slo_runs_since_then() ->
             status, headers, body = await client.answer()
             assert (status, headers["x-remontoir-hop"]) == (200, "3000;50000")
             assert json.loads(body)["slo"]["latency_ms"] == 7
-            client = await stage.send(model, "x-remontoir-hop: 60000001\r\n")
+            client = await stage.send(model, "x-remontoir-hop: 86400000001\r\n")
             status, reason, detail = await error_of(client)
             assert (status, reason) == (400, "bad_request")
-            assert "'60000001': expected microseconds, at most 60000000" in detail
+            assert "'86400000001': expected microseconds, at most 86400000000" in detail
 
     run(story)
 

@@ -365,7 +365,7 @@ class InferEndpoint:
         """Nobody waits for its answer any more."""
         if exchange.forward is not None:
             exchange.forward.abandon()
-            exchange.abandon("forwarded", "its client went away while a replica had it")
+            exchange.is_answered = True  # the replica that had it sees the same, and counts it
             return
         ask = exchange.ask
         sink_id = exchange.sink_id if ask is None else ask.sink_id

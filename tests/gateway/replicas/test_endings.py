@@ -38,6 +38,21 @@ def test_who_still_waits_for_a_peer_when_the_gateway_ends_is_told_so() -> None:
     run(story)
 
 
+def test_a_client_that_hangs_up_is_counted_where_its_request_was() -> None:
+    async def story() -> None:
+        async with replicas("a", "b") as stage:
+            client = await stage.send(stage.model_of("a", "b"))
+            await stage.puppets["a"].asked.get()
+            client.close()
+            await stage.puppets["a"].gone.get()
+            assert stage.forwarding.results == {("a", "abandoned"): 1}
+            page = (await stage.gateway.bench.get("/metrics")).body.decode()
+            assert "remontoir_cancelled_total{" not in page
+            assert "remontoir_requests_total{" not in page
+
+    run(story)
+
+
 def test_what_an_owner_had_for_minutes_before_it_ended_is_taken_by_who_stands_in() -> None:
     async def story() -> None:
         async with replicas("a", "b") as stage:

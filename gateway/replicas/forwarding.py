@@ -42,8 +42,9 @@ NOT_SENT = frozenset(
     {b"host", b"content-length", b"content-encoding", b"expect", b"origin", REQUEST_ID, HOP}
     | _HOP_BY_HOP
 )
-# Of a reply: the same, and what the server writes by itself.
-NOT_RELAYED = frozenset({b"date", b"server", HOP, *_HOP_BY_HOP})
+# Of a reply: the same, what the server writes by itself, and the length, which a reply in chunks has
+# not: a proxy between replicas may make it one.
+NOT_RELAYED = frozenset({b"date", b"server", b"content-length", HOP, *_HOP_BY_HOP})
 # Refusals of a replica as a whole: nothing was done, and another can do it.
 _OF_REPLICA = frozenset({b"starting", b"draining", b"no_worker", b"replica_unavailable"})
 _RETRY_AFTER_NS = 1 * SECOND_NS  # a gateway that restarts is back by then
@@ -250,6 +251,7 @@ class _Forward:
 
     def _relay(self, reply: PeerReply) -> None:
         headers = [header for header in reply.headers if header[0] not in NOT_RELAYED]
+        headers.append((b"content-length", b"%d" % len(reply.body)))
         headers.append((REPLICA, self._peer.name.encode()))
         self._end("answered")
         start = {"type": "http.response.start", "status": reply.status, "headers": headers}

@@ -205,11 +205,7 @@ async def _captured(app: App, scope: dict[str, Any], receive: Receive) -> PeerRe
 
 
 async def _relay(reply: PeerReply, send: Send, more: Headers) -> None:
-    headers = [
-        (name, value)
-        for name, value in reply.headers
-        if name not in NOT_RELAYED and name != b"content-length"
-    ]
+    headers = [header for header in reply.headers if header[0] not in NOT_RELAYED]
     headers += [(b"content-length", b"%d" % len(reply.body)), *more]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})

@@ -32,6 +32,11 @@ class Asked:
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self._writer.write("\r\n".join([*lines, "", ""]).encode() + body)
 
+    def answer_in_chunks(self, *chunks: bytes) -> None:
+        self._writer.write(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n")
+        for chunk in (*chunks, b""):
+            self._writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+
     def hang_up(self) -> None:
         self._writer.close()
 

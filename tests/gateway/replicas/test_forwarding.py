@@ -56,6 +56,18 @@ def test_the_owner_is_asked_what_the_client_asked_and_its_answer_comes_back(
     run(story)
 
 
+def test_a_reply_in_chunks_comes_back_with_its_length() -> None:
+    async def story() -> None:
+        async with replicas("a", "b") as stage:
+            client = await stage.send(stage.model_of("a", "b"))
+            (await stage.puppets["a"].asked.get()).answer_in_chunks(b'{"y": ', b"1}")
+            status, headers, body = await client.answer()
+            assert (status, headers["content-length"], body) == (200, "8", b'{"y": 1}')
+            assert "transfer-encoding" not in headers
+
+    run(story)
+
+
 def test_own_models_are_served_here() -> None:
     async def story() -> None:
         async with replicas("a", serves=lambda s: [model_of(s, OWN, "a")]) as stage:

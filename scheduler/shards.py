@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 # As in a DNS name, which it is in Kubernetes.
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
@@ -53,7 +54,7 @@ def _parse(part: str) -> Replica:
     address, _, option = part.partition(";")
     name, _, url = address.partition("=")
     url = url.rstrip("/")
-    if _NAME.fullmatch(name) is None or _URL.fullmatch(url) is None:
+    if _NAME.fullmatch(name) is None or not _is_url(url):
         raise ReplicasError(f"{part!r} is not NAME=http://HOST:PORT, or https")
     if not option:
         return Replica(name, url)
@@ -64,6 +65,16 @@ def _parse(part: str) -> Replica:
     if not (option.startswith(_WEIGHT) and 0 < weight < math.inf):
         raise ReplicasError(f"{part!r}: expected ;weight=W with a positive number, or nothing")
     return Replica(name, url, weight)
+
+
+def _is_url(url: str) -> bool:
+    if _URL.fullmatch(url) is None:
+        return False
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port above 65535 or no number, brackets around what is no address
+        return False
 
 
 class Shards:

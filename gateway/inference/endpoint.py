@@ -541,7 +541,13 @@ class InferEndpoint:
     ) -> None:
         """To the replica that has the model."""
         if exchange.hop is not None:
-            self._submit(exchange, body, special, target)
+            try:
+                self._submit(exchange, body, special, target)
+            except RequestError as error:
+                asked = asked_of(target, body, special) if error.reason == "not_found" else None
+                if asked is not None:
+                    forwarding.check_is_ours(asked.model)
+                raise
             return
         asked = asked_of(target, body, special)
         # What is only passed on counts where it is served.

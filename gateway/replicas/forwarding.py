@@ -46,7 +46,8 @@ NOT_SENT = frozenset(
 # not: a proxy between replicas may make it one.
 NOT_RELAYED = frozenset({b"date", b"server", b"content-length", HOP, *_HOP_BY_HOP})
 # Refusals of a replica as a whole: nothing was done, and another can do it.
-_OF_REPLICA = frozenset({b"starting", b"draining", b"no_worker", b"replica_unavailable"})
+_OF_REPLICA = frozenset({b"starting", b"draining", b"no_worker"})
+_NOT_ITS_MODEL = b"replica_unavailable"  # of a replica that was told another list than we
 _RETRY_AFTER_NS = 1 * SECOND_NS  # a gateway that restarts is back by then
 
 
@@ -98,6 +99,20 @@ class Forwarding:
     def has_elsewhere(self, model: str) -> bool:
         """Whether another replica would be asked first."""
         return self.shards.holders(model)[0] != self.shards.own_name
+
+    def check_is_ours(self, model: str) -> None:
+        """Of what a peer has sent here. Raises RequestError(replica_unavailable) where it was told
+        another list of replicas: that the model is unknown here does not mean that there is none.
+        """
+        if self.shards.has(model):
+            return
+        holders = " and ".join(self.shards.holders(model))
+        raise RequestError(
+            "replica_unavailable",
+            f"replica {self.shards.own_name} was asked for model {model[:200]}, which its list of "
+            f"replicas gives to {holders}: was another told another list?",
+            retry_after_ns=_RETRY_AFTER_NS,
+        )
 
     @property
     def num_open(self) -> int:
@@ -236,11 +251,12 @@ class _Forward:
         took_ns, slo_ns = parse_told(reply.header(HOP))
         if took_ns and self._call is not None and not self._call.is_fresh:
             peer.note_hop(max(0, now - self._sent_ns - took_ns))
-        if reply.status == 503 and reply.header(READY_REASON) in _OF_REPLICA:
-            reason = (reply.header(READY_REASON) or b"").decode()
-            peer.mark_unready(reason)
+        reason = reply.header(READY_REASON) or b""
+        if reply.status == 503 and (reason in _OF_REPLICA or reason == _NOT_ITS_MODEL):
+            if reason != _NOT_ITS_MODEL:
+                peer.mark_unready(reason.decode())
             self._refusal = reply
-            self._go_on(f"it says {reason}")
+            self._go_on(f"it says {reason.decode()}")
             return
         latency_ns = now - self._exchange.arrival_ns
         if reply.status == 200 and 0 < slo_ns < latency_ns:

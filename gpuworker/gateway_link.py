@@ -18,10 +18,12 @@ from scheduler import wire
 
 # At exit, how long undelivered reports may keep the process.
 LINGER_MS = 500
-# A gateway that restarts finds its workers back within a second.
-MAX_RECONNECT_INTERVAL_MS = 250
-# Of one try: TCP's own next one comes after 1, 3, 7 s, by when a partition is long over.
-CONNECT_TIMEOUT_MS = 1_000
+# A gateway that restarts finds its workers back within a second, also where a packet is lost: they
+# try after so long, and up to as much again at random, so that they do not come all at once.
+RECONNECT_INTERVAL_MS = 100
+# Of one try: TCP's own next one comes after 1, 3, 7 s. No two places on Earth are as far apart, and
+# who needs as long for its pongs is lost to the gateway soon.
+CONNECT_TIMEOUT_MS = 400
 
 _FAILURES = (
     int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
@@ -65,7 +67,7 @@ class GatewayLink:
         # Without a connection a send fails instead of waiting in a queue, where a Hello or a report
         # would outlive the state of things it tells of.
         self._socket.immediate = 1
-        self._socket.reconnect_ivl_max = MAX_RECONNECT_INTERVAL_MS
+        self._socket.reconnect_ivl = RECONNECT_INTERVAL_MS
         self._socket.connect_timeout = CONNECT_TIMEOUT_MS
         if self._keys is not None:
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, self._keys.gateway_public)

@@ -229,6 +229,7 @@ class Assembly:
         for spec in await self._compile():
             self.catalog[spec.name] = self._shown[spec.name] = spec
             self._dispatcher.feed(ModelAdded(spec))
+        logger.info("%d models are known: workers may join", len(self.catalog))
         try:
             self._groups.check()
         except GroupsError as error:

@@ -3,18 +3,20 @@
 The hosts are network namespaces; 10 ms each way, 1 % of packets lost, CURVE on. Under a steady load
 one host is cut off for five seconds, one worker is killed and started again, and the gateway is
 killed and started again. Printed is what share of the requests of each stretch was answered within
-its SLO, who was not answered at all, and how fast workers were back. The exit code is 1 where a bar
-is missed. Needs root, iproute2 and /dev/net/tun, two minutes, and no network of this machine's;
-devices are emulated. Says so, and ends with 0, where it may not.
+its SLO, who was not answered at all, and, by the gateway's log, how fast workers were back. The
+exit code is 1 where a bar is missed. Needs root, iproute2 and /dev/net/tun, two minutes, and no
+network of this machine's; devices are emulated. Says so, and ends with 0, where it may not.
 """
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +35,12 @@ EMULATION, MODELS = "clockwork-v100", "resnet50_v2,googlenet,densenet121"
 SLO_MS, RATE = 250, 60.0
 START_S = 90.0  # of a gateway or worker on a busy machine; a guard against hanging
 PARTITION_S = 5.0
-# After their gateway knows its models again: half of the workers, and all. A TCP handshake whose
-# first packet is lost is tried anew after a second.
-BACK_WITHIN_S, ALL_BACK_WITHIN_S = 1.0, 3.0
+# All workers, after their gateway knows its models again; and one, after the network is back, where
+# TCP has more to find out.
+BACK_WITHIN_S, HEALED_WITHIN_S = 1.0, 2.0
+
+JOINED = re.compile(r"worker (\S+) joined: ")
+LOST = re.compile(r"worker (\S+) lost: ")
 
 
 class Stretch(NamedTuple):
@@ -51,7 +56,7 @@ class Stretch(NamedTuple):
 # and of those that had been sent to it; one that is killed is missed at once.
 CUT_S, KILL_S, AGAIN_S, LOAD_S = 12.0, 28.0, 33.0, 48.0
 STRETCHES = (
-    Stretch("before", 2.0, CUT_S, 0.95),
+    Stretch("before", 2.0, CUT_S, 0.97),
     Stretch("one host cut off for 5 s", CUT_S, CUT_S + PARTITION_S, 0.85),
     Stretch("after, while it comes back", CUT_S + PARTITION_S, KILL_S, 0.95),
     Stretch("a worker killed, for 5 s", KILL_S, AGAIN_S, 0.90),
@@ -83,25 +88,30 @@ def play(stage: Hosts, home: Path) -> None:
     make_keys = [sys.executable, "-m", "gateway", "keys", "curve", "--into", str(home / "keys")]
     subprocess.run(make_keys, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment())
     with contextlib.ExitStack() as life:
-        gateway = life.enter_context(process(gateway_command(stage, home), home / "gateway.log"))
+        log = GatewayLog(home / "gateway.log")
+        gateway = life.enter_context(process(gateway_command(stage, home), log.file))
         workers = {
             name: life.enter_context(process(worker_command(stage, home, name), home / name))
             for name in WORKERS
         }
-        wait_for_workers(stage, WORKERS)
+        log.wait_for_workers()
         say(f"three workers joined over {DELAY_MS:g} ms each way, {LOSS:.0%} loss, CURVE")
-        shots = under_load(stage, home, workers, life)
-        report(shots)
+        shots, healed_s = under_load(stage, home, log, workers, life)
+        report(shots, healed_s)
+        log.wait_for_workers()
         rejoin(stage, home, gateway, life)
 
 
 def under_load(
     stage: Hosts,
     home: Path,
+    log: "GatewayLog",
     workers: dict[str, "subprocess.Popen[bytes]"],
     life: contextlib.ExitStack,
-) -> list[tuple[float, float, int]]:
-    """(scheduled at, answered at, status) of each request, in seconds of the load."""
+) -> tuple[list[tuple[float, float, int]], float]:
+    """(scheduled at, answered at, status) of each request, in seconds of the load; and how long
+    after the network was back the worker was that had been cut off.
+    """
     out = home / "shots.json"
     load = [*stage.exec_in("gw"), sys.executable, str(ROOT / "tests/e2e/net_load.py")]
     load += [str(PORT), str(RATE), str(LOAD_S), MODELS, str(SLO_MS), str(out)]
@@ -112,9 +122,9 @@ def under_load(
         say("w2 is cut off")
         wait_until(begin_s + CUT_S + PARTITION_S)
         stage.heal("w2")
-        healed_s = time.monotonic()
-        wait_for_workers(stage, WORKERS)
-        say(f"w2 is connected, and had joined again {time.monotonic() - healed_s:.1f} s later")
+        at_s = time.time()
+        healed_s = log.wait_for_workers()["w2"] - at_s
+        say(f"w2 is connected, and had joined again {healed_s:.2f} s later")
         wait_until(begin_s + KILL_S)
         workers["w3"].kill()
         say("w3 is killed")
@@ -127,10 +137,11 @@ def under_load(
     for at, _, status, trouble in told:
         if not status:
             say(f"no answer to a request of {at / 1e9 - begin_s:.2f} s: {trouble}")
-    return [(at / 1e9 - begin_s, done / 1e9 - begin_s, status) for at, done, status, _ in told]
+    shots = [(at / 1e9 - begin_s, done / 1e9 - begin_s, status) for at, done, status, _ in told]
+    return shots, healed_s
 
 
-def report(shots: list[tuple[float, float, int]]) -> None:
+def report(shots: list[tuple[float, float, int]], healed_s: float) -> None:
     """Prints the table. Raises Missed."""
     missed = []
     print(f"\n{'':32}{'sent':>6}{'in time':>9}{'bar':>7}{'refused':>9}{'late':>6}{'silent':>8}")
@@ -152,6 +163,8 @@ def report(shots: list[tuple[float, float, int]]) -> None:
     print(f"{len(shots)} sent, {silent} without an answer, the slowest after {slowest_s:.2f} s\n")
     if silent:
         missed.append(f"{silent} requests were not answered")
+    if healed_s > HEALED_WITHIN_S:
+        missed.append(f"w2 was back after {healed_s:.2f} s, the bar is {HEALED_WITHIN_S:g} s")
     if missed:
         raise Missed("; ".join(missed))
 
@@ -160,33 +173,71 @@ def rejoin(
     stage: Hosts, home: Path, gateway: "subprocess.Popen[bytes]", life: contextlib.ExitStack
 ) -> None:
     """The gateway crashes and is started again. Raises Missed."""
-    wait_for_workers(stage, WORKERS)
     loaded = metric(stage, "loads_total")
     gateway.kill()
     gateway.wait()
-    life.enter_context(process(gateway_command(stage, home), home / "gateway-again.log"))
-    guard_s = time.monotonic() + START_S
-    while "no_worker" not in (page := ask(stage, "/readyz")) and '"ready":true' not in page:
-        if time.monotonic() > guard_s:
-            raise Missed(f"the gateway does not start again, see {home}")
-        time.sleep(0.01)
-    knows_s = time.monotonic()
-    took_s = [at_s - knows_s for at_s in wait_for_workers(stage, WORKERS)]
+    killed_s = time.time()
+    log = GatewayLog(home / "gateway-again.log")
+    life.enter_context(process(gateway_command(stage, home), log.file))
+    joined_s = log.wait_for_workers()
+    knows_s = log.instant_of("models are known")
+    took_s = sorted(at_s - knows_s for at_s in joined_s.values())
     told = ", ".join(f"{seconds:.2f}" for seconds in took_s)
     say(
-        f"the gateway was killed and started again: {told} s after it knew its models its workers "
-        f"had joined, with {metric(stage, 'loads_total'):.0f} LOADs ({loaded:.0f} before)"
+        f"the gateway was killed and started again, and knew its models {knows_s - killed_s:.1f} s "
+        f"later: {told} s after that its workers had joined, with "
+        f"{metric(stage, 'loads_total'):.0f} LOADs ({loaded:.0f} before)"
     )
-    if took_s[len(took_s) // 2] > BACK_WITHIN_S or took_s[-1] > ALL_BACK_WITHIN_S:
-        bars = f"{BACK_WITHIN_S:g} s for half of them, {ALL_BACK_WITHIN_S:g} s for all"
-        raise Missed(f"workers were back after {told} s, the bars are {bars}")
+    if took_s[-1] > BACK_WITHIN_S:
+        raise Missed(f"workers were back after {told} s, the bar is {BACK_WITHIN_S:g} s")
+    if metric(stage, "loads_total"):
+        raise Missed("weights were loaded again, and had been there")
+
+
+class GatewayLog:
+    """What the gateway says, and when, on the clock of `time.time`. It costs the machine nothing to
+    look there, while requests are timed.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def wait_for_workers(self) -> dict[str, float]:
+        """When each had joined that has not been lost since. Raises Missed."""
+        guard_s = time.monotonic() + START_S
+        while not (joined_s := self._members()).keys() >= set(WORKERS):
+            if time.monotonic() > guard_s:
+                told = ", ".join(joined_s) or "none"
+                raise Missed(f"within {START_S:g} s, of {', '.join(WORKERS)} there is {told}")
+            time.sleep(0.05)
+        return joined_s
+
+    def instant_of(self, text: str) -> float:
+        return next(at_s for at_s, said in self._lines() if text in said)
+
+    def _members(self) -> dict[str, float]:
+        members: dict[str, float] = {}  # by worker id, which is never used again
+        for at_s, said in self._lines():
+            if found := JOINED.match(said):
+                members[found[1]] = at_s
+            elif found := LOST.match(said):
+                members.pop(found[1], None)
+        return {worker_id.partition("#")[0]: at_s for worker_id, at_s in members.items()}
+
+    def _lines(self) -> list[tuple[float, str]]:
+        lines = self.file.read_text().splitlines(keepends=True) if self.file.exists() else []
+        entries = [json.loads(line) for line in lines if line[0] == "{" and line[-1] == "\n"]
+        return [
+            (datetime.fromisoformat(entry["timestamp"]).timestamp(), entry["message"])
+            for entry in entries
+        ]
 
 
 def gateway_command(stage: Hosts, home: Path) -> list[str]:
     command = [*stage.exec_in("gw"), sys.executable, "-m", "gateway", "serve"]
     command += ["--emulate", EMULATION, "--workers", "0", "--worker-bind", DOOR]
     command += ["--curve-keys", str(home / "keys" / "gateway"), "--port", str(PORT)]
-    return [*command, "--drain-s", "0", "--log-level", "info"]
+    return [*command, "--drain-s", "0", "--log-level", "info", "--log-format", "json"]
 
 
 def worker_command(stage: Hosts, home: Path, name: str) -> list[str]:
@@ -225,22 +276,6 @@ def metric(stage: Hosts, name: str, labels: str = "") -> float:
     lines = ask(stage, "/metrics").splitlines()
     begin = f"remontoir_{name}{labels}"
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(begin))
-
-
-def wait_for_workers(stage: Hosts, names: tuple[str, ...]) -> list[float]:
-    """When each was first seen to have joined, in that order."""
-    guard_s = time.monotonic() + START_S
-    seen: dict[str, float] = {}
-    while True:
-        page = ask(stage, "/metrics")
-        for name in names:
-            if f'remontoir_worker_up{{worker="{name}"}} 1' in page:
-                seen.setdefault(name, time.monotonic())
-        if len(seen) == len(names):
-            return sorted(seen.values())
-        if time.monotonic() > guard_s:
-            raise Missed(f"not all of {', '.join(names)} have joined within {START_S:g} s")
-        time.sleep(0.02)
 
 
 def wait_until(at_s: float) -> None:

@@ -37,7 +37,7 @@ from gateway.tenants.keyring import Keyring
 from gateway.tenants.tenants_file import Tenants, weights_of
 from gateway.variants.groups import Groups
 from gateway.variants.groups_file import Groups as GroupSpecs
-from gateway.variants.groups_file import GroupsError
+from gateway.variants.groups_file import GroupsError, members_of
 from gateway.versions.reloading import Reloading
 from gateway.versions.repository_watch import states_of
 from gateway.versions.versions import Versions
@@ -55,6 +55,7 @@ from scheduler.event_log import Header
 from scheduler.events import Event, ModelAdded, WorkerJoined
 from scheduler.scaling import Scaling
 from scheduler.scheduler import Scheduler
+from scheduler.shards import told_together
 from scheduler.spec import MILLISECOND_NS, SECOND_NS, ModelSpec, SchedulerConfig
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,14 @@ class Assembly:
         self.catalog: dict[str, ModelSpec] = {}  # filled once, when compiling is done
         # The HTTP side's: there models are unloaded, while a worker that joins may still have them.
         self._shown: dict[str, ModelSpec] = {}
-        self._groups = Groups(groups or {}, self._shown)
-        self._shards = host_process.shards_of(config)
+        self._shards = shards = host_process.shards_of(config, groups or {})
+        ours = {
+            name: group
+            for name, group in (groups or {}).items()
+            if shards is None or shards.has(name)
+        }
+        self._groups = Groups(ours, self._shown)
+        self._told_together = told_together(members_of(groups or {}))
         self._lifecycle = Lifecycle()
         self._weights = weights_of(tenants or {})
         scheduler = Scheduler(
@@ -442,6 +449,7 @@ class Assembly:
         if self._config.replica is not None and self._config.replicas is not None:
             flags += ["--replica", self._config.replica, "--replicas", self._config.replicas]
             flags += ["--replica-copies", str(self._config.replica_copies)]
+            flags += [text for told in self._told_together for text in ("--together", told)]
         return flags
 
     def _on_event(self, event: Event) -> None:

@@ -185,12 +185,13 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
     if shards is not None:
         common += ["--replica", args.replica, "--replicas", args.replicas]
         common += ["--replica-copies", str(args.replica_copies)]
+        common += [text for told in args.together for text in ("--together", told)]
     sizes = {s.name: s.weights_bytes for s in specs if s.unavailable_reason is None}
     return run_all(devices, common, name=args.name, weights_bytes=sizes, board=board)
 
 
 def _shards_of(args: argparse.Namespace) -> Shards | None:
-    return shards_of(args.replica, args.replicas, args.replica_copies)
+    return shards_of(args.replica, args.replicas, args.replica_copies, args.together)
 
 
 def _end_at_once(exit_code: int) -> NoReturn:
@@ -322,6 +323,13 @@ def _parser() -> argparse.ArgumentParser:
         default=2,
         metavar="N",
         help="how many gateways have a model ready (default: %(default)s)",
+    )
+    common.add_argument(
+        "--together",
+        action="append",
+        default=[],
+        metavar="GROUP/MODEL/...",
+        help="models that one gateway has together, as a group of its --groups; may be given again",
     )
     _add_device(common)
     _add_log_level(common)

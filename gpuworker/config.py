@@ -5,11 +5,12 @@ a function for the command line to call.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from scheduler.shards import ReplicasError, Shards, parse_replicas
+from scheduler.shards import ReplicasError, Shards, parse_replicas, parse_together
 
 MEBIBYTE = 1024 * 1024
 
@@ -59,8 +60,12 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--cpu {self.cpu} is not among the usable CPUs {usable}")
 
 
-def shards_of(replica: str | None, replicas: str | None, copies: int) -> Shards | None:
-    """Of the gateway that this worker is for; None where it is the only one. Raises ConfigError."""
+def shards_of(
+    replica: str | None, replicas: str | None, copies: int, together: Sequence[str] = ()
+) -> Shards | None:
+    """Of the gateway that this worker is for; None where it is the only one. `together` names
+    models that one gateway has together. Raises ConfigError.
+    """
     if replica is None and replicas is None:
         return None
     if replica is None or replicas is None:
@@ -69,7 +74,11 @@ def shards_of(replica: str | None, replicas: str | None, copies: int) -> Shards 
         )
         raise ConfigError(f"{given} without {missing}: which models are this worker's?")
     try:
-        return Shards(parse_replicas(replicas), replica, copies=copies)
+        groups = parse_together(together)
+    except ReplicasError as error:
+        raise ConfigError(f"--together: {error}") from error
+    try:
+        return Shards(parse_replicas(replicas), replica, copies=copies, groups=groups)
     except ReplicasError as error:
         raise ConfigError(f"--replicas: {error}") from error
 

@@ -1,15 +1,15 @@
 """Which gateway replica owns which models: rendezvous hashing on the model's name.
 
-Owns the words in which replicas are told to gateways and workers, and the order in which replicas
-stand for a model. It must never depend on who is alive: every process that was told the same list
-says the same, at any time, without asking anybody (docs/adr/0015).
+Owns the words in which replicas are told to gateways and workers, the order in which replicas stand
+for a model, and which models stay together. It must never depend on who is alive: every process
+that was told the same list says the same, at any time, without asking anybody (docs/adr/0015).
 """
 
 import functools
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -77,21 +77,61 @@ def _is_url(url: str) -> bool:
         return False
 
 
+def told_together(groups: Mapping[str, Iterable[str]]) -> list[str]:
+    """Groups and their models as `parse_together` reads them. No name has a slash in it."""
+    return ["/".join((group, *models)) for group, models in groups.items()]
+
+
+def parse_together(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """`GROUP/MODEL/MODEL/...` each → models by group. Raises ReplicasError."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        group, *models = text.split("/")
+        if not (group and models and all(models)):
+            raise ReplicasError(f"{text!r} is not GROUP/MODEL/MODEL/...")
+        groups[group] = tuple(models)
+    return groups
+
+
+def names_drawn_for(groups: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Models and groups that are on one replica → the name that is drawn for all of them: their
+    group's, or where groups share models, the first of theirs in the alphabet.
+    """
+    drawn: dict[str, str] = {}
+    for group in sorted(groups):
+        names = {group, *groups[group]}
+        shared = {drawn[name] for name in names if name in drawn}
+        first = min(shared, default=group)
+        names |= {name for name, of in drawn.items() if of in shared}
+        drawn |= dict.fromkeys(names, first)
+    return drawn
+
+
 class Shards:
     """The models of all replicas, as one of them sees it. Raises ReplicasError."""
 
-    def __init__(self, replicas: Sequence[Replica], own_name: str, *, copies: int) -> None:
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        own_name: str,
+        *,
+        copies: int,
+        groups: Mapping[str, Iterable[str]] | None = None,
+    ) -> None:
+        """`groups` are models by the name that they are asked for under; they stay together."""
         self.replicas = {replica.name: replica for replica in replicas}
         if own_name not in self.replicas:
             names = ", ".join(self.replicas)
             raise ReplicasError(f"replica {own_name!r} is not among the replicas: {names}")
         self.own_name = own_name
         self.copies = min(copies, len(replicas))
+        self._drawn = names_drawn_for(groups or {})
         self.holders = functools.lru_cache(_NUM_REMEMBERED)(self._holders)
 
     def _holders(self, model: str) -> tuple[str, ...]:
         """Who has the model ready: its owner, then who stands in for it, in that order."""
-        return rendezvous_order(tuple(self.replicas.values()), model)[: self.copies]
+        drawn = self._drawn.get(model, model)
+        return rendezvous_order(tuple(self.replicas.values()), drawn)[: self.copies]
 
     def has(self, model: str) -> bool:
         """Whether we make the model ready."""

@@ -178,6 +178,7 @@ def worker(
     replica: flags.Replica = None,
     replicas: flags.Replicas = None,
     replica_copies: flags.ReplicaCopies = None,
+    groups: flags.WorkerGroupsFile = None,
     health_port: flags.HealthPort = None,
     log_level: flags.LogLevel = "info",
     log_format: flags.LogForm = None,
@@ -213,7 +214,22 @@ def worker(
         log_level=log_level,
         log_format=log_format,
     )
+    command += _together(groups or os.environ.get("REMONTOIR_GROUPS_FILE"))
     os.execv(sys.executable, command)  # signals and exit code are then the worker's own
+
+
+def _together(groups: Path | str | None) -> list[str]:
+    """Flags of a worker that tell it which models are on one replica."""
+    if groups is None:
+        return []
+    from gateway.variants.groups_file import GroupsError, members_of, read_groups
+    from scheduler.shards import told_together
+
+    try:
+        told = told_together(members_of(read_groups(Path(groups))))
+    except GroupsError as error:
+        raise CommandError(str(error), exit_code=2) from error
+    return [text for group in told for text in ("--together", group)]
 
 
 @app.command("compile")

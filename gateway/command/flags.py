@@ -88,6 +88,15 @@ GroupsFile = Annotated[
         show_default="none",
     ),
 ]
+WorkerGroupsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--groups",
+        metavar="FILE",
+        help="With --replicas: the gateways' groups file, since models of a group are together.",
+        show_default="none",
+    ),
+]
 TenantsFile = Annotated[
     Path | None,
     typer.Option(

@@ -25,7 +25,7 @@ from gateway.http.cors import Cors, OriginError, origins_of
 from gateway.http.tls import Certificate, TlsError
 from gateway.observability import logs
 from gateway.tenants.tenants_file import Tenants, TenantsError, parse_tenants, read_tenants
-from gateway.variants.groups_file import Groups, GroupsError, read_groups
+from gateway.variants.groups_file import Groups, GroupsError, members_of, read_groups
 from gateway.workers import curve_keys
 from gateway.workers.curve_keys import GatewayKeys
 from scheduler.policies import Policy, PolicyError, parse
@@ -109,7 +109,7 @@ def policy_of(config: GatewayConfig) -> Policy:
         raise ServeError(str(error), exit_code=2) from error
 
 
-def shards_of(config: GatewayConfig) -> Shards | None:
+def shards_of(config: GatewayConfig, groups: Groups) -> Shards | None:
     """Which replica has which models; None where this is the only one. Raises ServeError."""
     if config.replica is None and config.replicas is None:
         return None
@@ -118,13 +118,12 @@ def shards_of(config: GatewayConfig) -> Shards | None:
             raise ReplicasError(f"--replica {config.replica}: of which --replicas?")
         if config.replica is None:
             raise ReplicasError(f"--replicas {config.replicas}: which is this --replica?")
-        if config.groups_file is not None:
-            raise ReplicasError(
-                f"--groups {config.groups_file}: with --replicas the models of a group are on"
-                " different replicas, and none could choose among them"
-            )
-        replicas = parse_replicas(config.replicas)
-        return Shards(replicas, config.replica, copies=config.replica_copies)
+        return Shards(
+            parse_replicas(config.replicas),
+            config.replica,
+            copies=config.replica_copies,
+            groups=members_of(groups),
+        )
     except ReplicasError as error:
         raise ServeError(str(error), exit_code=2) from error
 

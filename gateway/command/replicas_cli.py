@@ -16,7 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.command.command_error import CommandError
-from scheduler.shards import Replica, ReplicasError, parse_replicas, rendezvous_order
+from gateway.variants.groups_file import GroupsError, members_of, read_groups
+from scheduler.shards import (
+    Replica,
+    ReplicasError,
+    names_drawn_for,
+    parse_replicas,
+    rendezvous_order,
+)
 
 app = typer.Typer()
 console = Console(highlight=False)
@@ -52,7 +59,22 @@ After = Annotated[
     typer.Option("--after", metavar="NAME=URL,...", help="Another list: what would move?"),
 ]
 Copies = Annotated[
-    int, typer.Option("--replica-copies", min=1, help="Replicas that have a model ready.")
+    int,
+    typer.Option(
+        "--replica-copies",
+        min=1,
+        envvar="REMONTOIR_REPLICA_COPIES",
+        help="Replicas that have a model ready.",
+    ),
+]
+GroupsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--groups",
+        metavar="FILE",
+        envvar="REMONTOIR_GROUPS_FILE",
+        help="Groups of them, as the gateways have it.",
+    ),
 ]
 FormOption = Annotated[
     Form,
@@ -72,6 +94,7 @@ def replicas(
     models: ModelsDir = None,
     after: After = None,
     copies: Copies = 2,
+    groups: GroupsFile = None,
     form: FormOption = Form.TABLE,
 ) -> None:
     """Show which of several gateways has which models, and what another list would move.
@@ -84,8 +107,14 @@ def replicas(
       remontoir replicas --replicas "$R" --models demo-models --format helm > owners.yaml
     """
     told = _parsed(replicas, "--replicas")
-    wanted = _names(names, models)
-    holders = {name: rendezvous_order(told, name)[:copies] for name in wanted}
+    members = _members(groups)
+    drawn = names_drawn_for(members)
+    wanted = [*_names(names, models), *members]
+
+    def order(of: Sequence[Replica], name: str) -> tuple[str, ...]:
+        return rendezvous_order(of, drawn.get(name, name))
+
+    holders = {name: order(told, name)[:copies] for name in wanted}
     if form is Form.JSON:
         print(json.dumps(holders, indent=2))
         return
@@ -104,7 +133,7 @@ def replicas(
     console.print(table)
     if after is not None:
         later = _parsed(after, "--after")
-        moved = [name for name in wanted if rendezvous_order(later, name)[0] != holders[name][0]]
+        moved = [name for name in wanted if order(later, name)[0] != holders[name][0]]
         share = f"{len(moved) / max(1, len(wanted)):.1%}"
         console.print(f"With --after, {len(moved)} of {len(wanted)} models move ({share}).")
 
@@ -140,6 +169,13 @@ def _parsed(text: str, flag: str) -> Sequence[Replica]:
         return parse_replicas(text)
     except ReplicasError as error:
         raise CommandError(f"{flag}: {error}", exit_code=2) from error
+
+
+def _members(file: Path | None) -> dict[str, tuple[str, ...]]:
+    try:
+        return {} if file is None else members_of(read_groups(file))
+    except GroupsError as error:
+        raise CommandError(str(error), exit_code=2) from error
 
 
 def _names(names: list[str] | None, models: Path | None) -> list[str]:

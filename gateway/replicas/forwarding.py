@@ -42,8 +42,8 @@ NOT_SENT = frozenset(
     {b"host", b"content-length", b"content-encoding", b"expect", b"origin", REQUEST_ID, HOP}
     | _HOP_BY_HOP
 )
-# Of a reply: the same, what the server writes by itself, and the length, which a reply in chunks has
-# not: a proxy between replicas may make it one.
+# Of a reply: the same, what the server writes by itself, and the length, which a reply in chunks
+# does not have: a proxy between replicas may make it one.
 NOT_RELAYED = frozenset({b"date", b"server", b"content-length", HOP, *_HOP_BY_HOP})
 # Refusals of a replica as a whole: nothing was done, and another can do it.
 _OF_REPLICA = frozenset({b"starting", b"draining", b"no_worker"})

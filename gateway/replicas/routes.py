@@ -1,8 +1,9 @@
-"""Routes about one model, and lists of all models, where models are on several replicas.
+"""Routes about one model, group or request, and lists, where models are on several replicas.
 
 It owns who is asked: what reads goes to the first replica that has the model and answers, what
-changes something goes to all that have it, lists are put together from all. It must never be on the
-way of an inference, and a route that it does not know is this replica's own.
+changes something goes to all that have it, lists are put together from all, and a request is known
+to who served it. It must never be on the way of an inference, and a route that it does not know is
+this replica's own.
 """
 
 import asyncio
@@ -30,10 +31,11 @@ MISSING = b"x-remontoir-missing"
 MAX_BODY_BYTES = 1 << 16  # of these routes, as gateway.http.small_body has it
 LIST_TIMEOUT_S = 2.0
 MODEL_TIMEOUT_S = 60.0  # loading waits for a worker, for twenty seconds at the most
-_OF_MODEL = re.compile(r"/(?:v2/)?(?:repository/)?models/([^/]+)(?:/.*)?", re.DOTALL)
+_OF_MODEL = re.compile(r"/(?:(?:v2/)?(?:repository/)?models|groups)/([^/]+)(?:/.*)?", re.DOTALL)
+_OF_REQUEST = re.compile(r"/requests/.+|/feedback", re.DOTALL)
 _OWN_PATHS = frozenset({"/v2/models/stats"})
 # Paths of lists, and under which member the list is; None: it is the whole.
-_LISTS = {"/models": "models", "/v2/repository/index": None}
+_LISTS = {"/models": "models", "/groups": "groups", "/v2/repository/index": None}
 
 
 class ReplicaRoutes:
@@ -56,7 +58,8 @@ class ReplicaRoutes:
         path: str = scope.get("path", "")
         found = None if path in _OWN_PATHS else _OF_MODEL.fullmatch(path)
         is_list = path in _LISTS
-        if scope["type"] != "http" or not (found or is_list):
+        is_of_request = _OF_REQUEST.fullmatch(path) is not None
+        if scope["type"] != "http" or not (found or is_list or is_of_request):
             await self._app(scope, receive, send)
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -67,6 +70,8 @@ class ReplicaRoutes:
         replayed = _replay(messages, receive)
         if body is None:
             await self._app(scope, replayed, send)  # which says what is wrong with it
+        elif is_of_request:
+            await self._find_request(scope, replayed, send, body)
         elif found is None:
             await self._list(scope, replayed, send, body)
         elif scope["method"] in ("GET", "HEAD"):
@@ -134,6 +139,24 @@ class ReplicaRoutes:
         entries = [entry for _, (_, entry) in sorted(best.items())]
         merged = msgspec.json.encode(entries if member is None else {member: entries})
         await _relay(own._replace(body=merged), send, _missing(names, replies))
+
+    async def _find_request(
+        self, scope: dict[str, Any], receive: Receive, send: Send, body: bytes
+    ) -> None:
+        """By the first that knows it: whoever was asked, it was served by one."""
+        own = await _captured(self._app, scope, receive)
+        if own.status != 404:
+            await _relay(own, send, [])
+            return
+        names = list(self._forwarding.peers)
+        replies = await asyncio.gather(
+            *(self._reply_of(name, scope, receive, body, LIST_TIMEOUT_S) for name in names)
+        )
+        for name, reply in zip(names, replies, strict=True):
+            if reply is not None and reply.status < 400:
+                await _relay(reply, send, [(REPLICA, name.encode())])
+                return
+        await _relay(own, send, _missing(names, replies))
 
     async def _reply_of(
         self,

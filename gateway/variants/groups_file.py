@@ -73,6 +73,11 @@ def parse_groups(text: str, *, source: str) -> Groups:
     return {str(name): _spec(name, entry, source) for name, entry in entries.items()}
 
 
+def members_of(groups: Groups) -> dict[str, tuple[str, ...]]:
+    """Models by group, in order of preference."""
+    return {name: tuple(m.model for m in spec.members) for name, spec in groups.items()}
+
+
 def _spec(name: object, entry: Any, source: str) -> GroupSpec:
     where = f"{source}: group {name}"
     if not isinstance(name, str) or not name or "/" in name or name.startswith("."):

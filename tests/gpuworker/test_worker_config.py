@@ -233,6 +233,16 @@ def test_of_several_gateways_each_has_models_of_its_own(tmp_path: Path) -> None:
     assert compiled_for("g0", tmp_path) == first | second  # of two, each stands in for the other
 
 
+def test_models_of_a_group_are_with_one_gateway(tmp_path: Path) -> None:
+    alone = compiled_for("g0", tmp_path, "--replica-copies", "1")
+    apart = [min(alone), min(compiled_for("g0", tmp_path) - alone)]
+    told = ("--replica-copies", "1", "--together", "/".join(("task", *apart)))
+    for replica in ("g0", "g1"):
+        assert len(compiled_for(replica, tmp_path, *told) & set(apart)) in (0, 2)
+    with pytest.raises(ConfigError, match="--together: 'task' is not GROUP/MODEL/MODEL"):
+        shards_of("g0", TWO, 2, ["task"])
+
+
 def test_a_worker_of_one_of_several_gateways_makes_its_models_ready(tmp_path: Path) -> None:
     shards = shards_of("g0", TWO, copies=1)
     backend = backend_of(config(models_dir=None, emulate="clockwork-v100", shards=shards))

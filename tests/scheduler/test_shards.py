@@ -4,7 +4,16 @@ from collections import Counter
 
 import pytest
 
-from scheduler.shards import Replica, ReplicasError, Shards, parse_replicas, rendezvous_order
+from scheduler.shards import (
+    Replica,
+    ReplicasError,
+    Shards,
+    names_drawn_for,
+    parse_replicas,
+    parse_together,
+    rendezvous_order,
+    told_together,
+)
 
 MODELS = [f"model-{number}" for number in range(4000)]
 
@@ -100,3 +109,33 @@ def test_a_list_that_cannot_be_used_says_what_is_wrong(text: str, message: str) 
 def test_a_replica_must_be_among_the_replicas() -> None:
     with pytest.raises(ReplicasError, match="replica 'gateway-9' is not among the replicas: g"):
         Shards(replicas(2), "gateway-9", copies=2)
+
+
+def test_models_of_a_group_are_where_its_name_is() -> None:
+    groups = {"classify": ["big", "small"]}
+    for number in range(20):
+        groups |= {f"g{number}": [f"big-{number}", f"small-{number}"]}
+    shards = Shards(replicas(5), "gateway-0", copies=2, groups=groups)
+    for group, models in groups.items():
+        assert shards.holders(group) == rendezvous_order(replicas(5), group)[:2]
+        assert {shards.holders(model) for model in models} == {shards.holders(group)}
+    assert shards.holders("alone") == rendezvous_order(replicas(5), "alone")[:2]
+    assert len({shards.holders(group) for group in groups}) > 5
+
+
+def test_groups_that_share_models_are_one() -> None:
+    groups = {"b": ["m1", "m2"], "d": ["m3", "m4"], "c": ["m2", "m3"], "e": ["m5"], "f": ["e"]}
+    drawn = names_drawn_for(groups)
+    assert {name for name, of in drawn.items() if of == "b"} == {*"bcd", "m1", "m2", "m3", "m4"}
+    assert {name for name, of in drawn.items() if of == "e"} == {"e", "f", "m5"}
+    assert names_drawn_for(dict(reversed(groups.items()))) == drawn
+    assert names_drawn_for({}) == {}
+
+
+def test_groups_are_told_in_one_text_each() -> None:
+    groups = {"classify": ("resnet 50", "a,b"), "speech": ("x=1",)}
+    assert told_together(groups) == ["classify/resnet 50/a,b", "speech/x=1"]
+    assert parse_together(told_together(groups)) == groups
+    for text in ("", "classify", "classify/", "/m", "g/m//n"):
+        with pytest.raises(ReplicasError, match="is not GROUP/MODEL/MODEL/"):
+            parse_together([text])

@@ -185,6 +185,11 @@ def test_version(remontoir: Remontoir) -> None:
             "command line: cache_mb is 0: Expected `int` >= 1",
         ),
         (["worker", "--connect", "tcp://h:1"], 2, "which models? Give --models DIR."),
+        (
+            ["worker", "--connect", "tcp://h:1", "--emulate", "x", "--groups", "/nowhere.yaml"],
+            2,
+            "groups file /nowhere.yaml: No such file or directory",
+        ),
         (["compile"], 2, "which models? Give --models DIR."),
         (["explain", "r"], 2, "give one of REQUEST_ID and --list."),
         (["explain", "r", "1", "--late"], 2, "--refused, --late and --model go with --list."),

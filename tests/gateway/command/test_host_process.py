@@ -11,6 +11,7 @@ import pytest
 from gateway.command import host_process
 from gateway.command.host_process import Emulation, ServeError
 from gateway.config import GatewayConfig
+from gateway.variants.groups_file import parse_groups
 
 
 def test_an_emulation_has_a_name_and_a_number_of_devices() -> None:
@@ -122,9 +123,11 @@ TWO = "g0=http://10.0.0.1:8000,g1=http://10.0.0.2:8000"
 
 
 def test_a_gateway_is_the_only_one_until_it_is_told_of_others() -> None:
-    assert host_process.shards_of(GatewayConfig()) is None
-    shards = host_process.shards_of(GatewayConfig(replica="g1", replicas=TWO))
+    assert host_process.shards_of(GatewayConfig(), {}) is None
+    groups = parse_groups("groups: {task: {members: [m1, m2]}}", source="here")
+    shards = host_process.shards_of(GatewayConfig(replica="g1", replicas=TWO), groups)
     assert shards is not None
+    assert shards.holders("m1") == shards.holders("m2") == shards.holders("task")
     assert (shards.own_name, shards.copies, list(shards.replicas)) == ("g1", 2, ["g0", "g1"])
 
 
@@ -135,16 +138,12 @@ def test_a_gateway_is_the_only_one_until_it_is_told_of_others() -> None:
         (GatewayConfig(replicas=TWO), "which is this --replica?"),
         (GatewayConfig(replica="g2", replicas=TWO), "replica 'g2' is not among the replicas: g0, "),
         (GatewayConfig(replica="g0", replicas="g0=10.0.0.1"), "is not NAME=http://HOST:PORT"),
-        (
-            GatewayConfig(replica="g0", replicas=TWO, groups_file="groups.yaml"),
-            "with --replicas the models of a group are on different replicas",
-        ),
     ],
 )
 def test_replicas_that_cannot_be_used_are_refused_at_the_start(
     config: GatewayConfig, message: str
 ) -> None:
     with pytest.raises(ServeError) as caught:
-        host_process.shards_of(config)
+        host_process.shards_of(config, {})
     assert message in str(caught.value)
     assert caught.value.exit_code == 2

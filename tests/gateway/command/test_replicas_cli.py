@@ -64,11 +64,22 @@ def test_a_model_that_no_path_can_name_gets_no_route_and_is_said() -> None:
     assert "'m 1' is left out" in called.stderr
 
 
+def test_a_group_is_listed_and_its_models_are_where_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "groups.yaml"
+    members = ", ".join(MODELS[:9])
+    file.write_text(f"groups: {{task: {{members: [{members}]}}}}")
+    holders = json.loads(call(*MODELS, "--groups", str(file), "--format", "json").output)
+    assert list(holders) == [*MODELS, "task"]
+    assert {tuple(holders[name]) for name in MODELS[:9]} == {tuple(holders["task"])}
+    assert {tuple(holders[name]) for name in MODELS} == {("g0", "g1"), ("g1", "g0")}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "which models?"),
         (["--models", "/nowhere"], "--models /nowhere: no such directory"),
+        (["m", "--groups", "/nowhere"], "groups file /nowhere: No such file"),
         (["m", "--after", "g0"], "--after: 'g0' is not NAME=http://HOST:PORT"),
     ],
 )

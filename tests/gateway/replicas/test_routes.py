@@ -117,6 +117,56 @@ def test_lists_have_each_model_once_as_its_owner_shows_it() -> None:
     run(story)
 
 
+def test_a_group_is_shown_by_its_owner_and_is_in_the_list_of_all() -> None:
+    async def story() -> None:
+        async with replicas("a", "b") as stage:
+            task, other = stage.model_of("a", "b"), stage.model_of("b", "a")
+            client = await ask(stage, "GET", f"/groups/{task}")
+            (await stage.puppets["a"].asked.get()).answer(200, b'{"of": "a"}')
+            assert (await told(client))[2] == {"of": "a"}
+            client = await ask(stage, "GET", "/groups")
+            for name in "ab":
+                shown = [{"name": task, "by": name}, {"name": other, "by": name}]
+                asked = await stage.puppets[name].asked.get()
+                asked.answer(200, json.dumps({"groups": shown}).encode())
+            body = (await told(client))[2]
+            assert {entry["name"]: entry["by"] for entry in body["groups"]} == {
+                task: "a",
+                other: "b",
+            }
+
+    run(story)
+
+
+def test_a_request_is_known_to_who_served_it() -> None:
+    async def story() -> None:
+        async with replicas("a", "b") as stage:
+            a, b = stage.puppets["a"], stage.puppets["b"]
+            client = await ask(stage, "GET", "/requests/r-1")
+            asked = await a.asked.get()
+            assert asked.line == "GET /requests/r-1 HTTP/1.1"
+            asked.answer(404)
+            (await b.asked.get()).answer(200, b'{"of": "b"}')
+            status, headers, body = await told(client)
+            assert (status, headers["x-remontoir-replica"], body) == (200, "b", {"of": "b"})
+            client = await ask(stage, "POST", "/feedback", b'{"request_id": "r-1", "loss": 1}')
+            for puppet in (a, b):
+                asked = await puppet.asked.get()
+                assert asked.body == b'{"request_id": "r-1", "loss": 1}'
+                asked.answer(404)
+            status, headers, body = await told(client)
+            assert (status, body["reason"]) == (404, "not_found")
+            assert "x-remontoir-replica" not in headers
+            stage.forwarding.peers["a"].mark_unready("draining")
+            client = await ask(stage, "GET", "/requests/r-1")
+            (await b.asked.get()).answer(404)
+            assert (await told(client))[1]["x-remontoir-missing"] == "a"
+            client = await ask(stage, "POST", "/feedback", b"{}")  # nothing to look for
+            assert (await told(client))[0] == 400
+
+    run(story)
+
+
 def test_what_came_from_a_peer_and_what_is_about_no_model_is_answered_here() -> None:
     async def story() -> None:
         async with replicas("a", "b") as stage:

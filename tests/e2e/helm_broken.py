@@ -173,11 +173,6 @@ BROKEN = (
     ),
     Broken("a question to no model", ("tests.json=x",), ("tests.json needs tests.model",)),
     Broken(
-        "groups on several gateways",
-        ("gateway.replicas=2", "gateway.groups.a.members={b,c}"),
-        ("gateway.groups and gateway.replicas 2",),
-    ),
-    Broken(
         "half of a key pair",
         ("curve.existingGatewaySecret=a",),
         ("curve.existingGatewaySecret and curve.existingWorkerSecret belong together",),

@@ -251,6 +251,10 @@ def check_commands(file: Path) -> None:
             told = worker_parser().parse_args(["run", *container["args"][1:]])
             shards_of(told.replica, told.replicas, told.replica_copies)
             assert told.health_port == container["ports"][0]["containerPort"]
+            # Models of a group are together, which is for workers to know where they are divided.
+            variables = {variable["name"] for variable in container["env"]}
+            has_groups = file.name.startswith("shards-")
+            assert ("REMONTOIR_GROUPS_FILE" in variables) is has_groups
 
 
 def check_pools(file: Path) -> None:

@@ -97,6 +97,11 @@ remontoir/pool: {{ . }}
 {{- join "," $all -}}
 {{- end -}}
 
+{{/* Whether workers must know the groups: those of several gateways, as models of a group are together. */}}
+{{- define "remontoir.workersReadGroups" -}}
+{{- if and (gt (int .Values.gateway.replicas) 1) .Values.gateway.groups }}true{{ end -}}
+{{- end -}}
+
 {{/*
 Secrets: given, or made once by the keys job. `auth.tenants` has another name than what the job makes, which is nobody's
 release and stays: helm would refuse to take it over, and the job to make keys beside it.

@@ -120,9 +120,6 @@ what to do. Included by the gateway's StatefulSet, so that nothing is ever insta
 {{- end -}}
 
 {{- define "remontoir.validate.scaling" -}}
-{{- if and (gt (int .Values.gateway.replicas) 1) .Values.gateway.groups -}}
-{{- fail (printf "gateway.groups and gateway.replicas %d: the models of a group may be on different gateways, so groups need one gateway" (int .Values.gateway.replicas)) -}}
-{{- end -}}
 {{- $auto := .Values.autoscaling -}}
 {{- if and $auto.keda.enabled $auto.hpa.enabled -}}
 {{- fail "autoscaling.keda.enabled and autoscaling.hpa.enabled are both true: two autoscalers would fight over the workers, choose one" -}}

@@ -236,12 +236,13 @@ class Assembly:
         for spec in await self._compile():
             self.catalog[spec.name] = self._shown[spec.name] = spec
             self._dispatcher.feed(ModelAdded(spec))
-        logger.info("%d models are known: workers may join", len(self.catalog))
         try:
             self._groups.check()
         except GroupsError as error:
             text = f"groups file {self._config.groups_file}: {error}"
             raise ServeError(text, exit_code=2) from error
+        logger.info("%d models are known: workers may join", len(self.catalog))
+        self._link.know_models()
         self._supervisor.start()
         if self._num_workers and self.catalog:
             await self._has_worker.wait()

@@ -202,6 +202,10 @@ class WorkerLink:
         """How often a worker came that a later gateway of this name has had."""
         return self._membership.num_superseded
 
+    def know_models(self) -> None:
+        """The catalogue is complete, also where it is empty: workers that have come are let in."""
+        self._membership.know_models()
+
     def add_model(self, spec: ModelSpec) -> None:
         """Has all workers make a model ready: ModelOffered comes of each that can. It is in the
         catalogue by then.

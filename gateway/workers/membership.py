@@ -91,6 +91,7 @@ class Membership:
         self.epoch = wall_ms()
         self.num_superseded = 0  # Hellos of workers that a later gateway has had
         self._is_closing = False
+        self._is_catalogue_complete = False  # else it may be empty since it is being made
         # All and only peers that said Hello before there was a catalogue, and what they said last.
         self._early: dict[bytes, Hello] = {}
         self._max_frame_bytes = max_frame_bytes
@@ -108,11 +109,11 @@ class Membership:
         """Admits the worker, refuses it, or first finds out whether its name is still in use.
 
         While the catalogue is empty, because the gateway is still compiling, it says nothing: all
-        models would be refused for good. The first heartbeat after that answers.
+        models would be refused for good. `know_models` answers, or a heartbeat.
         """
         if self._is_closing:
             return
-        if not self._catalogue:
+        if not self._knows_models():
             if len(self._early) < MAX_EARLY or identity in self._early:
                 self._early[identity] = hello
             return
@@ -185,15 +186,28 @@ class Membership:
 
     def beat(self) -> None:
         """Call every HEARTBEAT_INTERVAL_NS, after reading what has arrived."""
-        if self._early and self._catalogue:
-            for identity, hello in list(self._early.items()):
-                self.hello(identity, hello)
+        if self._early and self._knows_models():
+            self._let_early_in()
         for session in list(self.by_identity.values()):
             if session.unanswered_pings >= MAX_UNANSWERED_PINGS:
                 self.lose(session, f"it answered none of {session.unanswered_pings} pings")
             else:
                 session.unanswered_pings += 1
                 self._ping(session)
+
+    def know_models(self) -> None:
+        """The catalogue is complete, and may be empty: of several gateways, one may own no model,
+        and its workers wait for one.
+        """
+        self._is_catalogue_complete = True
+        self._let_early_in()
+
+    def _knows_models(self) -> bool:
+        return bool(self._catalogue) or self._is_catalogue_complete
+
+    def _let_early_in(self) -> None:
+        for identity, hello in list(self._early.items()):
+            self.hello(identity, hello)
 
     def add_model(self, spec: ModelSpec) -> None:
         """Has all workers make a model ready, which the catalogue has from now on."""

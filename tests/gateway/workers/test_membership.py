@@ -146,6 +146,18 @@ def test_nobody_is_answered_before_the_gateway_knows_its_models(door: Door) -> N
     assert len(door.messages(b"1", Welcome)) == 1
 
 
+def test_a_gateway_that_owns_no_model_lets_workers_in_once_it_knows_that(door: Door) -> None:
+    door.catalogue.clear()
+    door.hello(b"1", models=())
+    door.membership.beat()
+    assert door.sent == []
+    door.membership.know_models()
+    assert door.messages(b"1", Welcome) == [Welcome("w#01234567-1", {}, gateway="g", epoch=EPOCH)]
+    door.membership.beat()
+    door.hello(b"2", name="v", models=())
+    assert set(door.membership.by_identity) == {b"1", b"2"}
+
+
 def test_who_came_too_early_is_let_in_at_the_first_heartbeat_without_asking_again(
     door: Door,
 ) -> None:

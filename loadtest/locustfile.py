@@ -203,10 +203,11 @@ class InferenceUser(FastHttpUser):
             # Locust counts from the send; what was due earlier has waited since then.
             response.request_meta["response_time"] = latency_ms
             status = response.status_code or 0
-            outcome = outcome_of(status, latency_ms=latency_ms, slo_ms=slo_ms)
+            reason = "" if status == 200 else _reason(response)
+            outcome = outcome_of(status, reason, latency_ms=latency_ms, slo_ms=slo_ms)
             _Process.tally.count(name, outcome, latency_ms)
             if outcome is not Outcome.IN_TIME:
-                response.failure(_why(outcome, status, response))
+                response.failure(_why(outcome, status, reason, response))
 
 
 class RemontoirShape(LoadTestShape):
@@ -292,13 +293,17 @@ def _name(model: str, slo_ms: float) -> str:
     return f"{model} within {slo_ms:g} ms"
 
 
-def _why(outcome: Outcome, status: int, response: Any) -> str:
+def _why(outcome: Outcome, status: int, reason: str, response: Any) -> str:
     if outcome is Outcome.LATE:
         return "late"
     if status == 0:
         return f"no answer: {response.error or 'connection lost'}"
-    try:
-        reason = response.json().get("reason", "")
-    except (ValueError, AttributeError):
-        reason = ""
     return f"{outcome}: {status} {reason}".rstrip()
+
+
+def _reason(response: Any) -> str:
+    """Of an error's body, "" where it has none."""
+    try:
+        return str(response.json().get("reason", ""))
+    except (ValueError, AttributeError, TypeError):
+        return ""

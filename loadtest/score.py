@@ -1,7 +1,8 @@
 """What a run's shots amount to: goodput, share on time, latencies, refusals, wrong outputs.
 
 Owns the definitions. On time: a correct 200 whose last byte came within the SLO of its *scheduled*
-send. Late: a 200 after that. A refusal: 429, or 503; a miss the server admits to: 504.
+send. Late: a 200 after that. A refusal: an honest no (refusals.py). Expired: 504,
+the server's own miss.
 """
 
 from collections import Counter
@@ -12,11 +13,11 @@ import numpy as np
 
 from loadtest.http1 import Shot
 from loadtest.messages import Answer, Floats, ReadAnswer, reason_of
+from loadtest.refusals import is_refusal
 from scheduler.spec import MILLISECOND_NS, SECOND_NS
 
 # Batches and paged weights sum in another order than the reference did; README's own tolerance.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-4, 1e-5
-REFUSALS = (429, 503)
 
 
 class Score(msgspec.Struct, kw_only=True):
@@ -102,7 +103,7 @@ def score(
             latencies.append(latency_ms)
             continue
         reasons[_what_happened(shot)] += 1
-        if shot.status in REFUSALS:
+        if is_refusal(shot.status, reason_of(shot)):
             counts["refused"] += 1
             refusals.append(latency_ms)
         elif shot.status == 504:

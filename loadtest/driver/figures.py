@@ -1,9 +1,9 @@
 """What the shots of one group amount to: counts, histograms, stages.
 
 Owns the definitions. Good: a right 200 whose last byte, and the client's own work after it, came
-within the SLO of the *scheduled* arrival. Late: a 200 after that. Refused: 429 or 503. Failed: the
-rest, wrong outputs among them. Histograms are HDR histograms (Tene) of microseconds to three
-digits, which add up exactly over processes.
+within the SLO of the *scheduled* arrival. Late: a 200 after that. Refused: an honest no
+(refusals.py). Failed: the rest, wrong outputs among them. Histograms are HDR histograms (Tene) of
+microseconds to three digits, which add up exactly over processes.
 """
 
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from loadtest.driver.inputs import Arrays
 from loadtest.driver.protocols import Read, Reply, is_right
 from loadtest.http1 import Shot
 from loadtest.messages import reason_of
-from loadtest.score import REFUSALS
+from loadtest.refusals import is_refusal
 from scheduler.spec import MILLISECOND_NS
 
 MOST_US, DIGITS = 3_600_000_000, 3  # an hour
@@ -95,7 +95,7 @@ def part_of(
                     made["prediction_error"],
                     round(abs(slo.predicted_ms - slo.latency_ms) * MILLISECOND_NS),
                 )
-        elif shot.status in REFUSALS:
+        elif is_refusal(shot.status, reason_of(shot)):
             part.refused += 1
             errors[what_happened(shot)] += 1
             _record(made["refusal"], shot.done_ns - shot.at_ns - sum(before.values()))

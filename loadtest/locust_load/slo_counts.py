@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from loadtest.refusals import is_refusal
+
 GOODPUT_WINDOW_S = 10.0  # what the web interface calls "now"
 
 
@@ -16,7 +18,7 @@ class Outcome(StrEnum):
 
     IN_TIME = "in time"
     LATE = "late"  # a 200 after its SLO
-    REFUSED = "refused"  # 429 or 503: an honest no
+    REFUSED = "refused"  # an honest no: 429, 503, and a 422 that says "never"
     EXPIRED = "expired"  # 504: the server's own miss
     FAILED = "failed"  # another status, a broken connection, no answer
     UNSENT = "not sent"  # this client had too many outstanding
@@ -128,11 +130,11 @@ class SloCounts:
         )
 
 
-def outcome_of(status: int, *, latency_ms: float, slo_ms: float) -> Outcome:
-    """`status` 0: no answer."""
+def outcome_of(status: int, reason: str, *, latency_ms: float, slo_ms: float) -> Outcome:
+    """`status` 0: no answer. `reason` is what an error's body says."""
     if status == 200:
         return Outcome.IN_TIME if latency_ms <= slo_ms else Outcome.LATE
-    if status in (429, 503):
+    if is_refusal(status, reason):
         return Outcome.REFUSED
     return Outcome.EXPIRED if status == 504 else Outcome.FAILED
 

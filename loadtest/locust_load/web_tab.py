@@ -21,7 +21,7 @@ COLUMNS = (
     ("due", "# due"),
     ("in_time", "# in time"),
     ("late", "# late"),
-    ("refused", "# refused (429, 503)"),
+    ("refused", "# refused (429, 503, 422)"),
     ("expired", "# expired (504)"),
     ("failed", "# failed"),
     ("unsent", "# not sent"),

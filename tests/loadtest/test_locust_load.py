@@ -122,21 +122,23 @@ def test_a_model_of_strings_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "latency_ms", "outcome"),
+    ("status", "reason", "latency_ms", "outcome"),
     [
-        (200, 50.0, Outcome.IN_TIME),
-        (200, 50.1, Outcome.LATE),
-        (429, 1.0, Outcome.REFUSED),
-        (503, 1.0, Outcome.REFUSED),
-        (504, 50.0, Outcome.EXPIRED),
-        (500, 1.0, Outcome.FAILED),
-        (0, 10_000.0, Outcome.FAILED),
+        (200, "", 50.0, Outcome.IN_TIME),
+        (200, "", 50.1, Outcome.LATE),
+        (429, "", 1.0, Outcome.REFUSED),
+        (503, "", 1.0, Outcome.REFUSED),
+        (422, "slo_infeasible_ever", 1.0, Outcome.REFUSED),
+        (422, "", 1.0, Outcome.FAILED),
+        (504, "", 50.0, Outcome.EXPIRED),
+        (500, "", 1.0, Outcome.FAILED),
+        (0, "", 10_000.0, Outcome.FAILED),
     ],
 )
 def test_an_outcome_is_by_status_and_the_clients_clock(
-    status: int, latency_ms: float, outcome: Outcome
+    status: int, reason: str, latency_ms: float, outcome: Outcome
 ) -> None:
-    assert outcome_of(status, latency_ms=latency_ms, slo_ms=50.0) is outcome
+    assert outcome_of(status, reason, latency_ms=latency_ms, slo_ms=50.0) is outcome
 
 
 def test_what_workers_have_taken_adds_up_at_the_master() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from loadtest.machine import SERVER_CPU, on_cpus
+from loadtest.processes import bound_to_parent
 
 START_TIMEOUT_S = 180.0  # compiling on one core included
 STOP_TIMEOUT_S = 15.0
@@ -185,14 +186,14 @@ def program(
     cwd: Path = Path(__file__).parent.parent,
 ) -> Iterator[Server]:
     """Any server that listens on 127.0.0.1:port, on the given cores; ready when it answers 200 on
-    `ready_path`. Raises ServerError.
+    `ready_path`. It is told to stop if this process is killed. Raises ServerError.
     """
     pinned = on_cpus(cpus, list(command))
     log_dir.mkdir(parents=True, exist_ok=True)
     log_path = log_dir / f"{name}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            pinned,
+            bound_to_parent(pinned),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

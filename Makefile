@@ -23,7 +23,7 @@ LOCK311 := $(COMPILE) --universal --python-version 3.11
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check format bench locust peers lock-peers experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui e2e-prometheus e2e-net e2e-envoy e2e-image helm-e2e vendor-ui clean distclean
+.PHONY: help install serve test check format bench locust peers lock-peers experiments gpu-check gpu-packages cuda-packages lock e2e-wheel e2e-python310 e2e-tensorrt-rtx e2e-v2 e2e-otel e2e-http e2e-ui e2e-prometheus e2e-net e2e-envoy e2e-postgresql e2e-image helm-e2e vendor-ui clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ e2e-prometheus: $(DEV) ## alert rules and dashboards on a real Prometheus, gatew
 
 e2e-net: $(DEV) ## gateway and three workers on four hosts: delay, loss, a partition, a killed worker (root, two minutes)
 	@$(BIN)/python tests/e2e/net.py
+
+e2e-postgresql: $(DEV) ## results and queue of `remontoir bench` in a real PostgreSQL (Debian: root the first time; two minutes, network)
+	@$(BIN)/python tests/e2e/postgresql.py
 
 e2e-envoy: $(DEV) ## a real Envoy that sends requests to the owner of their model (two minutes, network)
 	@$(BIN)/python tests/e2e/envoy.py

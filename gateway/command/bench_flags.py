@@ -168,7 +168,7 @@ Database = Annotated[
         "--database",
         metavar="FOLDER|FILE|URL",
         help="Of queue and results: a folder or file for SQLite, or a URL as "
-        "postgresql+psycopg://HOST/NAME.",
+        "postgresql://HOST/NAME.",
         show_default="bench-leader",
     ),
 ]

@@ -29,7 +29,7 @@ Place = Annotated[
     typer.Option(
         "--results",
         metavar="RESULTS",
-        help="A folder, a .sqlite file, or a URL as postgresql+psycopg://HOST/NAME.",
+        help="A folder, a .sqlite file, or a URL as postgresql://USER@HOST/NAME.",
         show_default="bench-results",
     ),
 ]
@@ -82,7 +82,7 @@ def run(
     \b
     Examples:
       remontoir bench run loadtest/jobs/example.yaml --report report.html
-      remontoir bench run my.yaml --results postgresql+psycopg://bench@db/results --resume
+      remontoir bench run my.yaml --results postgresql://bench@db/results --resume
     """
     more = [*["--resume"] * resume, *["--estimate"] * estimate]
     given = given_flags(results=results, report=report, ceiling=ceiling)

@@ -4,6 +4,7 @@ It is the row that a driver writes, a database keeps and every page and ranking 
 milliseconds as in HTTP, rates are per second.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -16,6 +17,9 @@ from loadtest.results.intervals import interval
 
 # Below as many repeats nothing is said about how sure a mean is.
 MIN_FOR_INTERVAL = 3
+
+# A database's column has as many; a longer key ends in its hash.
+MOST_KEY_CHARACTERS = 700
 
 # The workload, apart from the configuration that was under it.
 Setting = tuple[str, float, float, str]
@@ -120,9 +124,13 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 def key_of(cell: Cell) -> str:
     """The same for the same cell of the same run, whoever measured it."""
-    return json.dumps(
+    key = json.dumps(
         [cell.run_id, *cell.setting, cell.config, cell.batch, cell.repeat], separators=(",", ":")
     )
+    if len(key) <= MOST_KEY_CHARACTERS:
+        return key
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return key[: MOST_KEY_CHARACTERS - len(digest)] + digest
 
 
 def row_of(cell: Cell) -> bytes:

@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
-from loadtest.analysis.cell import Cell, key_of, row_of
+from loadtest.analysis.cell import MOST_KEY_CHARACTERS, Cell, key_of, row_of
 
 FILE_NAME = "results.sqlite"
 SUFFIXES = (".sqlite", ".db")
 # A row is 5 to 20 KB. Below this the disk would fill up in the middle of a job, after its time.
 LEAST_FREE_BYTES = 16 << 20
+EXTRA = "for PostgreSQL: pip install 'remontoir[bench-postgresql]'"
 BUSY_TIMEOUT_S = 10.0  # another process commits a row in milliseconds; a slow disk in seconds
 
 
@@ -26,30 +27,26 @@ class ResultsError(Exception):
 
 
 class ResultsDatabase:
-    """An open database. `place` is a folder, a .sqlite or .db file, or a URL as SQLAlchemy has it:
-    postgresql+psycopg://HOST/NAME. Raises ResultsError.
+    """An open database. `place` is a folder, a .sqlite or .db file, or a URL:
+    postgresql://HOST/NAME, or any that SQLAlchemy knows. Raises ResultsError.
     """
 
     def __init__(self, place: str | Path, *, must_exist: bool = False) -> None:
         sql = _sqlalchemy()
         self.folder: Path | None = None
-        url = str(place)
-        if "://" not in url:
-            path = Path(place)
-            if path.suffix not in SUFFIXES:
-                path = path / FILE_NAME
+        url, path = url_of(place)
+        if path is not None:
             if must_exist and not path.exists():
                 raise ResultsError(f"{path}: there are no results")
             self.folder = path.parent
-            url = f"sqlite:///{path.resolve()}"
-        self.name = str(place) if self.folder else _without_password(url)
+        self.name = str(place) if self.folder else without_password(url)
         self._sql = sql
         self._tables = tables = sql.MetaData()
         text = sql.Text
         self._rows = sql.Table(
             "bench_rows",
             tables,
-            sql.Column("row_key", sql.String(700), primary_key=True),
+            sql.Column("row_key", sql.String(MOST_KEY_CHARACTERS), primary_key=True),
             sql.Column("run_id", sql.String(64), nullable=False, index=True),
             sql.Column("job", sql.String(200), nullable=False, index=True),
             sql.Column("job_hash", sql.String(64), nullable=False, index=True),
@@ -67,12 +64,15 @@ class ResultsDatabase:
         try:
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            self._engine = sql.create_engine(url)
+            # a server may have been started anew since the last row, an hour ago
+            self._engine = sql.create_engine(url, pool_pre_ping=True)
             if self._engine.dialect.name == "sqlite":
                 sql.event.listen(self._engine, "connect", _durable)
-            tables.create_all(self._engine)
-        except (OSError, ImportError, sql.exc.SQLAlchemyError) as error:
-            raise ResultsError(f"{self.name} cannot hold results: {_short(error)}") from error
+            create_tables(tables, self._engine)
+        except ImportError as error:
+            raise ResultsError(f"{self.name} cannot hold results: {error}; {EXTRA}") from error
+        except (OSError, sql.exc.SQLAlchemyError) as error:
+            raise ResultsError(f"{self.name} cannot hold results: {short(error)}") from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -109,7 +109,7 @@ class ResultsDatabase:
                         )
                     )
         except sql.exc.SQLAlchemyError as error:
-            raise ResultsError(f"{self.name}: a row cannot be kept: {_short(error)}") from error
+            raise ResultsError(f"{self.name}: a row cannot be kept: {short(error)}") from error
 
     def cells(
         self, *, job: str | None = None, model: str | None = None, run_id: str | None = None
@@ -170,7 +170,7 @@ class ResultsDatabase:
             with self._engine.begin() as base:
                 return [str(value) for (value,) in base.execute(query)]
         except self._sql.exc.SQLAlchemyError as error:
-            raise ResultsError(f"{self.name} cannot be read: {_short(error)}") from error
+            raise ResultsError(f"{self.name} cannot be read: {short(error)}") from error
 
     def _write(self, *statements: Any) -> None:
         try:
@@ -178,7 +178,40 @@ class ResultsDatabase:
                 for statement in statements:
                     base.execute(statement)
         except self._sql.exc.SQLAlchemyError as error:
-            raise ResultsError(f"{self.name} cannot be written: {_short(error)}") from error
+            raise ResultsError(f"{self.name} cannot be written: {short(error)}") from error
+
+
+def url_of(place: str | Path) -> tuple[str, Path | None]:
+    """As SQLAlchemy has it, and the file where it is one: `place` is a folder, a file or a URL."""
+    text = str(place)
+    for usual in ("postgresql://", "postgres://"):  # as everybody writes it
+        if text.startswith(usual):
+            return "postgresql+psycopg://" + text.removeprefix(usual), None
+    if "://" in text:
+        return text, None
+    path = Path(place)
+    if path.suffix not in SUFFIXES:
+        path = path / FILE_NAME
+    return f"sqlite:///{path.resolve()}", path
+
+
+def create_tables(tables: Any, engine: Any) -> None:
+    """`tables` is SQLAlchemy's MetaData. Of two that begin at once both find none of them; who is
+    second then looks again. Raises SQLAlchemyError.
+    """
+    for is_last in (False, True):
+        try:
+            tables.create_all(engine)
+            return
+        except _sqlalchemy().exc.DBAPIError as error:
+            if is_last or not _is_there_already(error):
+                raise
+
+
+def _is_there_already(error: Any) -> bool:
+    # PostgreSQL's duplicate_table, and unique_violation of its own catalogue; SQLite has words only
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    return sqlstate in ("42P07", "23505") or "already exists" in str(error.orig)
 
 
 def _sqlalchemy() -> Any:  # the module: it is an extra, and without types here
@@ -186,8 +219,7 @@ def _sqlalchemy() -> Any:  # the module: it is an extra, and without types here
         import sqlalchemy
     except ImportError as error:
         raise ResultsError(
-            "results need SQLAlchemy: pip install 'remontoir[bench]' (for PostgreSQL also "
-            "'remontoir[bench-postgresql]')"
+            f"results need SQLAlchemy: pip install 'remontoir[bench]'; {EXTRA}"
         ) from error
     return sqlalchemy
 
@@ -198,12 +230,12 @@ def _durable(connection: Any, _: object) -> None:
     connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """What the database said, without the statement and SQLAlchemy's background links."""
     return " ".join(str(getattr(error, "orig", None) or error).split())[:300]
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     sql = _sqlalchemy()
     try:
         return str(sql.engine.make_url(url).render_as_string(hide_password=True))

@@ -7,6 +7,7 @@ asked wrongly, 3 the job ended with a part of its results.
 
 import argparse
 import os
+import re
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from loadtest.job_queue.queue_schema import QueueError
 from loadtest.job_queue.spec import checked
 
 TOKEN_VARIABLE = "REMONTOIR_BENCH_TOKEN"
+FOLLOWER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 POLL_S = 2.0
 PIPE_WIDTH = 200
 SHOWN_CHARACTERS = 80
@@ -78,7 +80,7 @@ def _leader(options: argparse.Namespace) -> int:
     queue = JobQueue(options.database)
     scheme = "https" if tls else "http"
     console.print(
-        f"leader on {scheme}://{options.host}:{options.port}, queue in {options.database}",
+        f"leader on {scheme}://{options.host}:{options.port}, queue in {queue.name}",
         markup=False,
     )
     leader.serve(
@@ -89,6 +91,11 @@ def _leader(options: argparse.Namespace) -> int:
 
 
 def _follower(options: argparse.Namespace) -> int:
+    if not FOLLOWER_NAME.fullmatch(options.name):
+        raise _Usage(
+            f"--name {options.name!r} is not 1 to 100 letters, digits, '.', '_', '-', a letter or "
+            "digit first"
+        )
     folder = (options.folder or Path("bench-follower") / options.name).resolve()
     instance, lock = follower.claim(folder)
     own = follower.Follower(
@@ -125,17 +132,17 @@ def _submit(options: argparse.Namespace) -> int:
     except JobError as error:
         raise _Usage(str(error)) from error
     asked = client.connect(options.leader, _token(options))
-    job_id = options.job_id or str(uuid.uuid4())
-    job = asked.submit(
-        job_id,
-        Submission(
+    try:
+        submission = Submission(
             name=options.name or spec.name,
             spec=text,
             submitter=f"{os.environ.get('USER', 'somebody')}@{socket.gethostname()}",
             on=dict(options.on),
             estimated_s=options.estimate_s or spec.estimated_s(),
-        ),
-    )
+        )
+    except ValueError as error:  # of a flag: the file was checked
+        raise _Usage(str(error)) from error
+    job = asked.submit(options.job_id or str(uuid.uuid4()), submission)
     where = job.follower or "the first follower that fits"
     console.print(
         f"{job.name} is {job.state} ({job.job_id}), for {where}, about {job.estimated_s:.0f} s",

@@ -26,6 +26,7 @@ from loadtest.job_queue.client import LeaderClient, LeaderRefused, LeaderUnreach
 from loadtest.job_queue.host import MAX_BUSY
 from loadtest.job_queue.messages import Assignment, Beat, End, Labels
 from loadtest.job_queue.queue_tables import BEAT_S
+from loadtest.processes import bound_to_parent
 
 # Of SIGTERM before SIGKILL: a run stops its servers and keeps what it has.
 STOP_S = 20.0
@@ -262,11 +263,10 @@ def run_program(command: Sequence[str]) -> Run:
     It is told to stop if the follower is killed: nobody would want its results, and the next job on
     this host would be measured beside it.
     """
-    setpriv = shutil.which("setpriv")  # of util-linux, as taskset is
-    bound = [] if setpriv is None else [setpriv, "--pdeathsig", "TERM"]
 
     def run(spec: Path, folder: Path, log: IO[bytes]) -> Process:
-        return _Group([*bound, *command, str(spec), "--results", str(folder / RESULTS)], log)
+        whole = [*command, str(spec), "--results", str(folder / RESULTS)]
+        return _Group(bound_to_parent(whole), log)
 
     return run
 
@@ -312,7 +312,8 @@ def _write(path: Path, value: object) -> None:
 
 def _tail(path: Path) -> str:
     text = path.read_bytes()[-TAIL_CHARACTERS:].decode("utf-8", "replace")
-    return " ".join(text.split()) or "it said nothing"
+    # PostgreSQL takes no NUL in a text: the leader could never keep the job's end
+    return " ".join(text.replace("\0", " ").split()) or "it said nothing"
 
 
 def rows_of_results(folder: Path) -> Iterable[Cell]:

@@ -14,12 +14,13 @@ from typing import Any
 
 import msgspec
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from loadtest.driver.results_db import ResultsError
+from loadtest.driver.results_db import ResultsError, short
 from loadtest.job_queue.messages import Beat, End, Rows, Submission
 from loadtest.job_queue.queue_schema import QueueError
 from loadtest.job_queue.queue_tables import JobQueue
@@ -98,6 +99,8 @@ def leader_app(
                 return _error(413, f"a body has at most {MAX_BODY_BYTES:,} bytes")
             except ResultsError as error:
                 return _error(500, str(error))
+            except SQLAlchemyError as error:  # followers and `submit --wait` ask again
+                return _error(503, f"the queue's database: {short(error)}")
             except QueueError as error:
                 return _error(409 if error.is_conflict else 404, str(error))
             return response

@@ -5,12 +5,12 @@ Owns columns, how a database is opened, and what a row means. Changes nothing in
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
 
-from loadtest.driver.results_db import FILE_NAME, SUFFIXES
+from loadtest.analysis.cell import MOST_KEY_CHARACTERS
+from loadtest.driver.results_db import create_tables, url_of, without_password
 from loadtest.job_queue.messages import Job, Labels
 
 # Ten beats: a follower's host that swaps or is suspended for less is not lost.
@@ -52,7 +52,7 @@ ROWS = sql.Table(
     "queue_rows",  # which results are of which job; they lie in the results' own table
     TABLES,
     sql.Column("job_id", sql.String(36), primary_key=True),
-    sql.Column("row_key", sql.String(700), primary_key=True),
+    sql.Column("row_key", sql.String(MOST_KEY_CHARACTERS), primary_key=True),
     sql.Column("run_id", sql.String(64), nullable=False),
 )
 
@@ -67,24 +67,21 @@ class QueueError(Exception):
 
 def database_url(place: str) -> str:
     """A folder or file as the URL of its SQLite database; URLs as they are."""
-    if "://" in place:
-        return place
-    path = Path(place)
-    if path.suffix not in SUFFIXES:
-        path = path / FILE_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{path.resolve()}"
+    url, path = url_of(place)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return url
 
 
 def open_database(url: str) -> Any:
     """The engine, with all tables. Raises QueueError."""
     try:
-        engine = sql.create_engine(url)
+        engine = sql.create_engine(url, pool_pre_ping=True)
         if engine.dialect.name == "sqlite":
             sql.event.listen(engine, "connect", _durable)
-        TABLES.create_all(engine)
+        create_tables(TABLES, engine)
     except (sql.exc.SQLAlchemyError, ImportError) as error:
-        raise QueueError(f"the database {_safe(url)} cannot be used: {error}") from error
+        raise QueueError(f"the database {without_password(url)} cannot be used: {error}") from error
     return engine
 
 
@@ -129,11 +126,3 @@ def _durable(connection: Any, _: object) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA busy_timeout=10000")
-
-
-def _safe(url: str) -> str:
-    """Without a password."""
-    try:
-        return str(sql.engine.make_url(url).render_as_string(hide_password=True))
-    except sql.exc.ArgumentError:
-        return repr(url)

@@ -63,6 +63,11 @@ class JobQueue:
         self._engine = open_database(database_url(place))
         self._new_lease = new_lease
 
+    @property
+    def name(self) -> str:
+        """Where it is, without a password."""
+        return self._results.name
+
     def resume(self, now_s: float) -> None:
         """A leader has begun: nobody could say anything while there was none, so that followers
         that run something have a whole lease to do so.

@@ -7,8 +7,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from loadtest.analysis.cell import key_of
+from loadtest.analysis.cell import MOST_KEY_CHARACTERS, key_of
 from loadtest.driver import results_db
 from loadtest.driver.results_db import ResultsDatabase, ResultsError
 from tests.loadtest.analysis_cells import a_cell, a_day
@@ -115,3 +116,39 @@ def test_a_full_disk_loses_no_row_that_was_kept_and_is_said(tmp_path: Path):
     assert kept
     database.add([a_cell(repeat=2000)])  # and there is room again
     database.close()
+
+
+def test_a_key_of_many_words_fits_its_column_and_stays_one_of_a_kind(tmp_path: Path):
+    """PostgreSQL refuses a longer one, where SQLite keeps anything."""
+    words = tuple((f"flag{i}", "x" * 50) for i in range(20))
+    database = ResultsDatabase(tmp_path)
+    for last in ("a", "b", "b"):
+        cell = a_cell(config=(*words, ("last", last)))
+        assert len(key_of(cell)) == MOST_KEY_CHARACTERS
+        database.add([cell])
+    assert sorted(dict(cell.config)["last"] for cell in database.cells()) == ["a", "b"]
+    database.close()
+
+
+def test_tables_that_another_makes_at_the_same_moment_are_taken_as_they_are():
+    class Tables:
+        """The other is faster the first time."""
+
+        tries = 0
+
+        def create_all(self, _: object) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                raise OperationalError("CREATE", {}, Exception("table bench_rows already exists"))
+
+    class Broken(Tables):
+        def create_all(self, _: object) -> None:
+            self.tries += 1
+            raise OperationalError("CREATE", {}, Exception("no route to host"))
+
+    tables, broken = Tables(), Broken()
+    results_db.create_tables(tables, None)
+    assert tables.tries == 2
+    with pytest.raises(OperationalError):
+        results_db.create_tables(broken, None)
+    assert broken.tries == 1

@@ -3,13 +3,15 @@
 Environment: BASELINE_MODELS is NAME=PATH,NAME=PATH. `/json/{model}` is the tutorial: a typed body,
 a sync endpoint, FastAPI's thread pool. `/raw/{model}` takes raw values, gives raw float32, runs the
 model on one executor thread, and answers 503 at once when `limit` requests are outstanding (0: no
-limit); `PUT /limit/{n}` sets that.
+limit), which `PUT /limit/{n}` sets, or when a model has as many as BASELINE_LIMITS, NAME=N,NAME=N,
+allows it. It also runs as a peer, so it imports nothing of ours.
 """
 
 import asyncio
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime as ort
@@ -21,7 +23,12 @@ _executor = ThreadPoolExecutor(max_workers=1)
 
 class _Outstanding:
     limit = 0
-    count = 0
+    of_model: ClassVar[Counter[str]] = Counter()
+
+
+def _pairs(variable: str) -> dict[str, str]:
+    items = os.environ.get(variable, "").split(",")
+    return {name: value for name, _, value in (item.partition("=") for item in items if item)}
 
 
 def _session(path: str) -> Any:  # ort.InferenceSession, a library without types
@@ -32,11 +39,9 @@ def _session(path: str) -> Any:  # ort.InferenceSession, a library without types
 
 
 _sessions: dict[str, Any] = {
-    name: _session(path)
-    for name, _, path in (
-        item.partition("=") for item in os.environ.get("BASELINE_MODELS", "").split(",") if item
-    )
+    name: _session(path) for name, path in _pairs("BASELINE_MODELS").items()
 }
+_limits = {name: int(limit) for name, limit in _pairs("BASELINE_LIMITS").items()}
 _inputs = {name: session.get_inputs()[0] for name, session in _sessions.items()}
 
 
@@ -60,16 +65,23 @@ def infer_json(model: str, body: dict[str, list[float]]) -> dict[str, list[float
 
 @app.post("/raw/{model}")
 async def infer_raw(model: str, request: Request) -> Response:
-    if _Outstanding.limit and _Outstanding.count >= _Outstanding.limit:
+    if _is_full(model):
         raise HTTPException(503, "too many outstanding requests")
-    _Outstanding.count += 1
+    _Outstanding.of_model[model] += 1
     try:
         row = np.frombuffer(await request.body(), _dtype(model)).reshape(_row_shape(model))
         loop = asyncio.get_running_loop()
         output = await loop.run_in_executor(_executor, _run, model, row)
     finally:
-        _Outstanding.count -= 1
+        _Outstanding.of_model[model] -= 1
     return Response(output, media_type="application/octet-stream")
+
+
+def _is_full(model: str) -> bool:
+    limit, of_model = _Outstanding.limit, _Outstanding.of_model
+    if limit and of_model.total() >= limit:
+        return True
+    return model in _limits and of_model[model] >= _limits[model]
 
 
 def _run(model: str, row: Any) -> bytes:

@@ -137,7 +137,6 @@ def _ceiling(options: argparse.Namespace) -> int:
             log_dir=Path(tempfile.gettempdir()) / f"remontoir-bench-{os.getuid()}",
             on_step=lambda text: status.update(f"measuring: {text}"),
         )
-    ceiling.KnownCeilings().keep(found)
     console.print(
         f"{found.rate_per_s:,.0f} requests/s of {found.request_bytes:,} bytes, "
         f"{found.processes} process(es) on CPU(s) {', '.join(map(str, found.cpus))}: "
@@ -148,6 +147,10 @@ def _ceiling(options: argparse.Namespace) -> int:
             f"{found.next_rate_per_s:,.0f}/s was beyond {ceiling.MOST_ERROR_MS:g} ms, or was not "
             "all answered by a server that does nothing"
         )
+    try:
+        ceiling.KnownCeilings().keep(found)
+    except OSError as error:
+        _say(f"it cannot be kept for `bench run`: {error}", style="yellow")
     return 0 if found.rate_per_s else 1
 
 

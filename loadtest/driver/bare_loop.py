@@ -19,10 +19,15 @@ from loadtest.driver.model_files import ModelFile
 from loadtest.driver.multiples import Multiple
 from loadtest.reference import session_of
 from loadtest.workloads import SloShare, WorkloadEntry
+from loadtest.workloads.entries import Requests
+from loadtest.workloads.request_files import NO_SLO, read_requests
+from loadtest.workloads.trace_files import TraceError
+from scheduler.spec import MILLISECOND_NS
 
 # Requests in one execution. Beyond 16 a CPU's rows get no cheaper, here and in Clockwork's table.
 BATCH_SIZES = (1, 2, 4, 8, 16)
 MEASURE_S, MIN_RUNS = 0.4, 5
+MOST_SLOS = 50
 
 
 class NoCapacity(ValueError):
@@ -107,10 +112,34 @@ def resolved(
 
 
 def slos_ms(entry: WorkloadEntry) -> list[float]:
-    """All SLOs that an entry's requests may have."""
+    """All SLOs that an entry's requests may have. Raises ValueError, naming the entry, where there
+    are too many for a row of results each.
+    """
+    if isinstance(entry, Requests) and entry.keeps_slos:
+        return _slos_of_file(entry)
+    return _of_entry(entry)
+
+
+def _of_entry(entry: WorkloadEntry) -> list[float]:
     if isinstance(entry.slo_ms, tuple):
         return [share.slo_ms for share in entry.slo_ms]
     return [float(entry.slo_ms)]
+
+
+def _slos_of_file(entry: Requests) -> list[float]:
+    try:
+        found = set(read_requests(entry.file).slo_ns)
+    except TraceError as error:
+        entry.refuse("file", str(error))
+    own = _of_entry(entry) if NO_SLO in found else []
+    slos = sorted({*own, *(slo_ns / MILLISECOND_NS for slo_ns in found - {NO_SLO})})
+    if len(slos) > MOST_SLOS:
+        entry.refuse(
+            "file",
+            f"{entry.file} has {len(slos):,} different SLOs, and each would be a row of results; "
+            "keeps_slos: false gives all of them slo_ms",
+        )
+    return slos
 
 
 def _median_ms(session: Any, feeds: Any, measure_s: float, clock: Callable[[], int]) -> float:

@@ -16,7 +16,7 @@ from loadtest import servers
 from loadtest.driver import crew
 from loadtest.driver.client_stages import Stages
 from loadtest.driver.figures import quantile_ms
-from loadtest.driver.job import Url
+from loadtest.driver.job_target import Url
 from loadtest.driver.shooting import Group, Plan
 from loadtest.machine import describe
 from loadtest.workloads import Poisson

@@ -13,17 +13,20 @@ from typing import Any, NoReturn, TypeVar, get_args
 import msgspec
 import yaml
 
-from loadtest.driver.job import MOST_REPEATS, AnyTarget, Job, Remontoir
+from loadtest.driver.job import MOST_REPEATS, Job
+from loadtest.driver.job_target import AnyTarget, PeerServer, Remontoir
 from loadtest.driver.multiples import Multiple, MultipleError, without_multiples
 from loadtest.scenario_keys import keys_given_twice, known_keys, no_key, steps_of, value_at
 from loadtest.variables import Value, combinations, filled, variables_in
 from loadtest.workloads import WorkloadEntry
+from loadtest.workloads.entries import Requests
 
 # Of a server: start, ready, the bare loop beside it. Measured here: 4 to 9 s.
 START_ESTIMATE_S = 8.0
 # Of a measurement: the driver's processes, reading replies. Measured here: 1 to 3 s.
 CASE_ESTIMATE_S = 2.0
 MOST_CASES = 10_000
+MOST_JOB_CHARACTERS = 100  # as a queue has it
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<where>.*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"contains unknown field `(.*)`")
@@ -57,7 +60,13 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         words: dict[str, Value] = {"target": str(target.__struct_config__.tag)}
         if isinstance(target, Remontoir):
             words |= {"policy": target.policy, "device": target.device, **target.serve}
-        words |= {"protocol": job.spoken, **target.labels}
+        if isinstance(target, PeerServer):
+            tuned = target.tuned_for
+            settings = "as it comes" if tuned is None else f"tuned for {tuned:g} x execution"
+            words |= {"peer": target.peer, "settings": settings}
+        else:
+            words["protocol"] = job.spoken
+        words |= target.labels
         network = job.client.network
         if network != "none":
             words["network"] = network if isinstance(network, str) else "own"
@@ -74,8 +83,11 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if not self.job.strip():
-            raise ValueError("job is the job's name, and empty")
+        is_short = len(self.job.strip()) > 0 and len(self.job) <= MOST_JOB_CHARACTERS
+        if not (is_short and self.job.isprintable()):
+            raise ValueError(f"job has 1 to {MOST_JOB_CHARACTERS} printable characters: a name")
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed} is negative")
         if not 1 <= self.repeats <= MOST_REPEATS:
             raise ValueError(f"repeats {self.repeats} is not 1 to {MOST_REPEATS}")
         for variable, values in self.variables.items():
@@ -91,7 +103,7 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     description: str
     path: str
-    folder: str  # relative paths of models are relative to it
+    folder: str  # relative paths of models and of workloads are relative to it
     digest: str
     cases: tuple[Case, ...]
 
@@ -125,14 +137,22 @@ def parse(text: str, path: str) -> JobFile:
     return _Reader(text, path).job_file()
 
 
+def own_file(entry: WorkloadEntry) -> str | None:
+    """The path of a workload's file, None where it has none or one of loadtest/data."""
+    file: str | None = getattr(entry, "file", None)
+    if file is None or isinstance(entry, Requests) or "/" in file:
+        return file
+    return None
+
+
 class _Reader:
     """One file while it is read: its tree, and the lines its keys stand in."""
 
     def __init__(self, text: str, path: str) -> None:
         self._path = path
         self._text = text
-        loader = yaml.SafeLoader(text)
         try:
+            loader = yaml.SafeLoader(text)
             self._node = loader.get_single_node()
             for mistake in keys_given_twice(self._node):
                 raise JobError(f"{path}: {mistake}")
@@ -141,10 +161,11 @@ class _Reader:
             mark = error.problem_mark
             line = f", line {mark.line + 1}" if mark is not None else ""
             raise JobError(f"{path}{line}: not YAML: {error.problem}") from error
+        except yaml.reader.ReaderError as error:
+            number = text.count("\n", 0, error.position) + 1
+            raise JobError(f"{path}, line {number}: not YAML: {error.reason}") from error
         except yaml.YAMLError as error:
             raise JobError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-        finally:
-            loader.dispose()
         if not isinstance(tree, dict):
             raise JobError(f"{path}: a job is a mapping of keys, this is {tree!r:.60}")
         self._tree: dict[str, Any] = tree
@@ -219,9 +240,10 @@ class _Reader:
             if where.endswith(".kind"):
                 self._refuse(where, f"{value!r} is none of {_kinds(where)}")
             in_value = f", in {value!r:.200}" if where and not isinstance(value, dict) else ""
-            # checks of several fields say which one first: `duration_s 0.0 is not ...`
+            # checks of several fields say which one first: `duration_s 0.0 is not ...`,
+            # `models[0]: ...`
             word = what.partition(" ")[0].rstrip(":")
-            has_word = isinstance(value, dict) and word in value
+            has_word = isinstance(value, dict) and steps_of(word)[:1] in [[key] for key in value]
             near = f"{where}.{word}".removeprefix(".") if has_word else where
             self._refuse(where, f"{what}{in_value}", line=self._line_of(near))
 

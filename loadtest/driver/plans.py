@@ -9,7 +9,9 @@ from typing import NamedTuple
 from loadtest.driver import client_stages
 from loadtest.driver.bare_loop import slos_ms
 from loadtest.driver.inputs import Examples, Input, examples, inputs_of_file, inputs_of_metadata
+from loadtest.driver.job import usual_protocol
 from loadtest.driver.job_file import Case, JobError
+from loadtest.driver.job_target import PeerServer
 from loadtest.driver.model_files import ModelFile
 from loadtest.driver.protocols import request
 from loadtest.driver.shooting import Group, Plan
@@ -42,7 +44,7 @@ def planned(
 ) -> Planned:
     """Raises JobError, InputError, TargetError."""
     job = case.job
-    stages = client_stages.measure(job.client)
+    stages = client_stages.measure(job.client, seed=case.seed)
     names = tuple(model.name for model in job.models)
     made = {
         model.name: _examples(case, index, files.get(model.name), server)
@@ -55,7 +57,7 @@ def planned(
         for model in models:
             for slo_ms in sorted(set(slos_ms(entry))):
                 group, left_ms = _group(
-                    case, number, model, slo_ms, made[model], stages=stages, server=server
+                    case, number, entry, model, slo_ms, made[model], stages=stages, server=server
                 )
                 groups.append(group)
                 sent_ms.append(left_ms)
@@ -64,7 +66,7 @@ def planned(
         host=server.host,
         port=server.port,
         is_tls=server.is_tls,
-        target=job.target,
+        target=server.target,
         entries=entries,
         models=names,
         groups=groups,
@@ -102,6 +104,7 @@ def _examples(case: Case, index: int, file: ModelFile | None, server: Running) -
 def _group(
     case: Case,
     number: int,
+    entry: WorkloadEntry,
     model: str,
     slo_ms: float,
     made: Examples,
@@ -109,15 +112,20 @@ def _group(
     stages: client_stages.Stages,
     server: Running,
 ) -> tuple[Group, float]:
+    # a peer is asked as what it turned out to be
+    is_peer = isinstance(case.job.target, PeerServer)
+    protocol = usual_protocol(server.target) if is_peer else case.job.spoken
+
     def requests(left_ms: float) -> list[bytes]:
         return [
             request(
-                case.job.spoken,
-                case.job.target,
+                protocol,
+                server.target,
                 host=server.name,
                 model=model,
                 inputs=inputs,
                 slo_ms=left_ms,
+                priority=entry.priority_class,
             )
             for inputs in made.inputs
         ]

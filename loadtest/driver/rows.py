@@ -10,8 +10,8 @@ import msgspec
 from loadtest.analysis.cell import Cell
 from loadtest.driver.crew import Shift
 from loadtest.driver.figures import max_ms, quantile_ms, steps_ms
-from loadtest.driver.job import Remontoir
 from loadtest.driver.job_file import Case
+from loadtest.driver.job_target import Remontoir
 from loadtest.driver.model_files import ModelFile
 from loadtest.driver.plans import Planned
 from loadtest.driver.targets import cpus_of

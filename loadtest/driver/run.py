@@ -8,30 +8,34 @@ import os
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
 
 from loadtest.analysis.cell import Cell
-from loadtest.driver import bare_loop, ceiling, client_stages, crew, targets
-from loadtest.driver.ceiling import Ceiling, KnownCeilings
-from loadtest.driver.inputs import InputError
-from loadtest.driver.job import AnyTarget
-from loadtest.driver.job_file import Case, JobError, JobFile, server_key
+from loadtest.driver import bare_loop, client_stages, crew, peer_target, targets
+from loadtest.driver.ceiling import KnownCeilings
+from loadtest.driver.job import Job
+from loadtest.driver.job_file import Case, JobError, JobFile, own_file, server_key
+from loadtest.driver.job_target import AnyTarget, PeerServer
+from loadtest.driver.limits import Limits
 from loadtest.driver.model_files import ModelFile, model_files, repository
 from loadtest.driver.plans import Planned, planned
 from loadtest.driver.registry import Registry
 from loadtest.driver.results_db import ResultsDatabase
 from loadtest.driver.rows import Facts, rows_of
-from loadtest.driver.server_use import rss_bytes_of, use_of
+from loadtest.driver.server_use import rss_bytes_of
+from loadtest.driver.settling import settle
 from loadtest.machine import describe
+from loadtest.peers.environments import MissingPeer
 from loadtest.servers import ServerError
-from loadtest.workloads import WorkloadEntry, open_loop
+from loadtest.workloads import WorkloadEntry
 
+# ValueError is JobError, InputError, NoCapacity, and what workloads refuse with; OSError a disk.
 EXPECTED = (
-    JobError, InputError, targets.TargetError, crew.DriverError, bare_loop.NoCapacity,
-    client_stages.MissingPillow, ServerError,
+    ValueError, OSError, targets.TargetError, crew.DriverError, client_stages.MissingPillow,
+    ServerError, MissingPeer,
 )  # fmt: skip
 
 
@@ -71,6 +75,7 @@ def run_job(
 
     Raises ResultsError where rows cannot be kept, JobError where the driver has no core.
     """
+    folder = folder.resolve()  # servers are started in another
     run_id = (database.last_run(job.digest) if resume else None) or secrets.token_hex(8)
     return _Run(job, database, folder, progress, run_id, given_ceiling, ceilings).run()
 
@@ -90,11 +95,16 @@ class _Run:
         self._database = database
         self._folder = folder
         self._progress = progress
-        self._given_ceiling = given_ceiling
-        self._ceilings = ceilings or KnownCeilings()
+        self._limits = Limits(
+            given_per_s=given_ceiling,
+            known=ceilings or KnownCeilings(),
+            log_dir=folder / "logs",
+            say=progress.say,
+            step=progress.step,
+        )
         self._loops: dict[tuple[str, int, str], bare_loop.BareLoop] = {}
-        self._too_busy_for: set[int] = set()  # sizes of requests
         self._summary = Summary(run_id=run_id)
+        self._failed: set[int] = set()  # ids of cases, which the job holds
         self._machine = describe()
         # all and only measurements of this run that are whole
         self._whole = {
@@ -108,7 +118,7 @@ class _Run:
                 try:
                     cases = self._with_server(cases)
                 except EXPECTED as error:
-                    self._fail(cases[0], error, len(cases))
+                    self._fail(cases, error)
                     break
         return self._summary
 
@@ -117,9 +127,13 @@ class _Run:
         self._summary.skipped += is_done
         return is_done
 
-    def _fail(self, case: Case, error: Exception, number: int) -> None:
-        self._summary.failed += number
-        self._progress.say(f"{case.name}: {error}")
+    def _fail(self, cases: list[Case], error: Exception) -> None:
+        """All of them that have not failed already, for one reason."""
+        failed = [case for case in cases if id(case) not in self._failed]
+        self._failed |= {id(case) for case in failed}
+        self._summary.failed += len(failed)
+        more = f" and {len(failed) - 1} more measurements" if len(failed) > 1 else ""
+        self._progress.say(f"{failed[0].name}{more}: {error}")
 
     def _with_server(self, cases: list[Case]) -> list[Case]:
         """Measures them; what is left is for a new server, after this one has died."""
@@ -132,11 +146,20 @@ class _Run:
         )
         cpus = self._client_cpus(job.target)
         # before the server is there: two of them on one core would each have half of it
-        workloads = {id(case): self._numbers(case, files) for case in cases}
+        workloads = {id(case): numbers for case in cases if (numbers := self._numbers(case, files))}
+        cases = [case for case in cases if id(case) in workloads]
+        if not cases:
+            return []
+        loops = {}
+        if isinstance(job.target, PeerServer):
+            peer_target.check(job.target, files)
+            loops = {name: self._loop_of(job, files, name) for name in files}
         self._progress.step("starting the server" if job.target.url is None else "asking")
         with targets.running(
             job.target,
             repository=repository(files, self._folder / "models"),
+            files=files,
+            loops=loops,
             cache_dir=self._folder / "compiled",
             log_dir=self._folder / "logs",
         ) as server:
@@ -148,31 +171,57 @@ class _Run:
                     return cases[number:]
                 try:
                     plan = planned(case, workloads[id(case)], files=files, server=server, cpus=cpus)
-                    highest = self._checked_ceiling(case, plan, cpus)
-                    self._measure(case, plan, server, files, highest)
+                    ceiling_per_s = self._limits.check(case, plan, cpus)
+                    if number and not self._is_settled(case, plan, server):
+                        return cases[number:]
+                    self._measure(case, plan, server, files, ceiling_per_s)
                 except EXPECTED as error:
-                    self._fail(case, error, 1)
+                    self._fail([case], error)
         return []
 
-    def _numbers(self, case: Case, files: dict[str, ModelFile]) -> tuple[WorkloadEntry, ...]:
-        models = {model.name: model for model in case.job.models}
+    def _is_settled(self, case: Case, plan: Planned, server: targets.Running) -> bool:
+        """False where a server of ours has to be begun anew."""
+        self._progress.step(f"{case.name}, repeat {case.repeat + 1}: waiting for an idle server")
+        if settle(plan.plan):
+            return True
+        is_ours = server.server is not None
+        what = "it is begun anew" if is_ours else "what is measured next has that in it"
+        self._progress.say(f"the server is still busy with the measurement before; {what}")
+        return not is_ours
 
-        def loop_of(name: str) -> bare_loop.BareLoop:
-            if name not in files:
-                raise bare_loop.NoCapacity(
-                    f"multiples need one model whose file is here, which {name!r} is not"
-                )
-            key = (files[name].sha256, models[name].batch, case.job.target.cpus)
-            if key not in self._loops:
-                self._progress.step(f"bare loop of {name}")
-                self._loops[key] = bare_loop.measure(
-                    models[name],
-                    files[name],
-                    cpus=sorted(targets.cpus_of(case.job.target.cpus) & os.sched_getaffinity(0)),
-                )
-            return self._loops[key]
+    def _numbers(self, case: Case, files: dict[str, ModelFile]) -> tuple[WorkloadEntry, ...] | None:
+        """None where there are none, as was said: that one fails, and no other."""
+        try:
+            return bare_loop.resolved(
+                [self._with_file(entry) for entry in case.job.workload],
+                case.multiples,
+                lambda name: self._loop_of(case.job, files, name),
+            )
+        except EXPECTED as error:
+            self._fail([case], error)
+            return None
 
-        return bare_loop.resolved(case.job.workload, case.multiples, loop_of)
+    def _with_file(self, entry: WorkloadEntry) -> WorkloadEntry:
+        """Its file is found from where the job's file is, as models are."""
+        file = own_file(entry)
+        if file is None:
+            return entry
+        path = Path(self._job.folder) / Path(file).expanduser()
+        return msgspec.structs.replace(entry, file=str(path))
+
+    def _loop_of(self, job: Job, files: dict[str, ModelFile], name: str) -> bare_loop.BareLoop:
+        """Measured once. Raises NoCapacity, InputError."""
+        if name not in files:
+            raise bare_loop.NoCapacity(
+                f"multiples need one model whose file is here, which {name!r} is not"
+            )
+        model = next(model for model in job.models if model.name == name)
+        key = (files[name].sha256, model.batch, job.target.cpus)
+        if key not in self._loops:
+            self._progress.step(f"bare loop of {name}")
+            cpus = sorted(targets.cpus_of(job.target.cpus) & os.sched_getaffinity(0))
+            self._loops[key] = bare_loop.measure(model, files[name], cpus=cpus)
+        return self._loops[key]
 
     def _measure(
         self,
@@ -180,10 +229,10 @@ class _Run:
         plan: Planned,
         server: targets.Running,
         files: dict[str, ModelFile],
-        highest: Ceiling | None,
+        ceiling_per_s: float | None,
     ) -> None:
         self._progress.step(f"{case.name}, repeat {case.repeat + 1}")
-        watched = _Watched(server.pid)
+        watched = _Watched(server)
         started_at = _now()
         load_average = os.getloadavg()[0]
         shift = crew.run(
@@ -193,7 +242,7 @@ class _Run:
             asked_to_stop=self._progress.asked_to_stop,
         )
         cpu_s, rss_bytes = watched.end()
-        partial = "; ".join(filter(None, (server.why_dead(), shift.stopped)))
+        partial = "; ".join(filter(None, (server.why_dead(), shift.stopped))) or server.why_gone()
         facts = Facts(
             job=self._job.name,
             job_hash=self._job.digest,
@@ -204,15 +253,16 @@ class _Run:
             server_cpu_s=cpu_s,
             server_rss_bytes=rss_bytes,
             cold_start_ms=server.cold_start_ms,
-            ceiling_per_s=self._given_ceiling if highest is None else highest.rate_per_s,
+            ceiling_per_s=ceiling_per_s,
             machine=self._machine,
             load_average=load_average,
         )
         cells = rows_of(case, plan, shift, facts, files)
+        # first, so that whoever is told can save what a database refuses
+        self._progress.done(case, cells)
         self._database.add(cells)
         self._summary.measured += 1
         self._summary.partial += bool(partial)
-        self._progress.done(case, cells)
 
     def _client_cpus(self, target: AnyTarget) -> tuple[int, ...]:
         """Those that the server has not. Raises JobError."""
@@ -229,72 +279,18 @@ class _Run:
             )
         return tuple(sorted(usable - taken))
 
-    def _checked_ceiling(self, case: Case, plan: Planned, cpus: tuple[int, ...]) -> Ceiling | None:
-        """Raises JobError for a rate that this driver cannot send."""
-        largest = max(len(text) for group in plan.plan.groups for text in group.requests)
-        size, processes = ceiling.rounded_bytes(largest), case.job.processes
-        found = None
-        rate_per_s = self._given_ceiling
-        if rate_per_s is None:
-            found = self._ceilings.find(size, processes, cpus)
-            if found is None:
-                found = self._measured_ceiling(case, size, processes, cpus)
-            rate_per_s = ceiling.MOST_RATE if found is None else found.rate_per_s
-        duration_s = case.job.duration_s
-        most = int(rate_per_s * duration_s)
-        arrivals = open_loop(
-            plan.plan.entries, duration_s=duration_s, seed=case.seed, models=plan.plan.models
-        )
-        declared = sum(getattr(entry, "rate_per_s", 0.0) for entry in plan.plan.entries)
-        if declared > rate_per_s or sum(1 for _ in islice(arrivals, most + 1)) > most:
-            asked = f"{declared:,.0f}" if declared > rate_per_s else f"more than {rate_per_s:,.0f}"
-            raise JobError(
-                f"{asked} requests/s are asked for; with {processes} process(es) on CPU(s) "
-                f"{', '.join(map(str, cpus))} this driver keeps its schedule up to "
-                f"{rate_per_s:,.0f}/s for requests of up to {size:,} bytes (remontoir bench "
-                "ceiling). More `processes`, on more cores, send more"
-            )
-        return found
-
-    def _measured_ceiling(
-        self, case: Case, size: int, processes: int, cpus: tuple[int, ...]
-    ) -> Ceiling | None:
-        """None where it cannot be known now: each row has the driver's own error all the same."""
-        if size in self._too_busy_for:
-            return None
-        self._progress.say(f"the driver's ceiling for requests of {size:,} bytes: not known yet")
-        try:
-            found = ceiling.measure(
-                request_bytes=size,
-                processes=processes,
-                server_cpus=case.job.target.cpus if case.job.target.url is None else str(cpus[0]),
-                client_cpus=cpus,
-                log_dir=self._folder / "logs",
-                on_step=lambda text: self._progress.step(f"ceiling: {text}"),
-            )
-        except ceiling.TooBusy as error:
-            self._too_busy_for.add(size)
-            self._progress.say(f"... {error}; rates up to {ceiling.MOST_RATE:,.0f}/s are tried")
-            return None
-        self._ceilings.keep(found)
-        self._progress.say(
-            f"... it is {found.rate_per_s:,.0f}/s, sent within {found.error_p99_ms:.2f} ms (p99)"
-        )
-        return found
-
 
 class _Watched:
     """A server's process while there is load; the largest of what it was seen to hold."""
 
-    def __init__(self, pid: int | None) -> None:
-        self._pid = pid
-        self._begin = self._end = None if pid is None else use_of(pid)
+    def __init__(self, server: targets.Running) -> None:
+        self._server = server
+        self._begin = server.use()
         self._rss_bytes = 0
         self._looks = 0
 
     def start(self) -> None:
-        if self._pid is not None:
-            self._begin = use_of(self._pid)
+        self._begin = self._server.use()
 
     def look(self) -> None:
         """Called four times a second, on the driver's core: a look each second will do."""
@@ -303,9 +299,9 @@ class _Watched:
             self._rss_bytes = max(self._rss_bytes, rss_bytes_of(self._begin.pids))
 
     def end(self) -> tuple[float | None, int | None]:
-        if self._pid is None or self._begin is None:
+        end = self._server.use()
+        if end is None or self._begin is None:
             return None, None
-        end = use_of(self._pid)
         cpu_s = end.cpu_s - self._begin.cpu_s
         # one that has died meanwhile took its account with it
         return max(0.0, cpu_s), max(self._rss_bytes, end.rss_bytes, self._begin.rss_bytes)

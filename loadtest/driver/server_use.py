@@ -36,15 +36,15 @@ def rss_bytes_of(pids: Iterable[int], proc: Path = PROC) -> int:
     return total
 
 
-def use_of(pid: int, proc: Path = PROC) -> Use:
-    """Of the process, its descendants and its process group; ended and awaited children count for
-    their parents, as the kernel has it. Zero if it is gone.
+def use_of(pid: int, proc: Path = PROC, *, also: Iterable[int] = ()) -> Use:
+    """Of the process and those `also` named, with their descendants, and its process group; ended
+    and awaited children count for their parents, as the kernel has it. Zero if it is gone.
     """
     processes: dict[int, _Process] = {}
     for stat in proc.glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):  # one that has just ended
             processes[int(stat.parent.name)] = _read(stat.read_text())
-    own = {pid} | {other for other, process in processes.items() if process.group == pid}
+    own = {pid, *also} | {other for other, process in processes.items() if process.group == pid}
     grown = True
     while grown:
         more = {other for other, process in processes.items() if process.parent in own} - own

@@ -18,10 +18,11 @@ from typing import NamedTuple
 from loadtest.driver.client_stages import Stages
 from loadtest.driver.figures import Part, part_of
 from loadtest.driver.inputs import Arrays
-from loadtest.driver.job import AnyTarget
+from loadtest.driver.job_target import Spoken
 from loadtest.driver.protocols import reader
 from loadtest.http1 import Shot
 from loadtest.openloop import Load, Played, Stop, play, run_client
+from loadtest.processes import end_with_parent
 from loadtest.workloads import Ask, ClosedLoop, WorkloadEntry, closed_loops, open_loop
 
 # Between the word to start and the first request: processes hear it at different times.
@@ -44,7 +45,7 @@ class Plan(NamedTuple):
     host: str
     port: int
     is_tls: bool
-    target: AnyTarget
+    target: Spoken
     entries: tuple[WorkloadEntry, ...]
     models: tuple[str, ...]
     groups: list[Group]
@@ -80,6 +81,7 @@ def shoot(plan: Plan, pipe: Connection) -> None:
     stop = Stop()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us
     signal.signal(signal.SIGTERM, lambda *_: stop.set("stopped"))
+    end_with_parent(signal.SIGTERM)
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, plan.cpus)
     _allow_many_files()
@@ -92,7 +94,8 @@ def shoot(plan: Plan, pipe: Connection) -> None:
         pipe.send(_outcome(plan, run_client(play(load, stop))))
     except OSError as error:
         name = f"{plan.host}:{plan.port}"
-        pipe.send(Failed(f"{name}: {error.strerror or error}"))
+        with contextlib.suppress(OSError):  # whoever started us is gone, too
+            pipe.send(Failed(f"{name}: {error.strerror or error}"))
     except EOFError:
         return  # whoever started us is gone
 
@@ -111,7 +114,7 @@ def _load(plan: Plan, duration_s: float, *, seed: int) -> Load:
     stages = plan.stages
     loops = closed_loops(plan.entries, duration_s=duration_s, seed=seed, models=plan.models)
     arrivals = open_loop(plan.entries, duration_s=duration_s, seed=seed, models=plan.models)
-    befores = [_before(stages, group) for group in plan.groups]
+    befores = [stages.before(len(group.requests[0])) for group in plan.groups]
     return Load(
         host=plan.host,
         port=plan.port,
@@ -121,7 +124,7 @@ def _load(plan: Plan, duration_s: float, *, seed: int) -> Load:
         loops=loops,
         starts=list(_starts(plan, loops)),
         before_ns=[[sum(before.values()) for before in of_group] for of_group in befores],
-        after_ns=lambda shot: sum(_after(stages, shot).values()),
+        after_ns=lambda shot: sum(stages.after(len(shot.body), shot.turn).values()),
         connections=max(1, plan.connections // plan.parts),
         give_up_s=plan.give_up_s,
         tls=ssl.create_default_context() if plan.is_tls else None,
@@ -139,27 +142,6 @@ def _starts(plan: Plan, loops: Mapping[int, ClosedLoop]) -> Iterator[Ask]:
                 yield ask
 
 
-def _before(stages: Stages, group: Group) -> list[dict[str, int]]:
-    """A client's stages ahead of the send, for requests that take turns."""
-    upload_ns = stages.upload_ns(len(group.requests[0]))
-    return [
-        {
-            **({"preprocess": work_ns} if work_ns else {}),
-            **({"upload": upload_ns} if upload_ns else {}),
-        }
-        for work_ns in stages.preprocess
-    ]
-
-
-def _after(stages: Stages, shot: Shot) -> dict[str, int]:
-    download_ns = stages.download_ns(len(shot.body))
-    work_ns = stages.postprocess[shot.turn % len(stages.postprocess)]
-    return {
-        **({"download": download_ns} if download_ns else {}),
-        **({"postprocess": work_ns} if work_ns else {}),
-    }
-
-
 def _outcome(plan: Plan, played: Played) -> Outcome:
     of_group: list[list[Shot]] = [[] for _ in plan.groups]
     for shot in played.shots:
@@ -167,7 +149,7 @@ def _outcome(plan: Plan, played: Played) -> Outcome:
     read = reader(plan.target)
     parts = []
     for group, shots in zip(plan.groups, of_group, strict=True):
-        befores = _before(plan.stages, group)
+        befores = plan.stages.before(len(group.requests[0]))
         parts.append(
             part_of(
                 shots,
@@ -175,7 +157,7 @@ def _outcome(plan: Plan, played: Played) -> Outcome:
                 read=read,
                 expected=group.expected,
                 before_ns=lambda shot, of_group=befores: of_group[shot.turn % len(of_group)],  # type: ignore[misc]
-                after_ns=lambda shot: _after(plan.stages, shot),
+                after_ns=lambda shot: plan.stages.after(len(shot.body), shot.turn),
             )
         )
     last_ns = max((shot.at_ns for shot in played.shots), default=played.start_ns)

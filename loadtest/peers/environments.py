@@ -40,7 +40,7 @@ def python_of(peer: Peer, root: Path) -> Path:
 
 def is_installed(peer: Peer, root: Path) -> bool:
     stamp = root / peer.name / STAMP
-    return stamp.exists() and stamp.read_text() == _wanted(peer)
+    return stamp.exists() and stamp.read_text() == wanted(peer)
 
 
 def install(peer: Peer, root: Path) -> bool:
@@ -60,11 +60,12 @@ def install(peer: Peer, root: Path) -> bool:
         _run([base, "-m", "venv", str(home)], peer)
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _run([*command, "--require-hashes", "-r", str(peer.requirements)], peer)
-    (home / STAMP).write_text(_wanted(peer))
+    (home / STAMP).write_text(wanted(peer))
     return True
 
 
-def _wanted(peer: Peer) -> str:
+def wanted(peer: Peer) -> str:
+    """What an environment that is not stale was installed from. Raises MissingPeer."""
     lock = hashlib.sha256(peer.requirements.read_bytes()).hexdigest()
     return f"{_base_python(peer)} {lock}\n"
 

@@ -24,7 +24,13 @@ GONE_TIMEOUT_S = 10.0
 
 @contextlib.contextmanager
 def launched(
-    peer: Peer, python: Path, tuning: Tuning, *, scratch: Path, log_dir: Path
+    peer: Peer,
+    python: Path,
+    tuning: Tuning,
+    *,
+    scratch: Path,
+    log_dir: Path,
+    cpus: str = str(SERVER_CPU),
 ) -> Iterator["Running"]:
     """Ready: it answers on its port. Raises ServerError."""
     port = servers.free_ports(5)
@@ -47,7 +53,7 @@ def launched(
             peer.name,
             started.command,
             port=port,
-            cpus=str(SERVER_CPU),
+            cpus=cpus,
             log_dir=log_dir,
             ready_path=started.ready_path,
             environ=environ,
@@ -70,7 +76,7 @@ class Running:
     def is_alive(self) -> bool:
         return self.server.process.poll() is None
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
         if self._mark is not None:
             return _marked(self._mark)
         return _of_group(self.server.process.pid)
@@ -78,7 +84,7 @@ class Running:
     def cpu_s(self) -> float:
         """Seconds of CPU that its living processes have used."""
         ticks = 0
-        for pid in self._pids():
+        for pid in self.pids():
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])
@@ -86,7 +92,7 @@ class Running:
 
     def rss_bytes(self) -> int:
         pages = 0
-        for pid in self._pids():
+        for pid in self.pids():
             with contextlib.suppress(OSError):
                 pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")

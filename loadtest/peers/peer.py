@@ -15,6 +15,7 @@ from loadtest.reference import Loop, best_within
 
 SERVERS = Path(__file__).parent / "servers"
 REQUIREMENTS = Path(__file__).parent / "requirements"
+BASELINES = Path(__file__).parent.parent / "baselines"
 # What most of their documentations begin with for latency: a few milliseconds.
 BATCH_WAIT_MS = 5.0
 MAX_BATCH = 8

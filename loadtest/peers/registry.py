@@ -1,12 +1,13 @@
 """The peers, and how each is started: as its own documentation says, and as well without.
 
-Owns what is particular to each of them. Their programs are in servers/.
+Owns what is particular to each of them. Their programs are in servers/; FastAPI's is the baseline
+of `make bench`, too.
 """
 
 import json
 from pathlib import Path
 
-from loadtest.peers.peer import SERVERS, Peer, Started, Tuning, Wire
+from loadtest.peers.peer import BASELINES, SERVERS, Peer, Started, Tuning, Wire
 
 
 def _program(name: str) -> str:
@@ -14,7 +15,13 @@ def _program(name: str) -> str:
 
 
 def _fastapi(python: Path, port: int, scratch: Path, tuning: Tuning) -> Started:
-    return Started([str(python), _program("serve_fastapi.py")], "/ready")
+    command = [str(python), "-m", "uvicorn", "fastapi_ort:app", "--app-dir", str(BASELINES)]
+    command += ["--port", str(port), "--no-access-log", "--log-level", "warning"]
+    models = tuning.models.items()
+    environ = {"BASELINE_MODELS": ",".join(f"{name}={model.path}" for name, model in models)}
+    if tuning.is_tuned:
+        environ["BASELINE_LIMITS"] = ",".join(f"{name}={model.limit}" for name, model in models)
+    return Started(command, "/ready", environ=environ)
 
 
 def _litserve(python: Path, port: int, scratch: Path, tuning: Tuning) -> Started:
@@ -216,7 +223,15 @@ PEERS = (
         "max_batch_size, max_wait_time, timeout of the SLO, capacity",
     ),
     Peer(
-        "fastapi_ort", "FastAPI + ONNX Runtime", "fastapi", Wire.RAW, "/{model}", _fastapi,
+        "fastapi_ort", "FastAPI + ONNX Runtime", "fastapi", Wire.RAW, "/raw/{model}", _fastapi,
         "at most so many outstanding requests per model as fit into its SLO, else 503 at once",
     ),
 )  # fmt: skip
+
+
+def by_name(name: str) -> Peer:
+    """Raises ValueError, naming those that there are."""
+    for peer in PEERS:
+        if peer.name == name:
+            return peer
+    raise ValueError(f"no peer {name!r}; there are {', '.join(peer.name for peer in PEERS)}")

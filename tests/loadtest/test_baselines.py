@@ -54,11 +54,18 @@ def test_raw_and_json_give_the_models_output(fastapi_ort: ModuleType, model_path
     np.testing.assert_allclose(json.json()["data"], expected.ravel(), rtol=1e-5)
 
 
-def test_at_most_n_are_outstanding(fastapi_ort: ModuleType, model_path: Path):
+@pytest.mark.parametrize("of_model", [False, True], ids=["in all", "of the model"])
+def test_at_most_n_are_outstanding(
+    fastapi_ort: ModuleType, model_path: Path, monkeypatch: pytest.MonkeyPatch, of_model: bool
+):
     (row,), _ = sample_rows(model_path, 1)
+    if of_model:
+        monkeypatch.setenv("BASELINE_LIMITS", "tiny=2,other=9")
+        importlib.reload(fastapi_ort)
 
     async def play() -> list[int]:
-        await ask(fastapi_ort.app, "PUT", "/limit/2")
+        if not of_model:
+            await ask(fastapi_ort.app, "PUT", "/limit/2")
         replies = await asyncio.gather(
             *(ask(fastapi_ort.app, "POST", "/raw/tiny", content=row.tobytes()) for _ in range(5))
         )

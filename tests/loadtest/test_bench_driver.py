@@ -7,13 +7,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import uvloop
 
+from loadtest.analysis.cell import Cell
+from loadtest.driver.client_stages import Stages
 from loadtest.driver.job_file import parse
-from loadtest.driver.results_db import ResultsDatabase
+from loadtest.driver.job_target import Url
+from loadtest.driver.results_db import ResultsDatabase, ResultsError
 from loadtest.driver.run import Progress, run_job
+from loadtest.driver.settling import settle
+from loadtest.driver.shooting import Group, Plan
 from loadtest.openloop import Load, Stop, play
 from loadtest.workloads import Ask, Closed, closed_loops
 
@@ -24,7 +30,9 @@ ANSWER = json.dumps(
 
 
 class Puppet(threading.Thread):
-    """A v2 server that answers [1, 2] to everybody, a number of times, and then is gone."""
+    """A v2 server that answers [1, 2] to everybody, a number of times, and then is gone. It refuses
+    the first `refuses`.
+    """
 
     def __init__(self, answers: int = 10**9) -> None:
         super().__init__(daemon=True)
@@ -32,6 +40,7 @@ class Puppet(threading.Thread):
         self.port = self._listener.getsockname()[1]
         self._left = answers
         self._loop = asyncio.new_event_loop()
+        self.refuses = self.asked = 0
         self.most_at_once = 0
         self._at_once = 0
 
@@ -70,7 +79,9 @@ class Puppet(threading.Thread):
                 if self._left < 0:
                     self._is_over.set()
                     return
-                head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(ANSWER)
+                self.asked += 1
+                status = b"200 OK" if self.asked > self.refuses else b"503 Busy"
+                head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(ANSWER))
                 writer.write(head + ANSWER)
         except (asyncio.IncompleteReadError, ConnectionError):
             return
@@ -239,3 +250,82 @@ def test_rates_beyond_the_drivers_ceiling_are_refused_with_its_number(model: Pat
     assert (summary.measured, summary.failed, cells) == (0, 1, [])
     assert "1,000,000,000 requests/s are asked for" in said[0]
     assert "keeps its schedule up to 8,200/s" in said[0]
+
+
+def test_more_answers_than_memory_holds_are_refused(model: Path):
+    text = JOB.format(port=1, rate=10**6, duration=3600, repeats=1)
+    text = text.replace("path: m.onnx", "path: m.onnx, batch: 4096").replace(
+        "variants: 2", "variants: 1"
+    )
+    summary, cells, said = run(text, model, given_ceiling=10**7)
+    assert (summary.measured, summary.failed, cells) == (0, 1, [])
+    assert "answers of about 164,140 bytes would be kept until the end" in said[0]
+
+
+def test_a_measurement_without_numbers_fails_alone(puppets: list[Puppet], model: Path):
+    puppet = start(puppets)
+    text = JOB.format(port=puppet.port, rate="0.001 x capacity", duration=0.2, repeats=1)
+    text = text.replace(" 900,", " '${slo}',") + "variables: {slo: [0.000001, 1000]}\n"
+    summary, cells, said = run(text, model)
+    assert (summary.measured, summary.failed) == (1, 1)
+    assert "slo=1e-06: model 'm': one execution takes" in said[0]
+    assert {cell.point for cell in cells} == {"slo=1000"}
+
+
+def test_requests_of_a_file_have_its_own_slos(puppets: list[Puppet], model: Path):
+    puppet = start(puppets)
+    rows = "".join(f"{index / 100},{500 + 250 * (index % 2)}\n" for index in range(20))
+    (model / "day.csv").write_text(f"at_s,slo_ms\n{rows}")
+    text = JOB.format(port=puppet.port, rate=1, duration=0.5, repeats=1)
+    head, _, tail = text.partition("workload:\n")
+    entry = "  - {kind: requests, models: m, file: day.csv, slo_ms: 5}\n"
+    summary, cells, said = run(
+        f"{head}workload:\n{entry}duration_s{tail.split('duration_s')[1]}", model
+    )
+    assert (summary.measured, said) == (1, [])
+    assert {cell.slo_ms: cell.sent for cell in cells} == {500.0: 10, 750.0: 10}
+    many = "".join(f"{index / 100},{500 + index}\n" for index in range(60))
+    (model / "day2.csv").write_text(f"at_s,slo_ms\n{many}")
+    text = f"{head}workload:\n{entry.replace('day', 'day2')}duration_s: 1\n"
+    summary, _, said = run(text, model)
+    assert (summary.measured, summary.failed) == (0, 1)
+    assert "day2.csv has 60 different SLOs" in said[0]
+
+
+def test_rows_that_a_database_refuses_were_shown_before(puppets: list[Puppet], model: Path):
+    """So that whoever shows them can keep them elsewhere."""
+    puppet = start(puppets)
+
+    class Full(ResultsDatabase):
+        def add(self, cells: list[Cell]) -> None:
+            raise ResultsError("full")
+
+    database, shown = Full(model / "results"), []
+    job = parse(JOB.format(port=puppet.port, rate=50, duration=0.2, repeats=3), "job.yaml")
+    progress = Progress(
+        say=lambda _: None, step=lambda _: None, done=lambda _, cells: shown.extend(cells)
+    )
+    job = msgspec.structs.replace(job, folder=str(model))
+    with pytest.raises(ResultsError, match="full"):
+        run_job(job, database, folder=model, progress=progress, given_ceiling=50_000)
+    database.close()
+    assert len(shown) == 2  # of the first measurement, one for each SLO
+
+
+def a_plan(port: int) -> Plan:
+    groups = [Group(0, name, 50 * MS, [REQUEST], []) for name in ("a", "b")]
+    return Plan(
+        host="127.0.0.1", port=port, is_tls=False, target=Url(url="http://h:1", path="/"),
+        entries=(), models=("a", "b"), groups=groups, duration_s=1, warm_up_s=0, give_up_s=1,
+        stages=Stages(network=None, preprocess=(0,), postprocess=(0,)), connections=1, seed=1,
+        cpus=(),
+    )  # fmt: skip
+
+
+def test_a_server_is_asked_until_it_has_done_with_what_was_before(puppets: list[Puppet]):
+    puppet = start(puppets)
+    puppet.refuses = 3
+    assert settle(a_plan(puppet.port))
+    assert puppet.asked == 3 + 2  # then once for each model
+    puppet.stop()
+    assert settle(a_plan(puppet.port))  # nobody is waited for who is gone

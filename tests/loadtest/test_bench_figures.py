@@ -1,5 +1,6 @@
 """What shots amount to, requests and replies, ceilings, a server's use: without any server."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from loadtest.driver.bare_loop import BareLoop, NoCapacity, resolved
 from loadtest.driver.ceiling import Ceiling, KnownCeilings
 from loadtest.driver.client_stages import NETWORKS, Stages, measure
 from loadtest.driver.inputs import InputError, inputs_of_metadata
-from loadtest.driver.job import V2, Client, Network, Remontoir, Url
+from loadtest.driver.job import Client, Network
+from loadtest.driver.job_target import V2, Remontoir, Url
+from loadtest.driver.limits import available_bytes
 from loadtest.driver.multiples import Multiple
 from loadtest.driver.protocols import Account, Reply, is_right, reader, request
 from loadtest.driver.server_use import use_of
 from loadtest.http1 import Shot
 from loadtest.workloads import Poisson, SloShare
+from scheduler.priority import HIGH
 
 MS = 1_000_000
 
@@ -63,15 +67,17 @@ def test_every_end_is_counted_once_and_by_kind():
         a_shot(sent_ms=0.1, done_ms=2, body=b"<html>"),
         a_shot(sent_ms=0.1, done_ms=1, status=429, body=b'{"reason": "overload"}'),
         a_shot(sent_ms=0.1, done_ms=3, status=503),
+        a_shot(sent_ms=0.1, done_ms=1, status=422, body=b'{"reason": "slo_infeasible_ever"}'),
+        a_shot(sent_ms=0.1, done_ms=1, status=422, body=b'{"detail": "no field data"}'),
         a_shot(sent_ms=0.1, done_ms=5, status=504, body=b'{"reason": "deadline"}'),
         a_shot(sent_ms=0.1, done_ms=9, status=0, trouble="gave up"),
     ]
     wrong = a_shot(sent_ms=0.1, done_ms=2, body=reply().replace(b"2.0", b"2.5"))
     part = part_of([*shots, wrong], expected=RIGHT)
-    assert (part.sent, part.good, part.late, part.refused, part.failed) == (7, 1, 0, 2, 4)
+    assert (part.sent, part.good, part.late, part.refused, part.failed) == (9, 1, 0, 3, 5)
     assert part.errors == {
         "unreadable answer": 1, "429 overload": 1, "503": 1, "504 deadline": 1, "gave up": 1,
-        "wrong output": 1,
+        "wrong output": 1, "422 slo_infeasible_ever": 1, "422": 1,
     }  # fmt: skip
     assert figures.quantile_ms(part.refusal, 100) == pytest.approx(3.0, rel=1e-3)
 
@@ -121,6 +127,20 @@ def test_a_link_takes_its_delay_and_the_bytes_time():
     assert up == sorted(up, reverse=True)
 
 
+def test_jitter_comes_on_top_by_chance_and_the_same_for_a_seed():
+    client = Client(network=Network(up_mbit_s=8, down_mbit_s=80, delay_ms=5, jitter_ms=2))
+    stages, again, other = (measure(client, seed=seed) for seed in (1, 1, 2))
+    assert stages == again != other
+    ups = [before["upload"] for before in stages.before(10_000)]
+    downs = [stages.after(10_000, turn)["download"] for turn in range(len(ups))]
+    assert min(ups) >= 15 * MS
+    assert min(downs) >= 6 * MS
+    assert ups[:5] != [down + 9 * MS for down in downs[:5]]
+    assert np.mean(ups) == pytest.approx(17 * MS, rel=0.02)
+    assert np.mean(downs) == pytest.approx(8 * MS, rel=0.05)
+    assert stages.expected_ms(10_000, 10_000) == pytest.approx(25)
+
+
 def test_client_work_is_timed_by_the_clock_that_is_given():
     ticks = iter(range(0, 10_000_000, 1000))
     stages = measure(Client(preprocess="normalize", postprocess="top5"), lambda: next(ticks))
@@ -156,6 +176,39 @@ def test_other_servers_get_the_protocols_timeout_or_nothing():
 
     assert parameters(V2(url="http://h:1")) == {"timeout": 12500}
     assert parameters(V2(url="http://h:1", slo="none")) is None
+
+
+def test_headers_a_prefix_and_a_class_go_with_a_request():
+    def sent(target, protocol) -> tuple[str, dict]:
+        inputs = {"x": np.zeros((1, 1), np.float32)}
+        text = request(
+            protocol, target, host="h:1", model="m", inputs=inputs, slo_ms=5, priority=HIGH
+        )
+        head, _, body = text.partition(b"\r\n\r\n")
+        return head.decode(), json.loads(body)
+
+    headers = {"authorization": "Bearer k"}
+    head, body = sent(V2(url="https://h:1/serving/", headers=headers), "v2-json")
+    assert head.startswith("POST /serving/v2/models/m/infer HTTP/1.1\r\nHost: h:1\r\n")
+    assert "\r\nauthorization: Bearer k\r\n" in head
+    assert body["parameters"] == {"timeout": 5000, "priority": 1}
+    head, body = sent(Remontoir(headers={"Host": "other"}), "infer-json")
+    assert head.startswith("POST /infer HTTP/1.1\r\n")
+    assert [line for line in head.splitlines() if line.lower().startswith("host")] == [
+        "Host: other"
+    ]
+    assert body["parameters"] == {"priority": 1}
+
+
+def test_a_template_has_bytes_as_base64_and_reads_them_anywhere_in_json():
+    target = Url(url="http://h:1", path="/p", body='{"{input}": ["{base64}"]}', output="base64:a.0")
+    inputs = {"x": np.array([[1, 2]], np.float32)}
+    text = request("template", target, host="h:1", model="m", inputs=inputs, slo_ms=7)
+    sent = json.loads(text.partition(b"\r\n\r\n")[2])["x"][0]
+    assert base64.b64decode(sent) == inputs["x"].tobytes()
+    read = reader(target)
+    assert is_right(read(a_shot(body=json.dumps({"a": [sent]}).encode())).outputs, RIGHT[0])
+    assert figures.read_or_none(a_shot(body=b'{"a": []}'), read) is None
 
 
 def test_a_template_is_filled_in():
@@ -258,4 +311,11 @@ def test_a_servers_use_is_that_of_its_whole_family(tmp_path: Path):
     assert use.pids == (10, 11, 12)
     assert use.cpu_s == pytest.approx(7.0)
     assert use.rss_bytes == 12 * 4096
+    assert use_of(10, tmp_path, also=[13]).pids == (10, 11, 12, 13)  # a daemon that left them
     assert use_of(99, tmp_path) == (0.0, 0, ())
+
+
+def test_memory_that_is_left_is_what_the_kernel_says(tmp_path: Path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    4 kB\n")
+    assert available_bytes(tmp_path / "meminfo") == 4096
+    assert available_bytes(tmp_path / "none") == float("inf")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.driver.job import Canonical, Remontoir, Url
+from loadtest.driver.job import Canonical
 from loadtest.driver.job_file import JobError, load, parse
+from loadtest.driver.job_target import PeerServer, Remontoir, Url
 from loadtest.driver.multiples import Multiple
 
 JOBS = Path(__file__).parents[2] / "loadtest" / "jobs"
@@ -98,15 +99,15 @@ duration_s: 1
         ("family: fully-connected", "family: lstm, widht: 3", "line 5: models[0].canonical.widht: "
          "no key 'widht' (3), the nearest is 'width'"),
         ("kind: poisson", "kind: poison", "line 7: workload[0].kind: 'poison' is none of"),
-        ("kind: remontoir", "kind: triton", "line 2: target.kind: 'triton' is none of remontoir, "
-         "url, v2"),
+        ("kind: remontoir", "kind: triton", "line 2: target.kind: 'triton' is none of peer, "
+         "remontoir, url, v2"),
         ("kind: remontoir", "kind: v2", "line 2: target: give one of url"),
         ("{kind: remontoir}", "{kind: v2, url: 'localhost:80'}", "line 2: target: url "
          "'localhost:80' is not http://HOST:PORT"),
         ("  - name: mlp", "  - name: mlp\n    path: x.onnx", "line 4: models[0]: model 'mlp' has "
          "path and canonical: give one of them"),
-        ("    canonical: {family: fully-connected}\n", "", "small.yaml, line 1: model 'mlp' has "
-         "none of path, canonical and registered"),
+        ("    canonical: {family: fully-connected}\n", "", "small.yaml, line 4: models[0]: 'mlp' "
+         "has none of path, canonical and registered"),
         ("duration_s: 1", "duration_s: 1\nseed: 1\nseed: 2", "seed is given twice, in line 9 and in"
          " line 10"),
         ("duration_s: 1", "duration_s: 4000", "line 8: duration_s 4000.0 is not 0.1 to 3600"),
@@ -116,6 +117,29 @@ duration_s: 1
          "${x}"),
         ("duration_s: 1", "duration_s: 1\nrepeats: 0", "repeats 0 is not 1 to 1000"),
         ("duration_s: 1", "duration_s: [1", "small.yaml, line 9: not YAML"),
+        ("duration_s: 1", "duration_s: 1\nseed: \x00", "small.yaml, line 9: not YAML: special "
+         "characters"),
+        ("duration_s: 1", "duration_s: 1\nseed: -1", "line 9: seed -1 is negative"),
+        ("job: small", "job: ''", "line 1: job has 1 to 100 printable characters"),
+        ("name: mlp", f"name: {'m' * 101}", "line 4: models[0]: name mmmmmmmmmmmmmmmmmmmm..."),
+        ("models: mlp", "models: 'cnn*'", "line 7: workload[0]: workload entry poisson of 'cnn*':"
+         " models 'cnn*' matches none of 1: mlp"),
+        ("slo_ms: 50", "slo_ms: 50, tenant: a", "line 7: workload[0]: workload entry poisson of "
+         "'mlp': tenant 'a' is for scenarios"),
+        ("{kind: remontoir}", "{kind: v2, url: 'http://h:1/?a=1'}", "line 2: target: url "
+         "'http://h:1/?a=1' is not http://HOST:PORT"),
+        ("{kind: remontoir}", "{kind: v2, url: 'http://h:x'}", "line 2: target: url 'http://h:x' "
+         "is not"),
+        ("{kind: remontoir}", "{kind: remontoir, headers: {'a b': c}}", "line 2: target: headers: "
+         "'a b' is no header's name"),
+        ("{kind: remontoir}", "{kind: peer, peer: moses}", "line 2: target: no peer 'moses'; "
+         "there are triton, "),
+        ("{kind: remontoir}", "{kind: peer, peer: kserve, tuned_for: 5}", "line 2: target: "
+         "tuned_for 5.0: KServe: its model server has neither batching nor limits"),
+        ("{kind: remontoir}", "{kind: peer, peer: mosec}\nprotocol: v2-json", "line 3: protocol "
+         "'v2-json': a peer is asked in its own form"),
+        ("family: fully-connected}", "family: fully-connected}\n    batch: 4\n"
+         "labels: {}", "line 7: labels: no key 'labels'"),
     ],
 )  # fmt: skip
 def test_errors_name_the_file_the_line_and_the_key(old: str, new: str, message: str):
@@ -132,3 +156,17 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path):
     (tmp_path / "picture.yaml").write_bytes(b"job: \xff\xd8")
     with pytest.raises(JobError, match=r"picture\.yaml: not YAML: byte 5 is not UTF-8"):
         load(tmp_path / "picture.yaml")
+
+
+def test_a_peer_is_a_target_as_any_other():
+    text = SMALL.replace("{kind: remontoir}", "{kind: peer, peer: mosec, tuned_for: '${slo}'}")
+    text = text.replace("slo_ms: 50", "slo_ms: '${slo} x execution'") + "variables: {slo: [2, 5]}\n"
+    two, five = parse(text, "peer.yaml").cases
+    assert isinstance(two.job.target, PeerServer)
+    assert dict(five.config) == {
+        "target": "peer", "peer": "mosec", "settings": "tuned for 5 x execution"
+    }  # fmt: skip
+    batches = SMALL.replace("{kind: remontoir}", "{kind: peer, peer: mosec}")
+    batches = batches.replace("  - name: mlp", "  - name: mlp\n    batch: 4")
+    with pytest.raises(JobError, match=r"line 5: models\[0\]\.batch: 4: peers are sent one row"):
+        parse(batches, "peer.yaml")

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 from loadtest.analysis.cell import Cell
+from loadtest.driver.job_file import parse
+from loadtest.driver.results_db import ResultsDatabase
+from loadtest.driver.run import Progress, run_job
 from loadtest.http1 import Shot
 from loadtest.peers import environments, plan
 from loadtest.peers.check import check
@@ -213,6 +216,63 @@ def test_fastapi_answers_as_onnx_runtime_does_and_ends_with_all_it_started(
         assert running.rss_bytes() > 0
     assert not is_alive(running.server.process.pid)
     assert running.rss_bytes() == 0  # nobody is left who has its mark
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in which plain FastAPI is installed: its Python is ours."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    peer = BY_NAME["fastapi_ort"]
+    home = environments.default_root() / peer.name
+    (home / "bin").mkdir(parents=True)
+    python = home / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (home / environments.STAMP).write_text(environments.wanted(peer))
+    return home
+
+
+JOB = """\
+job: peer
+target: {kind: peer, peer: PEER, tuned_for: 1000}
+models: [{name: mlp, canonical: {family: fully-connected, depth: 1, width: 16}}]
+workload: [{kind: poisson, models: mlp, rate_per_s: 40, slo_ms: 2000}]
+duration_s: 0.5
+warm_up_s: 0
+"""
+
+
+def _run_job(text: str, folder: Path) -> tuple[list[Cell], list[str]]:
+    said: list[str] = []
+    database = ResultsDatabase(folder)
+    progress = Progress(say=said.append, step=lambda _: None, done=lambda *_: None)
+    run_job(parse(text, "peer.yaml"), database, folder=folder, progress=progress, given_ceiling=1e5)
+    cells = list(database.cells())
+    database.close()
+    return cells, said
+
+
+@pytest.mark.skipif(sys.version_info[:2] != environments.PYTHON, reason="peers are of Python 3.11")
+def test_a_peer_is_measured_by_a_job_as_any_other_server(installed: Path, tmp_path: Path) -> None:
+    (cell,), said = _run_job(JOB.replace("PEER", "fastapi_ort"), tmp_path / "results")
+    assert said == []
+    assert (cell.partial, cell.failed, cell.errors) == ("", 0, ())
+    assert cell.good + cell.late + cell.refused == cell.sent > 0
+    assert cell.good > 0  # its answers are ONNX Runtime's
+    assert dict(cell.config) == {
+        "target": "peer", "peer": "fastapi_ort", "settings": "tuned for 1000 x execution",
+    }  # fmt: skip
+    assert cell.cold_start_ms
+    assert cell.server_rss_bytes
+
+
+def test_a_job_says_of_a_peer_how_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cells, said = _run_job(JOB.replace("PEER", "mosec"), tmp_path / "results")
+    assert cells == []
+    assert "remontoir bench peers install --peer mosec" in said[0]
 
 
 def test_the_configuration_of_a_peer_is_json_with_all_it_may_need(

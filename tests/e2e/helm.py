@@ -5,7 +5,7 @@ made-up nodes, of which two have a GPU: installed, upgraded, rolled back and uni
 land on GPU nodes, and one too many stays Pending; keys are made by their job with the rights it is
 given, and kept. In CPU mode gateway and worker are run for real as their pods say
 (helm_kubelet.py), with CURVE and API keys, until their probes are content, and `helm test` passes;
-then an upgrade replaces both gateways under load (helm_rolling.py). What this cannot show is in
+then an upgrade replaces all of them under load (helm_rolling.py). What this cannot show is in
 docs/kubernetes.md. Ten minutes the first time, in which the server is built; two to four later.
 """
 
@@ -252,7 +252,7 @@ def on_cpus(story: Story, home: Path) -> None:
     values += [f"--set=gateway.workerPort={worker_port}", "--set=gateway.settings.drain_s=1"]
     values += ["--set=gateway.podLabels.e2e=real", "--set=worker.podLabels.e2e=real"]
     values += ["--set=worker.cacheMb=64", "--set=gateway.preStopSeconds=1"]
-    values += ["--set=gateway.replicas=2", "--set=worker.replicas=1"]
+    values += ["--set=gateway.replicas=2", "--set=worker.replicas=2"]
     done = story.tried("install", "cpu", CHART, *values, *APPLY)
     logs = {name: story.kubelet.log_of(name) for name in story.pods("")}
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{logs}"
@@ -271,14 +271,14 @@ def on_cpus(story: Story, home: Path) -> None:
                 command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60
             )
             assert done.returncode == 0, f"{model} at gateway {number}: {done.stdout}{done.stderr}"
-    print("helm-e2e: each of two gateways, with a worker of its own, answers for every model")
+    print("helm-e2e: each of two gateways, with workers of its own, answers for every model")
     straight_to_owners(story, home, values)
     rolled_under_load(story, values, port, key)
     story.helm("uninstall", "cpu", "--wait", "--timeout", "2m")
     gone(story, "cpu")
     codes = story.kubelet.exit_codes
     ended = {name: codes[name] for name in codes if name.startswith("cpu-remontoir-")}
-    assert len(ended) == 4, ended
+    assert len(ended) == 6, ended
     assert set(ended.values()) == {0}, ended
     print(f"helm-e2e: uninstalled, they ended well: {', '.join(sorted(ended))}")
 
@@ -307,24 +307,32 @@ def straight_to_owners(story: Story, home: Path, values: list[str]) -> None:
 
 
 def rolled_under_load(story: Story, values: list[str], port: int, key: str) -> None:
-    """An upgrade that replaces both gateways, one after the other: every request is answered."""
+    """An upgrade that replaces both gateways and the two workers of each, one after the other:
+    every request is answered.
+    """
     selector = "app.kubernetes.io/component=gateway"
-    before = {pod["metadata"]["uid"] for pod in story.pods(selector).values()}
+    before, workers_before = uids(story, selector), uids(story, WORKER)
     with Load(story.server, PODS, selector, port=port, key=key, models=["mlp", "other"]) as load:
         until(lambda: load.answers["200"] > 20, "the load is answered")
-        changed = "--set=gateway.settings.default_slo_ms=900"
-        story.helm("upgrade", "cpu", CHART, *values, changed, *APPLY)
+        changed = ("--set=gateway.settings.default_slo_ms=900", "--set=worker.cacheMb=80")
+        story.helm("upgrade", "cpu", CHART, *values, *changed, *APPLY)
         so_far = load.answers["200"]
         until(lambda: load.answers["200"] > so_far + 20, "the load is answered by the new ones")
-    after = {pod["metadata"]["uid"] for pod in story.pods(selector).values()}
+    after, workers_after = uids(story, selector), uids(story, WORKER)
     assert not before & after, "a gateway was not replaced"
+    assert len(workers_after) == 4, workers_after
+    assert not workers_before & workers_after, "a worker was not replaced"
     assert before | after == load.pods_asked, "not all of them were asked"
     logs = {name: story.kubelet.log_of(name)[-2000:] for name in story.pods(selector)}
     assert set(load.answers) == {"200"}, f"{load.answers}\n{logs}"
     print(
-        f"helm-e2e: both gateways replaced by an upgrade, {load.answers['200']} requests meanwhile:"
-        " all were answered 200"
+        f"helm-e2e: gateways and workers replaced by an upgrade, {load.answers['200']} requests"
+        " meanwhile: all were answered 200"
     )
+
+
+def uids(story: Story, selector: str) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in story.pods(selector).values()}
 
 
 if __name__ == "__main__":

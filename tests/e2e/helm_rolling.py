@@ -1,4 +1,4 @@
-"""Requests while the gateways of a release are replaced one after the other, for `make helm-e2e`.
+"""Requests while the pods of a release are replaced one after the other, for `make helm-e2e`.
 
 Owns the load: what a Service would do, a new connection for each request, to the next pod that the
 API server calls ready. It says what became of each.

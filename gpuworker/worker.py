@@ -430,6 +430,7 @@ class Worker:
         )
         if self._link.send(hello):  # else there is no connection yet: again at the next tick
             self._hello_due_ns = now + HELLO_INTERVAL_NS
+            self._link.has_broken()  # what broke before is no news of this connection
 
     def _end_session(self, reason: str, level: int = logging.WARNING) -> None:
         """Forget the gateway's orders and prepare to say Hello; nothing when not joined."""

@@ -1,4 +1,6 @@
-"""A gateway over TCP that vanished without a word: the connection still looks good to TCP."""
+"""A gateway over TCP that vanished without a word, where the connection still looks good to TCP; and
+connections that broke before there was a gateway.
+"""
 
 import contextlib
 import socket
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuworker.worker import GATEWAY_SILENCE_NS
+from gpuworker.worker import GATEWAY_SILENCE_NS, RETRY_INTERVAL_NS
 from scheduler import wire
 from tests.gpuworker.test_worker import PATIENCE_S, Rig
 
@@ -72,3 +74,24 @@ def test_a_worker_connects_anew_when_its_gateway_has_been_silent(
     rig.clock.now_ns += GATEWAY_SILENCE_NS + 1
     rig.expect(wire.Hello)
     assert net.num_connections == 2
+
+
+def test_what_broke_before_the_gateway_was_there_does_not_end_the_session(
+    network: tuple[Rig, Network], caplog: pytest.LogCaptureFixture
+) -> None:
+    rig, _ = network
+    rig.unbind()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        rig.address = f"tcp://127.0.0.1:{port}"
+        rig.start()
+        listener.accept()[0].close()
+        while "it broke off the handshake" not in caplog.text:
+            threading.Event().wait(0.01)
+    rig.bind()
+    rig.clock.now_ns += RETRY_INTERVAL_NS
+    rig.expect(wire.Hello)
+    rig.welcome()
+    for number in range(3):
+        rig.say(wire.Ping(number))
+        rig.expect(wire.Pong)

@@ -1,5 +1,5 @@
-"""A gateway over TCP that vanished without a word, where the connection still looks good to TCP; and
-connections that broke before there was a gateway.
+"""Connections over TCP that are not what they seem: one still looks good, and its gateway vanished
+without a word; one broke before there was a gateway.
 """
 
 import contextlib

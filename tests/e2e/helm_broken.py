@@ -54,6 +54,11 @@ BROKEN = (
         ("worker.pools[0] (c).cacheMb is 9000 MiB", "limits.memory 8Gi is 8192 MiB"),
     ),
     Broken(
+        "memory that is no quantity",
+        ("gateway.resources.limits.memory=much",),
+        ('gateway.resources.limits.memory is "much", which is no quantity of memory',),
+    ),
+    Broken(
         "bodies larger than memory",
         ("gateway.settings.max_buffered_mb=8192",),
         ("gateway.settings.max_buffered_mb is 8192 MiB", "limits.memory 4Gi is 4096 MiB"),
@@ -68,6 +73,11 @@ BROKEN = (
         "GPUs said twice",
         (r"worker.resources.limits.nvidia\.com/gpu=0.5",),
         ("worker.resources.limits has nvidia.com/gpu: say worker.gpusPerPod instead",),
+    ),
+    Broken(
+        "number of pods of a DaemonSet",
+        ("worker.replicas=4",),
+        ("worker.replicas is 4, and a DaemonSet has a pod on each node",),
     ),
     Broken(
         "claim of a DaemonSet",

@@ -156,14 +156,14 @@ release and stays: helm would refuse to take it over, and the job to make keys b
 {{- add .Values.gateway.preStopSeconds (ceil $drain) (ceil $answer) 1 5 5 -}}
 {{- end -}}
 
-{{/* MiB of a quantity of memory ("4Gi", "512M", 1073741824), rounded down. */}}
+{{/* MiB of a quantity of memory ("4Gi", "512M", 1073741824), rounded down: {"is": the quantity, "path": whose it is}. */}}
 {{- define "remontoir.mebibytes" -}}
-{{- $text := ternary (toString .) (toString (int64 .)) (kindIs "string" .) -}}
+{{- $text := ternary (toString .is) (toString (int64 .is)) (kindIs "string" .is) -}}
 {{- $number := regexFind "^[0-9.]+" $text -}}
 {{- $unit := trimPrefix $number $text -}}
 {{- $bytes := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
 {{- if not (and $number (hasKey $bytes $unit)) -}}
-{{- fail (printf "%q is no quantity of memory like 4Gi" $text) -}}
+{{- fail (printf "%s is %q, which is no quantity of memory like 4Gi or 512M" .path $text) -}}
 {{- end -}}
 {{- divf (mulf (float64 $number) (get $bytes $unit)) 1048576.0 | floor | int64 -}}
 {{- end -}}

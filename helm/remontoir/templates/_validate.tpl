@@ -48,6 +48,10 @@ what to do. Included by the gateway's StatefulSet, so that nothing is ever insta
 {{- if and (eq $worker.cache.type "claim") (eq $kind "DaemonSet") -}}
 {{- fail (printf "%s.cache.type is claim, which a DaemonSet has not: say hostPath (the node's own disk) or emptyDir, or %s.kind StatefulSet" $path $path) -}}
 {{- end -}}
+{{- /* A pool may have it from `worker`, which says it for another. */ -}}
+{{- if and (eq $path "worker") (eq $kind "DaemonSet") (ne (int64 $worker.replicas) 1) -}}
+{{- fail (printf "worker.replicas is %d, and a DaemonSet has a pod on each node that worker.gpu.nodeSelector and worker.nodeSelector name: say worker.kind StatefulSet for a number of pods, worker.gpusPerPod for the GPUs of one" (int64 $worker.replicas)) -}}
+{{- end -}}
 {{- $page := int64 (include "remontoir.pageMb" .root) -}}
 {{- $cache := int64 ($worker.cacheMb | default (ternary 1024 0 (eq $worker.mode "cpu"))) -}}
 {{- if and $cache (lt $cache $page) -}}
@@ -56,7 +60,7 @@ what to do. Included by the gateway's StatefulSet, so that nothing is ever insta
 {{- if eq $worker.mode "cpu" -}}
 {{- $limit := dig "limits" "memory" "" $worker.resources -}}
 {{- if $limit -}}
-{{- $mib := int64 (include "remontoir.mebibytes" $limit) -}}
+{{- $mib := int64 (include "remontoir.mebibytes" (dict "is" $limit "path" (printf "%s.resources.limits.memory" $path))) -}}
 {{- if le $mib $cache -}}
 {{- fail (printf "%s.cacheMb is %d MiB, and %s.resources.limits.memory %v is %d MiB: in CPU mode the cache lies in the container's memory, beside at least as much for engines and tensors" $path $cache $path $limit $mib) -}}
 {{- end -}}
@@ -86,7 +90,7 @@ what to do. Included by the gateway's StatefulSet, so that nothing is ever insta
 {{- $limit := dig "limits" "memory" "" $gateway.resources -}}
 {{- $bodies := int64 ($gateway.settings.max_buffered_mb | default 1024) -}}
 {{- if $limit -}}
-{{- $mib := int64 (include "remontoir.mebibytes" $limit) -}}
+{{- $mib := int64 (include "remontoir.mebibytes" (dict "is" $limit "path" "gateway.resources.limits.memory")) -}}
 {{- if le $mib $bodies -}}
 {{- fail (printf "gateway.settings.max_buffered_mb is %d MiB, and gateway.resources.limits.memory %v is %d MiB: bodies that are being served lie in it, beside all else" $bodies $limit $mib) -}}
 {{- end -}}

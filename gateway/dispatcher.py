@@ -34,7 +34,6 @@ from scheduler.events import (
     Tick,
     WorkerLost,
 )
-from scheduler.priority import NORMAL
 from scheduler.wire import Buffer, RequestTensors
 
 __all__ = ["Dispatcher", "Observer", "OnDone", "OnQuote", "Outputs", "SchedulerCore"]
@@ -109,7 +108,7 @@ class Dispatcher:
         self._on_fatal = on_fatal
         self._observers = list(observers)
         self._now = 0  # the last instant the core was told; the next is never earlier
-        self._next_request_id = 1
+        self._last_request_id = 0
         self._open = OpenRequests()
         # Events that came while another was being handled, oldest first.
         self._deferred: deque[tuple[Event, OutputsByRequest]] = deque()
@@ -134,137 +133,54 @@ class Dispatcher:
     def remove_observer(self, observer: Observer) -> None:
         self._observers.remove(observer)
 
+    def next_id(self) -> int:
+        """Of a request that is about to be submitted."""
+        self._last_request_id += 1
+        return self._last_request_id
+
     def submit(
         self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
+        arrived: RequestArrived,
         tensors: RequestTensors,
         buffers: list[Buffer],
         on_done: OnDone,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> int:
-        """Takes in a well-formed request for a known model and returns its id.
+    ) -> None:
+        """Takes in a well-formed request for a known model, which has its id from `next_id`.
 
         `on_done(outcome, outputs)` is called exactly once, possibly before this returns; outputs
         come with Served only. `buffers` hold one tensor per input and must not change until then:
         they are sent without a copy.
         """
-        request_id = self._next_request_id
-        self._next_request_id = request_id + 1
         if self.fatal_error is not None:
             self._call(on_done, _failed(self.fatal_error), None)
-            return request_id
-        self._open.open(request_id, on_done, tensors, buffers)
-        arrived = RequestArrived(
-            request_id,
-            model,
-            arrival_ns,
-            arrival_ns + slo_ns,
-            rows,
-            batch_key,
-            shape_key,
-            elements,
-            do_not_queue,
-            tenant,
-            priority,
-        )
+            return
+        self._open.open(arrived.request_id, on_done, tensors, buffers)
         if self._call_soon is None:
             self._feed(arrived, _NO_OUTPUTS)
         else:
             if not self._arrivals:
                 self._call_soon(self._feed_arrivals)
             self._arrivals.append(arrived)
-        return request_id
 
-    def foresee(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        shape_key: str,
-        elements: int,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> Rejected | None:
+    # Questions: about requests that are not submitted, and have no id of their own.
+
+    def foresee(self, arrived: RequestArrived) -> Rejected | None:
         """The refusal a request would get if it were submitted now; None if it would get none."""
         if self.fatal_error is not None or self._is_handling:
             return None
-        arrived = RequestArrived(
-            0,
-            model,
-            arrival_ns,
-            arrival_ns + slo_ns,
-            rows,
-            shape_key,
-            shape_key,
-            elements,
-            tenant=tenant,
-            priority=priority,
-        )
         return self._scheduler.foresee(arrived, max(self._clock(), self._now))
 
-    def quote(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
-        count: int,
-        on_quote: OnQuote,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> None:
+    def quote(self, arrived: RequestArrived, count: int, on_quote: OnQuote) -> None:
         """Asks what would become of `count` such requests. `on_quote(quote, now)` is called once,
         when those that were submitted before have entered the core: with `call_soon` in a moment.
         """
-        arrived = RequestArrived(
-            0,
-            model,
-            arrival_ns,
-            arrival_ns + slo_ns,
-            rows,
-            batch_key,
-            shape_key,
-            elements,
-            do_not_queue,
-            tenant,
-            priority,
-        )
         ask = functools.partial(self._answer_quote, arrived, count, on_quote)
         if self._call_soon is None:
             ask()
         else:
             self._call_soon(ask)
 
-    def verdict(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> Quote | None:
+    def verdict(self, arrived: RequestArrived) -> Quote | None:
         """What would become of such a request now, at once; None while the core is at work. Those
         submitted in this turn of the loop are not in the core yet, and not counted.
         """
@@ -272,19 +188,6 @@ class Dispatcher:
             self._on_wakeup()  # what is due by now comes first, as it would for a request
         if self.fatal_error is not None or self._is_handling:
             return None
-        arrived = RequestArrived(
-            0,
-            model,
-            arrival_ns,
-            arrival_ns + slo_ns,
-            rows,
-            batch_key,
-            shape_key,
-            elements,
-            do_not_queue,
-            tenant,
-            priority,
-        )
         try:
             return self._scheduler.verdict(arrived, max(self._clock(), self._now))
         except Exception as error:  # ours, and it may have left something behind

@@ -11,8 +11,7 @@ from gateway.dispatcher import Observer, OnDone, OnQuote
 from gateway.wakeup_timer import Cancellable
 from gateway.workers.gpu_figures import GpuFigures
 from scheduler.device import Outstanding, Weights, WeightsState
-from scheduler.events import Command, Event, Quote, Rejected
-from scheduler.priority import NORMAL
+from scheduler.events import Command, Event, Quote, Rejected, RequestArrived
 from scheduler.spec import DeviceSpec, ModelSpec
 from scheduler.wire import Buffer, RequestTensors
 
@@ -26,65 +25,17 @@ OnNamed = Callable[[int, str], None]
 class RequestSink(Protocol):
     """gateway.dispatcher.Dispatcher, as far as an endpoint uses it."""
 
+    def next_id(self) -> int: ...
     def submit(
         self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
+        arrived: RequestArrived,
         tensors: RequestTensors,
         buffers: list[Buffer],
         on_done: OnDone,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> int: ...
-    def foresee(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        shape_key: str,
-        elements: int,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> Rejected | None: ...
-    def quote(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
-        count: int,
-        on_quote: OnQuote,
-        tenant: str = "",
-        priority: int = NORMAL,
     ) -> None: ...
-    def verdict(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> Quote | None: ...
+    def foresee(self, arrived: RequestArrived) -> Rejected | None: ...
+    def quote(self, arrived: RequestArrived, count: int, on_quote: OnQuote) -> None: ...
+    def verdict(self, arrived: RequestArrived) -> Quote | None: ...
     def is_executing(self, request_id: int) -> bool: ...
     def cancel(self, request_id: int) -> None: ...
     def feed(self, event: Event) -> None: ...

@@ -27,8 +27,7 @@ from gateway.inference.endpoint import InferEndpoint
 from gateway.inference.exchange import Reply
 from gateway.lifecycle import Lifecycle
 from gateway.metrics.metrics import Metrics
-from scheduler.events import Event, Rejected, Served
-from scheduler.priority import NORMAL
+from scheduler.events import Event, Rejected, RequestArrived, Served
 from scheduler.spec import ModelProfile, ModelSpec, ShapeProfile, SharingSpec, TensorSpec
 from scheduler.wire import Buffer, RequestTensors, TensorMeta
 
@@ -59,72 +58,25 @@ class _Sink:
         views = [memoryview(bytes(OUTPUT_BYTES))]
         self._outputs = Outputs((TensorMeta((1, 10), OUTPUT_BYTES),), views)
 
+    def next_id(self) -> int:
+        return 1
+
     def submit(
         self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
+        arrived: RequestArrived,
         tensors: RequestTensors,
         buffers: list[Buffer],
         on_done: OnDone,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> int:
+    ) -> None:
         on_done(_SERVED, self._outputs)
-        return 1
 
-    def foresee(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        shape_key: str,
-        elements: int,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> Rejected | None:
+    def foresee(self, arrived: RequestArrived) -> Rejected | None:
         return None
 
-    def quote(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
-        count: int,
-        on_quote: OnQuote,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> None:
+    def quote(self, arrived: RequestArrived, count: int, on_quote: OnQuote) -> None:
         raise NotImplementedError
 
-    def verdict(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> None:
+    def verdict(self, arrived: RequestArrived) -> None:
         raise NotImplementedError
 
     def is_executing(self, request_id: int) -> bool:

@@ -1,10 +1,10 @@
 """The hot path: one inference request from ASGI to the dispatcher and back.
 
-It owns the order of checks before a request exists for the scheduler: method, phase, number of open
-requests, size, body, encoding, model, tensors, SLO. It must never decide about scheduling, and
-costs no task or future per request: through `answer` there is none at all, and behind ASGI its own
-task waits in `receive()` for the client to hang up, which is also how it learns that the answer is
-out.
+It owns the door, the body's way in and the answer's end: method, phase, number of open requests,
+key, size, encoding. What stands in the body is gateway.inference.submission's. It must never decide
+about scheduling, and costs no task or future per request: through `answer` there is none at all,
+and behind ASGI its own task waits in `receive()` for the client to hang up, which is also how it
+learns that the answer is out.
 """
 
 import asyncio
@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.config import MEBIBYTE, GatewayConfig
-from gateway.dispatcher import OnDone
-from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError, bad_request
+from gateway.errors import JSON, PROBLEM_JSON, ErrorReplies, RequestError
 from gateway.http.request_body import (
     BodyMemory,
     ClientGone,
@@ -28,21 +27,14 @@ from gateway.http.request_body import (
 from gateway.http.request_ids import REQUEST_ID, RequestIds
 from gateway.http.single_headers import CONTENT_ENCODING, check_single
 from gateway.inference import slo
-from gateway.inference.answer_sharing import Ask, Sharings
-from gateway.inference.body import HEADER_LENGTH, decode_body
+from gateway.inference.answer_sharing import Sharings
+from gateway.inference.body import HEADER_LENGTH
 from gateway.inference.exchange import Exchange, Reply, Send, Write, no_send
-from gateway.inference.questions import Questions
-from gateway.inference.raw_input import raw_request
+from gateway.inference.plans import Plans
 from gateway.inference.reply_encoding import ACCEPT_ENCODING, encoding_of
-from gateway.inference.request_flags import (
-    DO_NOT_QUEUE,
-    DRY_RUN,
-    do_not_queue,
-    dry_run,
-    priority_of,
-)
-from gateway.inference.target import NATIVE, QUOTE, Target
-from gateway.inference.tensors import Inputs, ModelPlan, ShapeClass, unknown_tensor
+from gateway.inference.request_flags import DO_NOT_QUEUE, DRY_RUN
+from gateway.inference.submission import Submission
+from gateway.inference.target import NATIVE, Target
 from gateway.lifecycle import Lifecycle
 from gateway.metrics.metrics import Metrics
 from gateway.observability.answered import OnAnswered
@@ -52,11 +44,9 @@ from gateway.replicas.forwarding import Forwarding
 from gateway.replicas.hop import HOP
 from gateway.tenants.device_time import DeviceTime
 from gateway.tenants.keyring import Keyring
-from gateway.tenants.tenant import Tenant
 from gateway.variants.feedback import Feedback
 from gateway.variants.groups import Groups
-from gateway.variants.variants import Variants
-from gateway.versions.versions import NONE_KEPT, versions_of
+from gateway.versions.versions import NONE_KEPT
 from gateway.views import CallLater, Clock, OnNamed, RequestSink
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 
@@ -76,8 +66,6 @@ SPECIAL_HEADERS = slo.HEADERS | {
     HOP,
     MODEL_HEADER,
 }
-_MAX_LENGTH_DIGITS = 12  # of a length that any body has; int() refuses thousands of them
-_RAW = b"0"  # a header length that says: no JSON at all
 
 _PHASE_DETAILS = {
     "starting": "the gateway is starting: models are being compiled or workers have not joined",
@@ -136,36 +124,26 @@ class InferEndpoint:
         self.writing: set[asyncio.Task[None]] = set()
         self._request_ids = request_ids
         self._sink = sink
-        self._catalog = catalog
         self._call_later = call_later
-        self._on_named = on_named
         self._keyring = keyring
-        self._device_time = device_time
         self._max_open = config.max_open_requests
         self._max_body_bytes = config.max_body_mb * MEBIBYTE
         self._body_timeout_s = config.body_timeout_ms / 1000
-        self._default_slo_ns = int(config.default_slo_ms * MILLISECOND_NS)
-        self._kept = kept
-        # By the model's name, and for versions that are kept, by their own in the scheduler.
-        self._plans: dict[str, ModelPlan] = {}
-        self._variants = Variants(
-            Groups({}, catalog) if groups is None else groups,
+        groups = Groups({}, catalog) if groups is None else groups
+        self.plans = Plans(catalog, groups, sharings or Sharings(sink.cancel), kept)
+        submission = Submission(
             sink,
-            self.plan_of,
-            self._give,
-            metrics,
-            Feedback() if feedback is None else feedback,
+            self.plans,
             clock=clock,
+            metrics=metrics,
+            default_slo_ns=int(config.default_slo_ms * MILLISECOND_NS),
+            groups=groups,
+            feedback=Feedback() if feedback is None else feedback,
+            device_time=device_time,
+            forwarding=forwarding,
+            on_named=on_named,
         )
-        self._questions = Questions(
-            sink,
-            self.plan_of,
-            metrics,
-            default_slo_ns=self._default_slo_ns,
-            hold_device_time=self._hold_device_time,
-            variants=self._variants,
-        )
-        self._sharings = sharings or Sharings(sink.cancel)
+        self._submit, self._foresee = submission.submit, submission.foresee
 
     async def __call__(
         self,
@@ -376,42 +354,6 @@ class InferEndpoint:
         elif sink_id is not None:
             self._sink.cancel(sink_id)
 
-    def plan_of(self, name: str, version: str | None = None) -> ModelPlan:
-        """Raises RequestError: not_found, or model_unavailable with the reason."""
-        spec = self._catalog.get(name)
-        if version is not None and spec is not None and version != spec.version:
-            return self._plan_of_kept(spec, version)
-        plan = self._plans.get(name)
-        if plan is not None and plan.spec is spec:
-            return plan
-        if spec is None:
-            self._plans.pop(name, None)
-            plan = self._variants.plan_of(name)
-            if plan is None:
-                raise RequestError("not_found", f"no model {name[:200]!r} is served here")
-            if version is not None:
-                raise RequestError("not_found", no_such_version(plan.spec, version, self._kept))
-            return plan
-        if spec.unavailable_reason is not None:
-            raise RequestError("model_unavailable", f"model {name}: {spec.unavailable_reason}")
-        unknown = unknown_tensor(spec)
-        if unknown is not None:
-            raise RequestError("model_unavailable", f"model {name}: {unknown}")
-        plan = self._plans[name] = ModelPlan(spec, self._sharings.of(spec))
-        return plan
-
-    def _plan_of_kept(self, serving: ModelSpec, version: str) -> ModelPlan:
-        """Of a version beside the one that serves, for which alone answers are remembered."""
-        name = f"{serving.name}/{version}"  # no model is called that
-        spec = self._kept.get((serving.name, version))
-        if spec is None:
-            self._plans.pop(name, None)
-            raise RequestError("not_found", no_such_version(serving, version, self._kept))
-        plan = self._plans.get(name)
-        if plan is None or plan.spec is not spec:
-            plan = self._plans[name] = ModelPlan(spec)
-        return plan
-
     def _check_door(self, method: str, headers: Mapping[bytes, bytes]) -> None:
         """What is refused before a byte of the body is read."""
         if method != "POST":
@@ -475,61 +417,6 @@ class InferEndpoint:
     async def _decompressed(self, exchange: Exchange, body: bytes, encoding: bytes) -> bytes:
         return await decompress(body, encoding, max_bytes=self._max_body_bytes, hold=exchange.hold)
 
-    def _foresee(
-        self, exchange: Exchange, begin: bytes, special: Mapping[bytes, bytes], target: Target
-    ) -> None:
-        """A no that is certain goes out before the tensors are read: reading them would cost the
-        core more than saying it. Only the binary framing says first what it is about; what cannot
-        be judged here is judged when the body is complete.
-        """
-        header_length = special.get(HEADER_LENGTH, b"")
-        if (
-            CONTENT_ENCODING in special
-            or not header_length.isdigit()
-            or len(header_length) > _MAX_LENGTH_DIGITS
-            or not 0 < int(header_length) <= len(begin)
-        ):
-            return
-        try:
-            request, _ = decode_body(begin[: int(header_length)], header_length)
-            if target is QUOTE or dry_run(request, special):
-                return
-            name = target.model or request.model
-            if self._forwarding is not None and name and self._forwarding.has_elsewhere(name):
-                return
-            tenant = exchange.tenant
-            if tenant is not None and name is not None:
-                tenant.check_model(name)
-            plan = self.plan_of(name, target.version) if name is not None else None
-            shape_class = plan.shape_class(request.inputs) if plan is not None else None
-            if name is None or plan is None or shape_class is None or not plan.is_plain:
-                return  # who answers, or has already, shows when all of the body is there
-            default_ns = plan.spec.default_slo_ns or self._default_slo_ns
-            if tenant is not None:
-                default_ns = tenant.default_slo(default_ns)
-            slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
-            if tenant is not None:
-                tenant.check_slo(slo_ns)
-        except RequestError:
-            return
-        refusal = self._sink.foresee(
-            model=plan.key,
-            arrival_ns=exchange.arrival_ns,
-            slo_ns=slo_ns,
-            rows=shape_class.rows,
-            shape_key=shape_class.shape_key,
-            elements=shape_class.elements,
-            tenant="" if tenant is None else tenant.name,
-            priority=priority_of(request, plan.spec.priority, tenant),
-        )
-        if refusal is not None:
-            exchange.tallies = self.metrics.of_model(name)
-            exchange.key = plan.key
-            exchange.slo_ns, exchange.rows = slo_ns, shape_class.rows
-            if self._on_named is not None:
-                self._on_named(0, exchange.request_id)
-            exchange.on_done(refusal, None)
-
     def _route(
         self,
         forwarding: Forwarding,
@@ -575,157 +462,12 @@ class InferEndpoint:
         except Exception:
             _fail(exchange)
 
-    def _submit(
-        self,
-        exchange: Exchange,
-        body: bytes,
-        special: Mapping[bytes, bytes],
-        target: Target,
-    ) -> None:
-        if target is QUOTE:
-            self._questions.quote(exchange, body, special)
-            return
-        name = target.model
-        tenant = exchange.tenant
-        header_length = special.get(HEADER_LENGTH)
-        if name is None:
-            request, binary = decode_body(body, header_length)
-            name = request.model
-            if MODEL_HEADER in special:
-                name = _agreed_model(name, special[MODEL_HEADER].decode("latin-1"))
-            if name is None:
-                raise bad_request("the body names no model: member `model` is missing")
-            if tenant is not None:
-                tenant.check_model(name)
-            plan = self.plan_of(name)
-            exchange.tallies = self.metrics.of_model(name)
-            exchange.key = plan.key
-        else:
-            if tenant is not None:
-                tenant.check_model(name)
-            plan = self.plan_of(name, target.version)
-            exchange.tallies = self.metrics.of_model(name)
-            exchange.key = plan.key
-            if header_length == _RAW:
-                request, binary = raw_request(plan.spec, body)
-            else:
-                request, binary = decode_body(body, header_length)
-        default_ns = plan.spec.default_slo_ns or self._default_slo_ns
-        if tenant is not None:
-            default_ns = tenant.default_slo(default_ns)
-        exchange.slo_ns = slo.find_slo_ns(request, special, default_ns=default_ns)
-        if tenant is not None:
-            tenant.check_slo(exchange.slo_ns)
-        exchange.priority = priority_of(request, plan.spec.priority, tenant)
-        parameters = request.parameters
-        exchange.choices = plan.choose_outputs(
-            request.outputs, all_binary=parameters is not None and parameters.binary_data_output
-        )
-        inputs = plan.read_inputs(request.inputs, binary)
-        exchange.plan = plan
-        exchange.rows = inputs.rows
-        exchange.client_id = request.id
-        is_impatient = do_not_queue(request, special)
-        if dry_run(request, special):
-            if plan.group is not None:
-                self._variants.choose(exchange, plan.group, inputs, is_impatient)
-            if tenant is not None and tenant.has_device_quota:
-                self._hold_device_time(exchange, tenant, inputs)
-            self._questions.ask(exchange, inputs, inputs.batch_key, is_impatient, count=1)
-        elif plan.is_plain:
-            self._enter(exchange, plan, inputs, is_impatient, exchange.on_done)
-        elif plan.group is not None:
-            self._variants.submit(exchange, plan.group, inputs, is_impatient)
-        else:
-            self._give(exchange, plan, inputs, is_impatient, exchange.on_done)
-
-    def _give(
-        self,
-        exchange: Exchange,
-        plan: ModelPlan,
-        inputs: Inputs,
-        is_impatient: bool,
-        on_done: OnDone,
-    ) -> None:
-        """What others asked may be its answer. What must start at once waits for nobody."""
-        sharing = plan.sharing
-        exchange.ask = exchange.cache = None  # those of another variant, which was refused
-        if sharing is None:
-            self._enter(exchange, plan, inputs, is_impatient, on_done)
-            return
-        before_ns = self.clock()
-        key = sharing.key_of(inputs, "" if exchange.tenant is None else exchange.tenant.name)
-        if is_impatient and not sharing.has(key):
-            self._enter(exchange, plan, inputs, is_impatient, on_done)
-            return
-        submit = functools.partial(self._enter, exchange, plan, inputs, False)
-        lookup_ns = self.clock() - before_ns
-        exchange.ask = ask = Ask(exchange, submit, on_done, lookup_ns=lookup_ns)
-        sharing.ask(key, ask)
-
-    def _enter(
-        self,
-        exchange: Exchange,
-        plan: ModelPlan,
-        inputs: Inputs,
-        is_impatient: bool,
-        on_done: OnDone,
-    ) -> int:
-        """To the dispatcher; returns its id. Raises RequestError(quota_exceeded)."""
-        tenant = exchange.tenant
-        if tenant is not None and tenant.has_device_quota:
-            self._hold_device_time(exchange, tenant, inputs)
-        sink_id = exchange.sink_id = self._sink.submit(
-            model=plan.key,
-            arrival_ns=exchange.arrival_ns,
-            slo_ns=exchange.slo_ns,
-            rows=inputs.rows,
-            batch_key=inputs.batch_key,
-            shape_key=inputs.shape_key,
-            elements=inputs.elements,
-            do_not_queue=is_impatient,
-            tensors=inputs.tensors,
-            buffers=inputs.buffers,
-            on_done=on_done,
-            tenant="" if tenant is None else tenant.name,
-            priority=exchange.priority,
-        )
-        if self._on_named is not None:
-            self._on_named(sink_id, exchange.request_id)
-        return sink_id
-
-    def _hold_device_time(
-        self, exchange: Exchange, tenant: Tenant, work: Inputs | ShapeClass
-    ) -> None:
-        """Until it is answered. Raises RequestError(quota_exceeded)."""
-        if self._device_time is None:
-            return
-        if exchange.held_device_ns:  # of another variant, which was refused
-            tenant.release(exchange.held_device_ns)
-            exchange.held_device_ns = 0
-        predicted_ns = self._device_time.predict_ns(
-            exchange.plan.spec,
-            rows=work.rows,
-            shape_key=work.shape_key,
-            elements=work.elements,
-        )
-        exchange.held_device_ns = tenant.hold(predicted_ns, self.clock())
-
 
 def _fail(exchange: Exchange) -> None:
     """Within an `except`."""
     ids = {"request_id": exchange.request_id}
     logger.exception("request %s broke the gateway", exchange.request_id, extra=ids)
     exchange.fail()
-
-
-def _agreed_model(in_body: str | None, in_header: str) -> str:
-    """By the header a router has chosen where it goes. Raises RequestError(bad_request)."""
-    if in_body is not None and in_body != in_header:
-        raise bad_request(
-            f"the body names model {in_body[:200]!r}, header x-remontoir-model {in_header[:200]!r}"
-        )
-    return in_header
 
 
 def _note_wishes(
@@ -738,13 +480,3 @@ def _note_wishes(
         exchange.encoding = encoding_of(special[ACCEPT_ENCODING])
     if TRACEPARENT in special:
         exchange.trace = trace_of(headers)
-
-
-def no_such_version(
-    spec: ModelSpec, version: str, kept: Mapping[tuple[str, str], ModelSpec]
-) -> str:
-    """Names the versions there are."""
-    if not spec.version:
-        return f"{spec.name} is a group, which has no versions"
-    there = ", ".join(versions_of(spec, kept))
-    return f"model {spec.name} has no version {version[:60]!r} here; it has {there}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from gateway.errors import bad_request
 from gateway.inference import slo
+from gateway.inference.arrival import arrival_of
 from gateway.inference.body import InferBody
 from gateway.inference.exchange import Exchange
 from gateway.inference.quoting import class_asked, decode_quote
@@ -24,7 +25,7 @@ HoldDeviceTime = Callable[[Exchange, Tenant, Inputs | ShapeClass], None]
 
 
 class Questions:
-    """Part of gateway.inference.endpoint.InferEndpoint, which has looked at the door."""
+    """Part of gateway.inference.submission.Submission."""
 
     def __init__(
         self,
@@ -83,16 +84,7 @@ class Questions:
     ) -> None:
         """What would become of it, in place of doing it."""
         self._sink.quote(
-            model=exchange.plan.key,
-            arrival_ns=exchange.arrival_ns,
-            slo_ns=exchange.slo_ns,
-            rows=work.rows,
-            batch_key=batch_key,
-            shape_key=work.shape_key,
-            elements=work.elements,
-            do_not_queue=is_impatient,
-            count=count,
-            on_quote=functools.partial(exchange.on_quote, count),
-            tenant="" if exchange.tenant is None else exchange.tenant.name,
-            priority=exchange.priority,
+            arrival_of(exchange, exchange.plan, work, batch_key, is_impatient),
+            count,
+            functools.partial(exchange.on_quote, count),
         )

@@ -13,7 +13,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 
 from gateway.errors import RequestError
-from gateway.inference.endpoint import no_such_version
+from gateway.inference.plans import no_such_version
 from gateway.lifecycle import Lifecycle
 from gateway.metrics.metrics import Metrics
 from gateway.tenants.guard import may_see

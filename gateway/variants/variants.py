@@ -12,11 +12,12 @@ from functools import partial
 from gateway.dispatcher import OnDone, Outputs
 from gateway.errors import RequestError, bad_request
 from gateway.inference.answer_sharing import AnswerSharing
+from gateway.inference.arrival import arrival_of
 from gateway.inference.exchange import Exchange
 from gateway.inference.tensors import Inputs, ModelPlan
 from gateway.metrics.metrics import Metrics
 from gateway.variants.feedback import Choice, Feedback
-from gateway.variants.groups import Group, Groups, unavailable
+from gateway.variants.groups import Group, Groups
 from gateway.views import Clock, RequestSink
 from scheduler.events import Outcome, Quote, Reason, Rejected, Served
 
@@ -61,7 +62,7 @@ class _Request:
 
 
 class Variants:
-    """Part of gateway.inference.endpoint.InferEndpoint."""
+    """Part of gateway.inference.submission.Submission."""
 
     def __init__(
         self,
@@ -81,24 +82,6 @@ class Variants:
         self._metrics = metrics
         self._feedback = feedback
         self._clock = clock
-        # The latest plan of each group that was asked for.
-        self._plans: dict[str, ModelPlan] = {}
-
-    def plan_of(self, name: str) -> ModelPlan | None:
-        """The group's own: its members' tensors, under its name. None where there is no such group.
-
-        Raises RequestError(model_unavailable) where no member can be served.
-        """
-        group = self._groups.get(name)
-        if group is None:
-            return None
-        face = group.face(self._groups.catalog)
-        if face.unavailable_reason is not None:
-            raise unavailable(face)
-        plan = self._plans.get(name)
-        if plan is None or plan.spec is not face:
-            plan = self._plans[name] = ModelPlan(face, group=group)
-        return plan
 
     def submit(self, exchange: Exchange, group: Group, inputs: Inputs, is_impatient: bool) -> None:
         """Raises RequestError where nobody may be asked."""
@@ -164,16 +147,7 @@ class Variants:
         if _is_kept(plan.sharing, inputs, tenant):
             return None
         verdict: Quote | None = self._sink.verdict(
-            model=plan.key,
-            arrival_ns=exchange.arrival_ns,
-            slo_ns=exchange.slo_ns,
-            rows=inputs.rows,
-            batch_key=inputs.batch_key,
-            shape_key=inputs.shape_key,
-            elements=inputs.elements,
-            do_not_queue=request.is_impatient,
-            tenant=tenant,
-            priority=exchange.priority,
+            arrival_of(exchange, plan, inputs, inputs.batch_key, request.is_impatient)
         )
         return None if verdict is None else verdict.refusal
 

@@ -21,8 +21,16 @@ from gateway.tenants.tenants_file import Tenants
 from gateway.variants.groups import Groups
 from gateway.variants.groups_file import Groups as GroupSpecs
 from scheduler.device import WeightsState
-from scheduler.events import Cancelled, Command, Event, Failed, Quote, Rejected, Served
-from scheduler.priority import NORMAL
+from scheduler.events import (
+    Cancelled,
+    Command,
+    Event,
+    Failed,
+    Quote,
+    Rejected,
+    RequestArrived,
+    Served,
+)
 from scheduler.spec import (
     MILLISECOND_NS,
     DeviceSpec,
@@ -141,97 +149,41 @@ class PuppetDispatcher:
         self.fed.append(event)
         self.on_feed(event)
 
-    def foresee(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        shape_key: str,
-        elements: int,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> Rejected | None:
-        self.foreseen.append((model, slo_ns, rows, shape_key, elements))
+    def next_id(self) -> int:
+        return len(self.submitted) + 1
+
+    def foresee(self, arrived: RequestArrived) -> Rejected | None:
+        slo_ns = arrived.deadline_ns - arrived.arrival_ns
+        self.foreseen.append(
+            (arrived.model, slo_ns, arrived.rows, arrived.shape_key, arrived.elements)
+        )
         return self.refusal
 
     def submit(
         self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
+        arrived: RequestArrived,
         tensors: RequestTensors,
         buffers: list[Buffer],
         on_done: OnDone,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> int:
-        request_id = len(self.submitted) + 1
+    ) -> None:
+        facts = msgspec.structs.asdict(arrived)
+        slo_ns = facts.pop("deadline_ns") - arrived.arrival_ns
         self.submitted.append(
-            Submitted(
-                request_id,
-                model,
-                arrival_ns,
-                slo_ns,
-                rows,
-                batch_key,
-                shape_key,
-                elements,
-                do_not_queue,
-                tensors,
-                buffers,
-                on_done,
-                tenant,
-                priority,
-            )
+            Submitted(**facts, slo_ns=slo_ns, tensors=tensors, buffers=buffers, on_done=on_done)
         )
         if self.answer_at_once is not None:
             on_done(*self.answer_at_once)
-        return request_id
 
-    def verdict(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> Quote | None:
-        self.asked.append(model)
-        return self.verdicts.get(model, Quote(num_met=1))
+    def verdict(self, arrived: RequestArrived) -> Quote | None:
+        self.asked.append(arrived.model)
+        return self.verdicts.get(arrived.model, Quote(num_met=1))
 
-    def quote(
-        self,
-        *,
-        model: str,
-        arrival_ns: int,
-        slo_ns: int,
-        rows: int,
-        batch_key: str,
-        shape_key: str,
-        elements: int,
-        do_not_queue: bool,
-        count: int,
-        on_quote: OnQuote,
-        tenant: str = "",
-        priority: int = NORMAL,
-    ) -> None:
-        self.quoted.append((model, slo_ns, rows, batch_key, shape_key, elements))
-        self.quoted_flags.append((do_not_queue, count, tenant))
-        on_quote(self.quote_answer, arrival_ns + ms(0.25))
+    def quote(self, arrived: RequestArrived, count: int, on_quote: OnQuote) -> None:
+        slo_ns = arrived.deadline_ns - arrived.arrival_ns
+        of_batch = (arrived.batch_key, arrived.shape_key, arrived.elements)
+        self.quoted.append((arrived.model, slo_ns, arrived.rows, *of_batch))
+        self.quoted_flags.append((arrived.do_not_queue, count, arrived.tenant))
+        on_quote(self.quote_answer, arrived.arrival_ns + ms(0.25))
 
     def is_executing(self, request_id: int) -> bool:
         return request_id in self.executing

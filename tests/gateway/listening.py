@@ -43,10 +43,9 @@ class Gateway:
         dispatcher = bench.dispatcher
         puppet_submit, puppet_cancel = dispatcher.submit, dispatcher.cancel
 
-        def submit(**fields: Any) -> int:
-            request_id = puppet_submit(**fields)
+        def submit(*given: Any) -> None:
+            puppet_submit(*given)
             self.submitted.put_nowait(dispatcher.submitted[-1])
-            return request_id
 
         def cancel(request_id: int) -> None:
             puppet_cancel(request_id)

@@ -12,7 +12,7 @@ from gateway.live.watch import LiveWatch
 from gateway.metrics.metrics import Metrics
 from gateway.observability.recent_requests import RecentRequests
 from scheduler.actions import Action, Code, Infer, InferResult, LoadResult, LoadWeights, Span
-from scheduler.events import ModelAdded, WorkerJoined, WorkerLost
+from scheduler.events import ModelAdded, RequestArrived, WorkerJoined, WorkerLost
 from scheduler.scheduler import Scheduler
 from scheduler.spec import MILLISECOND_NS, ModelSpec
 from tests.gateway.doubles import (
@@ -116,19 +116,9 @@ class LiveStage:
         self.dispatcher.feed(ModelAdded(spec))
 
     def ask(self, name: str, *, model: str = "resnet", slo_ms: float = 100) -> None:
-        self.dispatcher.submit(
-            model=model,
-            arrival_ns=self.clock(),
-            slo_ns=ms(slo_ms),
-            rows=1,
-            batch_key="",
-            shape_key="",
-            elements=4,
-            do_not_queue=False,
-            tensors=tensors_of(b"1234"),
-            buffers=[b"1234"],
-            on_done=self.answers.to(name),
-        )
+        now, request_id = self.clock(), self.dispatcher.next_id()
+        arrived = RequestArrived(request_id, model, now, now + ms(slo_ms), elements=4)
+        self.dispatcher.submit(arrived, tensors_of(b"1234"), [b"1234"], self.answers.to(name))
 
     def finish(self, *, took_ms: float = 3, code: Code = Code.OK) -> Action:
         """The worker has done what was sent last: it took so long, until now."""

@@ -31,6 +31,7 @@ from scheduler.events import (
     WorkerLost,
 )
 from scheduler.scheduler import Scheduler
+from scheduler.spec import MILLISECOND_NS
 from scheduler.wire import Buffer
 from tests.gateway.doubles import (
     START_NS,
@@ -48,6 +49,13 @@ from tests.gateway.doubles import (
 SERVED = Served("w1", 1, False, 9, 1, 0, 1, 5, 1)
 NO_WORKER = Rejected(Reason.NO_WORKER, "no live worker")
 TOO_LATE = Expired(Reason.DEADLINE_EXCEEDED_EXECUTING, "still executing")
+ASKED = RequestArrived(0, "resnet", START_NS, START_NS + 5, 2, "b", "3x4", 12, True, "shop")
+
+
+def arrival(dispatcher: Dispatcher, now: int, *, slo_ms: float = 20) -> RequestArrived:
+    """What is about to be submitted."""
+    deadline_ns = now + round(slo_ms * MILLISECOND_NS)
+    return RequestArrived(dispatcher.next_id(), "resnet", now, deadline_ns, 1, "k", elements=4)
 
 
 class Desk:
@@ -89,19 +97,10 @@ class Desk:
         """A request of resnet, SLO 20 ms; the core answers its arrival with `then`."""
         if then is not None:
             self.core.answers.append(then)
-        return self.dispatcher.submit(
-            model="resnet",
-            arrival_ns=self.clock(),
-            slo_ns=20_000_000,
-            rows=1,
-            batch_key="k",
-            shape_key="",
-            elements=4,
-            do_not_queue=False,
-            tensors=tensors_of(*buffers),
-            buffers=list(buffers),
-            on_done=on_done or self.answers.to(name),
-        )
+        arrived = arrival(self.dispatcher, self.clock())
+        on_done = on_done or self.answers.to(name)
+        self.dispatcher.submit(arrived, tensors_of(*buffers), list(buffers), on_done)
+        return arrived.request_id
 
     def feed(self, event: Event, then: list[Command] | Exception) -> None:
         self.core.answers.append(then)
@@ -587,19 +586,10 @@ class Service:
         self.dispatcher.feed(WorkerJoined("w1", device_spec(), (model_spec(),), resident))
 
     def submit(self, name: str, *, slo_ms: int) -> int:
-        return self.dispatcher.submit(
-            model="resnet",
-            arrival_ns=self.clock(),
-            slo_ns=slo_ms * 1_000_000,
-            rows=1,
-            batch_key="",
-            shape_key="",
-            elements=4,
-            do_not_queue=False,
-            tensors=tensors_of(name.encode()),
-            buffers=[name.encode()],
-            on_done=self.answers.to(name),
-        )
+        arrived = arrival(self.dispatcher, self.clock(), slo_ms=slo_ms)
+        body = name.encode()
+        self.dispatcher.submit(arrived, tensors_of(body), [body], self.answers.to(name))
+        return arrived.request_id
 
     def reason(self, name: str) -> Reason:
         outcome = dict(self.answers.outcomes)[name]
@@ -679,19 +669,9 @@ def test_requests_of_one_turn_of_the_loop_enter_the_core_together(
     )
 
     def submit() -> int:
-        return dispatcher.submit(
-            model="resnet",
-            arrival_ns=clock(),
-            slo_ns=20_000_000,
-            rows=1,
-            batch_key="",
-            shape_key="",
-            elements=4,
-            do_not_queue=False,
-            tensors=(),
-            buffers=[],
-            on_done=lambda _outcome, _outputs: None,
-        )
+        arrived = arrival(dispatcher, clock())
+        dispatcher.submit(arrived, (), [], lambda _outcome, _outputs: None)
+        return arrived.request_id
 
     first, second = submit(), submit()
     assert core.events == []
@@ -712,30 +692,13 @@ def test_a_refusal_is_foreseen_by_the_core_and_changes_nothing(
     desk: Desk, clock: ManualClock, core: PuppetScheduler
 ) -> None:
     core.refusal = Rejected(Reason.SLO_INFEASIBLE_NOW, "busy")
-    foreseen = desk.dispatcher.foresee(
-        model="resnet", arrival_ns=clock(), slo_ns=5, rows=2, shape_key="3x4", elements=12
-    )
-    assert foreseen is core.refusal
-    ((arrived, now),) = core.foreseen
-    assert (arrived.model, arrived.deadline_ns, arrived.rows) == ("resnet", clock() + 5, 2)
-    assert (arrived.shape_key, arrived.elements, now) == ("3x4", 12, clock())
+    assert desk.dispatcher.foresee(ASKED) is core.refusal
+    assert core.foreseen == [(ASKED, clock())]
     assert core.events == []
 
 
 def ask(dispatcher: Dispatcher, told: list[tuple[object, int]]) -> None:
-    dispatcher.quote(
-        model="resnet",
-        arrival_ns=START_NS,
-        slo_ns=5,
-        rows=2,
-        batch_key="b",
-        shape_key="3x4",
-        elements=12,
-        do_not_queue=True,
-        count=3,
-        on_quote=lambda quote, now: told.append((quote, now)),
-        tenant="shop",
-    )
+    dispatcher.quote(ASKED, 3, lambda quote, now: told.append((quote, now)))
 
 
 def test_a_quote_is_asked_of_the_core_and_is_no_event(
@@ -744,8 +707,7 @@ def test_a_quote_is_asked_of_the_core_and_is_no_event(
     told: list[tuple[object, int]] = []
     ask(desk.dispatcher, told)
     assert told == [(core.quote_answer, clock())]
-    arrived = RequestArrived(0, "resnet", START_NS, START_NS + 5, 2, "b", "3x4", 12, True, "shop")
-    assert core.quoted == [(arrived, clock(), 3)]
+    assert core.quoted == [(ASKED, clock(), 3)]
     assert core.events == []
     assert desk.dispatcher.num_open == 0
 
@@ -794,27 +756,12 @@ def test_a_core_that_breaks_over_a_quote_stops_the_gateway_and_answers(
     assert str(desk.dispatcher.fatal_error) == "lost count"
 
 
-def verdict_on(dispatcher: Dispatcher) -> Quote | None:
-    return dispatcher.verdict(
-        model="resnet",
-        arrival_ns=START_NS,
-        slo_ns=5,
-        rows=2,
-        batch_key="b",
-        shape_key="3x4",
-        elements=12,
-        do_not_queue=True,
-        tenant="shop",
-    )
-
-
 def test_a_verdict_is_given_at_once_after_what_is_due_and_is_no_event(
     desk: Desk, clock: ManualClock, core: PuppetScheduler
 ) -> None:
     core.wakeup_ns = clock() - 1
-    assert verdict_on(desk.dispatcher) is core.quote_answer
-    arrived = RequestArrived(0, "resnet", START_NS, START_NS + 5, 2, "b", "3x4", 12, True, "shop")
-    assert core.quoted == [(arrived, clock(), 1)]
+    assert desk.dispatcher.verdict(ASKED) is core.quote_answer
+    assert core.quoted == [(ASKED, clock(), 1)]
     assert [type(event) for event in core.events] == [Tick]
 
 
@@ -822,7 +769,7 @@ def test_there_is_no_verdict_while_the_core_is_at_work(
     desk: Desk, core: PuppetScheduler, link: PuppetLink
 ) -> None:
     verdicts: list[Quote | None] = []
-    link.on_send = lambda worker_id: verdicts.append(verdict_on(desk.dispatcher))
+    link.on_send = lambda worker_id: verdicts.append(desk.dispatcher.verdict(ASKED))
     core.answers.append([Send("w", LoadWeights(7, "resnet", 1, 0, 1, 1))])
     desk.submit("a")
     assert (verdicts, core.quoted) == ([None], [])
@@ -832,7 +779,7 @@ def test_a_core_that_breaks_over_a_verdict_stops_the_gateway(
     desk: Desk, core: PuppetScheduler
 ) -> None:
     core.quote_answer = RuntimeError("lost count")
-    assert [verdict_on(desk.dispatcher) for _ in range(2)] == [None, None]
+    assert [desk.dispatcher.verdict(ASKED) for _ in range(2)] == [None, None]
     assert len(core.quoted) == 1
     assert str(desk.dispatcher.fatal_error) == "lost count"
 
@@ -841,18 +788,7 @@ def test_who_asks_and_breaks_takes_nobody_with_it(desk: Desk, core: PuppetSchedu
     def break_down(*_: object) -> None:
         raise RuntimeError
 
-    desk.dispatcher.quote(
-        model="resnet",
-        arrival_ns=0,
-        slo_ns=5,
-        rows=1,
-        batch_key="",
-        shape_key="",
-        elements=1,
-        do_not_queue=False,
-        count=1,
-        on_quote=break_down,
-    )
+    desk.dispatcher.quote(ASKED, 1, break_down)
     assert desk.dispatcher.callback_errors == 1
     assert desk.dispatcher.fatal_error is None
 

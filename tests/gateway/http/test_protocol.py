@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from gateway.http.protocol import JOINED_BODY_BYTES, DirectAnswer
+from gateway.inference.tensors import ModelPlan
 from scheduler.events import Reason, Rejected
 from scheduler.spec import TensorSpec
 from tests.gateway.http_doubles import fp32, mlp_body, model_spec, outputs, served
@@ -259,10 +260,10 @@ def test_our_own_bug_is_answered_too(
     async def story() -> None:
         async with listening(True) as gateway:
 
-            def broken(name: str) -> None:
-                raise ZeroDivisionError(name)
+            def broken(*_: object) -> None:
+                raise ZeroDivisionError
 
-            monkeypatch.setattr(gateway.app.infer, "plan_of", broken)
+            monkeypatch.setattr(ModelPlan, "read_inputs", broken)
             connection = await gateway.connect()
             connection.send(body_of(mlp_body()))
             status, _, body = await connection.answer()

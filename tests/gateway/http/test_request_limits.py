@@ -380,7 +380,7 @@ def test_a_bug_of_ours_is_a_500_and_is_raised() -> None:
     async def story() -> None:
         bench = Bench()
 
-        def broken(**_: Any) -> int:
+        def broken(*_: Any) -> None:
             raise ZeroDivisionError("a bug")
 
         bench.dispatcher.submit = broken  # type: ignore[method-assign]

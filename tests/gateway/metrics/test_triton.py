@@ -97,7 +97,7 @@ def test_what_perf_analyzer_collects_of_gpus_is_there() -> None:
 def test_caches_are_shown_where_there_is_one() -> None:
     bench, labels = bench_with(), {"model": "cached", "version": "1"}
     assert value(bench, "nv_cache_num_hits_per_model", **labels) is None
-    sharing = bench.app.infer.plan_of("cached").sharing
+    sharing = bench.app.infer.plans.plan_of("cached").sharing
     assert sharing is not None
     bench.metrics.of_model("cached")
     sharing.counts["hit"] += 2

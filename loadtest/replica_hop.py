@@ -15,6 +15,7 @@ from loadtest.bench import Bench
 from loadtest.http1 import Shot
 from loadtest.machine import SERVER_CPU
 from loadtest.openloop import drive, in_turn
+from loadtest.server_use import cpu_s_of
 from loadtest.servers import Server, ServerError
 from loadtest.workloads import Ask
 from scheduler.shards import Shards, parse_replicas
@@ -84,7 +85,7 @@ def _way(bench: Bench, name: str, asked: Server, gateways: list[Server], *, extr
     shots = in_turn(port=asked.port, requests=[message] * (num + 20))[20:]
     _check(shots)
     latencies = sorted((shot.done_ns - shot.sent_ns) / 1e6 for shot in shots)
-    before_s = sum(gateway.cpu_s() for gateway in gateways)
+    before_s = sum(cpu_s_of(gateway.process.pid) for gateway in gateways)
     seconds = 2 if bench.is_quick else 10
     step_ns = SECOND_NS // RATE_PER_S
     arrivals = [
@@ -92,7 +93,7 @@ def _way(bench: Bench, name: str, asked: Server, gateways: list[Server], *, extr
         for i in range(seconds * RATE_PER_S)
     ]
     _check(drive(port=asked.port, arrivals=arrivals, requests=[[message]], connections=8))
-    cpu_s = sum(gateway.cpu_s() for gateway in gateways) - before_s
+    cpu_s = sum(cpu_s_of(gateway.process.pid) for gateway in gateways) - before_s
     return Way(
         name=name,
         p50_ms=statistics.median(latencies),

@@ -20,6 +20,7 @@ import msgspec
 
 from loadtest.machine import SERVER_CPU, on_cpus
 from loadtest.processes import bound_to_parent
+from loadtest.server_use import use_of
 
 START_TIMEOUT_S = 180.0  # compiling on one core included
 STOP_TIMEOUT_S = 15.0
@@ -54,13 +55,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """Seconds of CPU that the server and its processes have used so far."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):  # one that has just ended
-                fields = stat.read_text().rpartition(")")[2].split()
-                if int(fields[2]) == self.process.pid:  # all of a server are one process group
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return use_of(self.process.pid).cpu_s
 
     def post_to(self, path: str, timeout_s: float) -> tuple[int, bytes]:
         """Status and body of a POST without one. Raises OSError where nobody answers."""

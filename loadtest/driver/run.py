@@ -25,10 +25,10 @@ from loadtest.driver.plans import Planned, planned
 from loadtest.driver.registry import Registry
 from loadtest.driver.results_db import ResultsDatabase
 from loadtest.driver.rows import Facts, rows_of
-from loadtest.driver.server_use import rss_bytes_of
 from loadtest.driver.settling import settle
 from loadtest.machine import describe
 from loadtest.peers.environments import MissingPeer
+from loadtest.server_use import rss_bytes_of
 from loadtest.servers import ServerError
 from loadtest.workloads import WorkloadEntry
 

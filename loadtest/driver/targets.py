@@ -24,8 +24,8 @@ from loadtest.driver.bare_loop import BareLoop
 from loadtest.driver.job_target import AnyTarget, PeerServer, Remontoir, Spoken
 from loadtest.driver.model_files import ModelFile
 from loadtest.driver.peer_target import Started
-from loadtest.driver.server_use import Use, use_of
 from loadtest.peers.environments import MissingPeer
+from loadtest.server_use import Use, use_of
 
 HEALTH_TIMEOUT_S = 5.0
 
@@ -86,7 +86,7 @@ class Running(NamedTuple):
 
     def use(self) -> Use | None:
         """CPU time and memory of all its processes so far."""
-        return None if self.pid is None else use_of(self.pid, also=self.more_pids())
+        return None if self.pid is None else use_of(self.pid, *self.more_pids())
 
 
 @contextlib.contextmanager

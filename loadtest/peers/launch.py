@@ -15,6 +15,7 @@ from pathlib import Path
 from loadtest import servers
 from loadtest.machine import SERVER_CPU
 from loadtest.peers.peer import SERVERS, Peer, Tuning, config_json
+from loadtest.server_use import Use, use_of
 from loadtest.servers import Server
 
 MARK = "REMONTOIR_PEER_RUN"
@@ -66,7 +67,7 @@ def launched(
 
 
 class Running:
-    """A server and all its processes: those with the mark, or without one its process group."""
+    """A server and all its processes: those with the mark, or without one all it has started."""
 
     def __init__(self, server: Server, mark: str | None) -> None:
         self.server = server
@@ -77,25 +78,11 @@ class Running:
         return self.server.process.poll() is None
 
     def pids(self) -> list[int]:
-        if self._mark is not None:
-            return _marked(self._mark)
-        return _of_group(self.server.process.pid)
+        """All that have the mark; those that its server has started, without."""
+        return [] if self._mark is None else _marked(self._mark)
 
-    def cpu_s(self) -> float:
-        """Seconds of CPU that its living processes have used."""
-        ticks = 0
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-    def rss_bytes(self) -> int:
-        pages = 0
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+    def use(self) -> Use:
+        return use_of(self.server.process.pid, *self.pids())
 
 
 def _marked(mark: str) -> list[int]:
@@ -104,15 +91,6 @@ def _marked(mark: str) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # ended, or another user's
             if wanted in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
-
-
-def _of_group(group: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(path.read_text().rpartition(")")[2].split()[2]) == group:
                 found.append(int(path.parent.name))
     return found
 

@@ -109,7 +109,7 @@ def _played(
     }
     rates = {name: play.load * shares[name] * capacities[name] for name in names}
     started_at = datetime.now(UTC)
-    cpu_s = running.cpu_s()
+    cpu_s = running.use().cpu_s
     trouble = ""
     shots: list[Shot] = []
     try:
@@ -118,6 +118,7 @@ def _played(
         trouble = f"nothing could be sent: {error}"
     if not running.is_alive:
         trouble = "the server ended"
+    use = running.use()
     cells = []
     for slo in play.slos:
         scores = _scores(shots, names, slo, peer, bounds, loops)
@@ -136,8 +137,8 @@ def _played(
                 cell,
                 started_at=started_at.isoformat(timespec="milliseconds"),
                 ended_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                server_cpu_s=max(0.0, running.cpu_s() - cpu_s),
-                server_rss_bytes=running.rss_bytes(),
+                server_cpu_s=max(0.0, use.cpu_s - cpu_s),
+                server_rss_bytes=use.rss_bytes,
                 partial=trouble,
                 environment=environment,
             )

@@ -17,8 +17,8 @@ from loadtest.driver.job_target import V2, Remontoir, Url
 from loadtest.driver.limits import available_bytes
 from loadtest.driver.multiples import Multiple
 from loadtest.driver.protocols import Account, Reply, is_right, reader, request
-from loadtest.driver.server_use import use_of
 from loadtest.http1 import Shot
+from loadtest.server_use import use_of
 from loadtest.workloads import Poisson, SloShare
 from scheduler.priority import HIGH
 
@@ -307,12 +307,12 @@ def test_a_servers_use_is_that_of_its_whole_family(tmp_path: Path):
     process(11, 10, 11, 200, 4)  # a child in a group of its own
     process(12, 1, 10, 400, 5)  # of the group, its parent gone
     process(13, 1, 13, 800, 6)  # somebody else
-    use = use_of(10, tmp_path)
+    use = use_of(10, proc=tmp_path)
     assert use.pids == (10, 11, 12)
     assert use.cpu_s == pytest.approx(7.0)
     assert use.rss_bytes == 12 * 4096
-    assert use_of(10, tmp_path, also=[13]).pids == (10, 11, 12, 13)  # a daemon that left them
-    assert use_of(99, tmp_path) == (0.0, 0, ())
+    assert use_of(10, 13, proc=tmp_path).pids == (10, 11, 12, 13)  # a daemon that left them
+    assert use_of(99, proc=tmp_path) == (0.0, 0, ())
 
 
 def test_memory_that_is_left_is_what_the_kernel_says(tmp_path: Path):

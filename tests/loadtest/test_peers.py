@@ -213,9 +213,9 @@ def test_fastapi_answers_as_onnx_runtime_does_and_ends_with_all_it_started(
         found = check(peer, running, stage)
         assert found.is_right, found.trouble
         assert running.is_alive
-        assert running.rss_bytes() > 0
+        assert running.use().rss_bytes > 0
     assert not is_alive(running.server.process.pid)
-    assert running.rss_bytes() == 0  # nobody is left who has its mark
+    assert running.use().rss_bytes == 0  # nobody is left who has its mark
 
 
 @pytest.fixture

@@ -36,15 +36,20 @@ def rss_bytes_of(pids: Iterable[int], proc: Path = PROC) -> int:
     return total
 
 
-def use_of(pid: int, proc: Path = PROC, *, also: Iterable[int] = ()) -> Use:
-    """Of the process and those `also` named, with their descendants, and its process group; ended
-    and awaited children count for their parents, as the kernel has it. Zero if it is gone.
+def cpu_s_of(pid: int, proc: Path = PROC) -> float:
+    """Of this process alone. Raises OSError where it is gone."""
+    return _read((proc / str(pid) / "stat").read_text()).cpu_s
+
+
+def use_of(*pids: int, proc: Path = PROC) -> Use:
+    """Of the processes, their descendants and process groups; ended and awaited children count for
+    their parents, as the kernel has it. Zero of those that are gone.
     """
     processes: dict[int, _Process] = {}
     for stat in proc.glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):  # one that has just ended
             processes[int(stat.parent.name)] = _read(stat.read_text())
-    own = {pid, *also} | {other for other, process in processes.items() if process.group == pid}
+    own = {*pids, *(other for other, process in processes.items() if process.group in pids)}
     grown = True
     while grown:
         more = {other for other, process in processes.items() if process.parent in own} - own

@@ -7,6 +7,7 @@ server.
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +20,14 @@ from loadtest.analysis.cell import Cell
 from loadtest.http1 import Shot
 from loadtest.openloop import drive
 from loadtest.peers import environments
-from loadtest.peers.launch import Running, launched
+from loadtest.peers.launch import START_TIMEOUT_S, Running, launched
 from loadtest.peers.peer import Peer, Wire, capacity_per_s, tuning
 from loadtest.peers.plan import TUNED, WORKLOADS, Play, Session, point
 from loadtest.peers.stage import Stage
 from loadtest.peers.wires import reader, request
 from loadtest.reference import Loop
 from loadtest.score import Score, score
+from loadtest.servers import ServerError
 from loadtest.workloads import Ask, Poisson, open_loop
 
 JOB = "peers"
@@ -35,6 +37,7 @@ GIVE_UP_S = 2.0
 PACE_S = 0.3
 IDLE_EXECUTIONS = 5.0  # an idle server answers `fast` in less, and a slow host has some room
 LEAST_IDLE_S = 0.25
+FIRST_ANSWER_S, RETRY_S = 10.0, 0.2
 
 Loops = dict[str, dict[int, Loop]]
 
@@ -59,6 +62,7 @@ def run(session: Session, peer: Peer | None, bounds: Bounds, *, loops: Loops) ->
     plays = list(session.plays)
     while plays:
         with _server(session, peer, bounds, loops) as running:
+            _wait_for_models(peer, running, bounds, loops)
             while plays:
                 play = plays.pop(0)
                 bounds.rows(_played(play, session, peer, running, bounds, loops))
@@ -258,15 +262,44 @@ def _cell(
 def _is_idle(peer: Peer | None, running: Running, bounds: Bounds, loops: Loops) -> bool:
     """It answers at once: nothing is left of the play before."""
     patience_s = max(LEAST_IDLE_S, IDLE_EXECUTIONS * _single_ms(loops, "fast") / 1e3)
-    requests = _requests("fast", peer, running, bounds, loops, slo=1000.0)
-    ask = Ask(0, "fast", int(patience_s * 1e9), 0)
-    (shot,) = drive(
-        port=running.server.port,
-        arrivals=[ask],
-        requests=[requests],
-        connections=1,
-        give_up_s=patience_s,
-    )
+    return _answers("fast", peer, running, bounds, loops, patience_s=patience_s)
+
+
+def _wait_for_models(peer: Peer | None, running: Running, bounds: Bounds, loops: Loops) -> None:
+    """Some are ready long before their models are: TorchServe, while its workers start. Raises
+    ServerError.
+    """
+    give_up_s = time.monotonic() + START_TIMEOUT_S
+    for name in loops:
+        while not _answers(name, peer, running, bounds, loops, patience_s=FIRST_ANSWER_S):
+            if not running.is_alive or time.monotonic() > give_up_s:
+                server = running.server.name
+                raise ServerError(f"{server} is ready, and does not answer a request for {name}")
+            time.sleep(RETRY_S)
+
+
+def _answers(
+    name: str,
+    peer: Peer | None,
+    running: Running,
+    bounds: Bounds,
+    loops: Loops,
+    *,
+    patience_s: float,
+) -> bool:
+    """One request, with a 200 so soon."""
+    requests = _requests(name, peer, running, bounds, loops, slo=1000.0)
+    ask = Ask(0, name, int(patience_s * 1e9), 0)
+    try:
+        (shot,) = drive(
+            port=running.server.port,
+            arrivals=[ask],
+            requests=[requests],
+            connections=1,
+            give_up_s=patience_s,
+        )
+    except OSError:  # nobody listens there any more
+        return False
     return shot.status == 200
 
 

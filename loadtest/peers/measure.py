@@ -37,7 +37,7 @@ GIVE_UP_S = 2.0
 PACE_S = 0.3
 IDLE_EXECUTIONS = 5.0  # an idle server answers `fast` in less, and a slow host has some room
 LEAST_IDLE_S = 0.25
-FIRST_ANSWER_S, RETRY_S = 10.0, 0.2
+FIRST_ANSWER_S, RETRY_S = 30.0, 0.2
 
 Loops = dict[str, dict[int, Loop]]
 

@@ -26,6 +26,7 @@ from gateway.command import (
     replicas_cli,
 )
 from gateway.command.command_error import CommandError
+from gateway.command.first_process import end_on_sigterm
 from gateway.config import KEY_VARIABLE, MEBIBYTE
 from gateway.programs import given_flags, program
 
@@ -55,6 +56,7 @@ app.add_typer(bench_cli.app)
 
 def main() -> None:
     """Entry point of the console script."""
+    end_on_sigterm(os.getpid())
     try:
         app(prog_name="remontoir")
     except CommandError as error:

@@ -145,6 +145,15 @@ def own_file(entry: WorkloadEntry) -> str | None:
     return None
 
 
+class _Loader(yaml.SafeLoader):
+    """It takes 1e3 for a number, as YAML 1.2 does and everybody means it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 class _Reader:
     """One file while it is read: its tree, and the lines its keys stand in."""
 
@@ -152,7 +161,7 @@ class _Reader:
         self._path = path
         self._text = text
         try:
-            loader = yaml.SafeLoader(text)
+            loader = _Loader(text)
             self._node = loader.get_single_node()
             for mistake in keys_given_twice(self._node):
                 raise JobError(f"{path}: {mistake}")

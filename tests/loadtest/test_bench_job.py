@@ -8,6 +8,7 @@ from loadtest.driver.job import Canonical
 from loadtest.driver.job_file import JobError, load, parse
 from loadtest.driver.job_target import PeerServer, Remontoir, Url
 from loadtest.driver.multiples import Multiple
+from loadtest.workloads import Poisson
 
 JOBS = Path(__file__).parents[2] / "loadtest" / "jobs"
 
@@ -156,6 +157,13 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path):
     (tmp_path / "picture.yaml").write_bytes(b"job: \xff\xd8")
     with pytest.raises(JobError, match=r"picture\.yaml: not YAML: byte 5 is not UTF-8"):
         load(tmp_path / "picture.yaml")
+
+
+def test_numbers_may_have_an_exponent():
+    (case,) = parse(SMALL.replace("rate_per_s: 10", "rate_per_s: 1e3"), "small.yaml").cases
+    (entry,) = case.job.workload
+    assert isinstance(entry, Poisson)
+    assert entry.rate_per_s == 1000.0
 
 
 def test_a_peer_is_a_target_as_any_other():

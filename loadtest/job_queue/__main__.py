@@ -187,7 +187,8 @@ def _queue(options: argparse.Namespace) -> int:
         since_s = found.now_s - (job.ended_s or job.started_s or job.submitted_s)
         shown.add_row(
             job.job_id, job.name, job.state, job.follower or "-", f"{job.estimated_s:.0f} s",
-            f"{since_s:.0f} s", str(job.attempts), str(job.num_rows), _short(job.message),
+            f"{since_s:.0f} s", str(job.attempts), str(job.num_rows),
+            _short(job.message or _needs(job)),
         )  # fmt: skip
     console.print(shown)
     shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -204,6 +205,12 @@ def _queue(options: argparse.Namespace) -> int:
         )
     console.print(shown)
     return 0
+
+
+def _needs(job: Job) -> str:
+    """Of one that nobody has taken yet: which labels a follower must have."""
+    labels = ", ".join(f"{key}={value}" for key, value in job.on.items())
+    return f"needs {labels}" if labels and job.follower is None else ""
 
 
 def _short(message: str) -> str:

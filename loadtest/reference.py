@@ -55,7 +55,7 @@ def measure(
     path: Path, *, seconds: float, batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> dict[int, Loop]:
     """Each batch size for so long, on the server's core, in a process of its own."""
-    command = [sys.executable, "-m", "loadtest.reference", str(path)]
+    command = [sys.executable, "-m", "loadtest.reference", str(path.resolve())]
     command += ["--seconds", str(seconds), "--batch-sizes", *map(str, batch_sizes)]
     done = subprocess.run(
         on_cpus(str(SERVER_CPU), command),

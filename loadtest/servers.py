@@ -99,8 +99,17 @@ def remontoir(
 ) -> Iterator[Server]:
     """Gateway and worker on the given cores, ready."""
     port = free_port()
-    command = [sys.executable, "-m", "gateway", "serve", "--models", str(models)]
-    command += ["--cache-dir", str(cache_dir), "--port", str(port), "--drain-s", "0", *flags]
+    # it is started in another directory
+    command = [sys.executable, "-m", "gateway", "serve", "--models", str(models.resolve())]
+    command += [
+        "--cache-dir",
+        str(cache_dir.resolve()),
+        "--port",
+        str(port),
+        "--drain-s",
+        "0",
+        *flags,
+    ]
     with program(
         "remontoir",
         command,

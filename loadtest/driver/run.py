@@ -75,7 +75,6 @@ def run_job(
 
     Raises ResultsError where rows cannot be kept, JobError where the driver has no core.
     """
-    folder = folder.resolve()  # servers are started in another
     run_id = (database.last_run(job.digest) if resume else None) or secrets.token_hex(8)
     return _Run(job, database, folder, progress, run_id, given_ceiling, ceilings).run()
 

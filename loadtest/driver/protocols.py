@@ -44,7 +44,7 @@ class _Tensor(msgspec.Struct):
     datatype: str
     shape: list[int]
     data: Any = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None  # KServe says null
 
 
 class _Body(Account):
@@ -153,7 +153,7 @@ def _read_protocol(shot: Shot) -> Reply:
         kind = DATATYPES.get(tensor.datatype)
         if kind is None:
             continue  # BYTES: nothing to compare
-        size = tensor.parameters.get("binary_data_size")
+        size = (tensor.parameters or {}).get("binary_data_size")
         if size is None:
             outputs[tensor.name] = np.asarray(tensor.data, kind)
             continue

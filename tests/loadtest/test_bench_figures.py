@@ -236,6 +236,15 @@ def test_outputs_are_right_if_they_are_near_and_all_there():
     assert Reply(None, Account()).outputs is None
 
 
+def test_an_answer_may_say_null_for_what_it_has_not():
+    """As KServe's model server does."""
+    tensor = {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}
+    body = {"id": "", "parameters": None, "outputs": [{**tensor, "parameters": None}]}
+    found = reader(V2(url="http://h:1"))(a_shot(body=json.dumps(body).encode()))
+    assert found.outputs is not None
+    assert is_right(found.outputs, RIGHT[0])
+
+
 def test_metadata_name_inputs_or_the_model_cannot_be_asked():
     metadata = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3, -1]}]}
     (found,) = inputs_of_metadata(metadata, "m")

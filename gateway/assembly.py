@@ -447,6 +447,8 @@ class Assembly:
             flags += ["--models", self._config.models_dir]
         if self._emulation is not None:
             flags += ["--emulate", self._emulation.name]
+        if self._config.intra_op_threads > 1:
+            flags += ["--intra-op-threads", str(self._config.intra_op_threads)]
         if self._config.replica is not None and self._config.replicas is not None:
             flags += ["--replica", self._config.replica, "--replicas", self._config.replicas]
             flags += ["--replica-copies", str(self._config.replica_copies)]

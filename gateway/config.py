@@ -51,6 +51,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     device: str = "auto"  # every GPU there is; the CPU of a machine that has none
     workers: Count = 1  # of our own on the CPU; 0 where all join through worker_bind
+    # Of each execution on the CPU: two workers of one thread serve more than one worker of two.
+    intra_op_threads: Positive = 1
     worker_bind: str | None = None  # no door for other machines until it is asked for
     tls_cert: str | None = None  # PEM files; plain HTTP on loopback, or behind a proxy that has TLS
     tls_key: str | None = None  # None: in the same file

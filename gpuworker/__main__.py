@@ -27,6 +27,7 @@ from gpuworker.config import (
     MEBIBYTE,
     ConfigError,
     WorkerConfig,
+    check_threads,
     default_cache_dir,
     shards_of,
 )
@@ -86,6 +87,7 @@ def _run(args: argparse.Namespace) -> int:
         emulate=args.emulate,
         cpu=args.cpu,
         device=devices[0],
+        intra_op_threads=args.intra_op_threads,
         host_store=args.host_store,
         shards=_shards_of(args),
     )
@@ -163,6 +165,7 @@ def _run_all(args: argparse.Namespace, devices: Sequence[str]) -> int:
         raise ConfigError("--models is needed, except with --emulate")
     if args.cpu is not None:
         raise ConfigError(f"--cpu {args.cpu}: {len(devices)} workers cannot share one CPU")
+    check_threads(args.intra_op_threads, device=devices[0])
     from gpuworker.launcher import run_all
 
     board = None if args.health_port is None else health.serve(len(devices), args.health_port)
@@ -222,6 +225,7 @@ def _compile(args: argparse.Namespace) -> int:
     with _names_file("--catalog-out", catalogue):  # now, not after minutes of compiling
         catalogue.parent.mkdir(parents=True, exist_ok=True)
     if args.emulate is not None:
+        check_threads(args.intra_op_threads, device=args.emulate)
         specs = emulated_specs(args.emulate, is_ours)
     elif args.models is None:
         raise ConfigError("--models is needed, except with --emulate")
@@ -229,11 +233,14 @@ def _compile(args: argparse.Namespace) -> int:
         from gpuworker.compile import compile_repository
 
         model_directories(args.models)  # before anything takes time
+        device = devices_of(args.device)[0]
+        check_threads(args.intra_op_threads, device=device)
         specs = compile_repository(
             args.models,
             args.cache_dir,
             page_bytes=args.page_mb * MEBIBYTE,
-            device=devices_of(args.device)[0],
+            device=device,
+            threads=args.intra_op_threads,
             quiet=args.quiet,
             only=args.model,
             is_ours=is_ours,
@@ -305,6 +312,14 @@ def _parser() -> argparse.ArgumentParser:
         default=16,
         metavar="N",
         help="size of a page of the weights cache in MiB (default: %(default)s)",
+    )
+    common.add_argument(
+        "--intra-op-threads",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="CPUs that share one execution; each model is measured with as many (default:"
+        " %(default)s)",
     )
     common.add_argument(
         "--emulate",

@@ -30,6 +30,7 @@ def backend_of(config: WorkerConfig) -> Backend:
         config.cache_dir,
         page_bytes=config.page_bytes,
         device=config.device,
+        threads=config.intra_op_threads,
         is_ours=config.is_ours,
     )
     if config.device != CPU:
@@ -44,6 +45,7 @@ def backend_of(config: WorkerConfig) -> Backend:
             cache_dir=config.cache_dir,
             cache_bytes=cache_bytes,
             page_bytes=config.page_bytes,
+            threads=config.intra_op_threads,
         )
     except DeviceError as error:
         raise ConfigError(f"--cache-mb {cache_bytes // MEBIBYTE}: {error}") from error
@@ -57,7 +59,11 @@ def provider_of(config: WorkerConfig) -> Provide:
     from gpuworker.compile import Provider
 
     return Provider(
-        models_dir, config.cache_dir, page_bytes=config.page_bytes, device=config.device
+        models_dir,
+        config.cache_dir,
+        page_bytes=config.page_bytes,
+        device=config.device,
+        threads=config.intra_op_threads,
     )
 
 
@@ -67,6 +73,7 @@ def specs_of(
     *,
     page_bytes: int,
     device: str,
+    threads: int = 1,
     is_ours: Callable[[str], bool] = lambda _: True,
 ) -> list[ModelSpec]:
     """What was compiled before, and what could not be: a worker tries only what nobody has."""
@@ -77,6 +84,7 @@ def specs_of(
         cache_dir,
         page_bytes=page_bytes,
         device=device,
+        threads=threads,
         quiet=True,
         tries_again=False,
         is_ours=is_ours,

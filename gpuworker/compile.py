@@ -34,24 +34,27 @@ COMPILE_COMMAND = (sys.executable, "-m", "gpuworker.compile_child")
 
 
 class Target(NamedTuple):
-    """What models are compiled for. `engine_key` is what else an artifact depends on."""
+    """What models are compiled for. `engine_key` is what else an artifact depends on; `threads`
+    share an execution on the CPU.
+    """
 
     device: str
     platform: str
     engine_key: str
+    threads: int = 1
 
     @property
     def is_gpu(self) -> bool:
         return self.device != CPU
 
 
-def target_of(device: str) -> Target:
+def target_of(device: str, threads: int = 1) -> Target:
     """Of "cpu" or "cuda:N". Raises ConfigError where there is no such device."""
     ordinal = ordinal_of(device)
     if ordinal is None:
         from gpuworker.engines import onnxruntime
 
-        return Target(device, PLATFORM, onnxruntime.engine_key())
+        return Target(device, PLATFORM, onnxruntime.engine_key(threads), threads)
     from gpuworker.compile_plan import PLATFORM as PLAN_PLATFORM
     from gpuworker.devices.cuda_context import describe
     from gpuworker.engines import tensorrt
@@ -66,6 +69,7 @@ def compile_repository(
     *,
     page_bytes: int,
     device: str = CPU,
+    threads: int = 1,
     quiet: bool = False,
     tries_again: bool = True,
     only: str | None = None,
@@ -79,7 +83,7 @@ def compile_repository(
     that could not be compiled before is tried again, which may take minutes; a worker takes the
     reason that was noted then, since its gateway has just tried, and so did the worker before it.
     """
-    target = target_of(device)
+    target = target_of(device, threads)
     if only is None:
         models = scan_repository(models_dir, takes_plans=target.is_gpu, is_ours=is_ours)
     else:
@@ -151,6 +155,7 @@ def compile_if_new(
                     directory,
                     page_bytes=page_bytes,
                     device=target.device,
+                    threads=target.threads,
                     timing_cache=timing_cache,
                     on_progress=on_progress,
                 )
@@ -180,18 +185,21 @@ def _check_unchanged(model: RepositoryModel) -> None:
 class Provider:
     """Has the artifact of a wanted content in the cache, compiled if the repository has it."""
 
-    def __init__(self, models_dir: Path, cache_dir: Path, *, page_bytes: int, device: str) -> None:
+    def __init__(
+        self, models_dir: Path, cache_dir: Path, *, page_bytes: int, device: str, threads: int = 1
+    ) -> None:
         self._models_dir = models_dir
         self._cache_dir = cache_dir
         self._page_bytes = page_bytes
         self._device = device
+        self._threads = threads
         # What was found of a model that is looked for again and again: the state of its files, and
         # their hash, which takes reading them all.
         self._found: dict[str, tuple[object, RepositoryModel]] = {}
 
     def __call__(self, spec: ModelSpec) -> None:
         """Raises NotHereError where the repository has another content, or none; CompileError."""
-        target = target_of(self._device)
+        target = target_of(self._device, self._threads)
         artifacts = ArtifactCache(self._cache_dir, engine_key=target.engine_key)
         name, version, wanted = spec.public_name, spec.version, spec.content_hash
         if artifacts.find(name, version, wanted) is not None:
@@ -236,6 +244,7 @@ def compile_in_own_process(
     *,
     page_bytes: int,
     device: str = CPU,
+    threads: int = 1,
     timing_cache: Path | None = None,
     on_progress: Callable[[CompileProgress], None] = lambda _: None,
     command: Sequence[str] = COMPILE_COMMAND,
@@ -246,7 +255,7 @@ def compile_in_own_process(
     The child reads one CompileOrder from its standard input; to its standard output it writes lines
     of CompileProgress, and at last one CompileAnswer.
     """
-    order = CompileOrder(model, directory, page_bytes, os.getpid(), device, timing_cache)
+    order = CompileOrder(model, directory, page_bytes, os.getpid(), device, timing_cache, threads)
     if timeout_s is None:
         timeout_s = CPU_TIMEOUT_S if device == CPU else GPU_TIMEOUT_S
     # What is importable here is importable there, however this process was started.

@@ -20,7 +20,9 @@ from gpuworker.model_store import RepositoryModel
 
 
 class CompileOrder(msgspec.Struct, frozen=True):
-    """What the parent process wants: `directory` filled, for "cpu" or "cuda:N"."""
+    """What the parent process wants: `directory` filled, for "cpu" or "cuda:N". `threads` share an
+    execution on the CPU.
+    """
 
     model: RepositoryModel
     directory: Path
@@ -28,6 +30,7 @@ class CompileOrder(msgspec.Struct, frozen=True):
     parent_pid: int
     device: str = CPU
     timing_cache: Path | None = None
+    threads: int = 1
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self, enc_hook=str)  # paths are all that JSON does not know
@@ -78,7 +81,9 @@ def _carry_out(order: CompileOrder, answer_file: BinaryIO) -> Artifact:
     """Raises CompileError."""
     ordinal = ordinal_of(order.device)
     if ordinal is None:
-        return compile_model(order.model, order.directory, page_bytes=order.page_bytes)
+        return compile_model(
+            order.model, order.directory, page_bytes=order.page_bytes, threads=order.threads
+        )
     # Here, not above: it imports what is only there beside a GPU.
     from gpuworker.compile_plan import compile_plan
 

@@ -44,8 +44,12 @@ class _Candidate(msgspec.Struct):
     weights_bytes: int
 
 
-def compile_model(model: RepositoryModel, directory: Path, *, page_bytes: int) -> Artifact:
-    """Fill `directory` with graph and weights. Raises CompileError."""
+def compile_model(
+    model: RepositoryModel, directory: Path, *, page_bytes: int, threads: int = 1
+) -> Artifact:
+    """Fill `directory` with graph and weights. Raises CompileError. It is measured with so many
+    threads.
+    """
     # Here, not above: a worker reads artifacts without ever needing the onnx package.
     from gpuworker.engines import onnx_graph
 
@@ -59,7 +63,7 @@ def compile_model(model: RepositoryModel, directory: Path, *, page_bytes: int) -
             if compact and growth > MAX_GROWTH:
                 candidates.append(_candidate(source, Path(scratch) / "compact", compact))
             del source
-            return _measured(model, candidates, directory, page_bytes)
+            return _measured(model, candidates, directory, page_bytes, threads)
     except (onnx_graph.GraphError, ProbeError) as error:
         raise CompileError(str(error)) from error
 
@@ -78,12 +82,16 @@ def _candidate(source: Any, directory: Path, keep: frozenset[str] = frozenset())
 
 
 def _measured(
-    model: RepositoryModel, candidates: list[_Candidate], directory: Path, page_bytes: int
+    model: RepositoryModel,
+    candidates: list[_Candidate],
+    directory: Path,
+    page_bytes: int,
+    threads: int,
 ) -> Artifact:
     largest = max(candidate.weights_bytes for candidate in candidates)
     num_pages = max(1, -(-largest // page_bytes))
     pages = HostPages(page_bytes=page_bytes, total_pages=num_pages + 1)
-    sessions = [_open(candidate, pages) for candidate in candidates]
+    sessions = [_open(candidate, pages, threads) for candidate in candidates]
     try:
         probed = _probe(sessions[0], model.config)
         chosen = _choose(sessions, probed)
@@ -101,13 +109,14 @@ def _measured(
     return artifact
 
 
-def _open(candidate: _Candidate, pages: HostPages) -> PagedSession:
+def _open(candidate: _Candidate, pages: HostPages, threads: int) -> PagedSession:
     try:
         return PagedSession(
             pages,
             graph_path=candidate.directory / GRAPH_FILE,
             weights_path=candidate.directory / WEIGHTS_FILE,
             weights=candidate.weights,
+            threads=threads,
         )
     except Exception as error:  # ONNX Runtime has a class per error code and no common parent
         raise CompileError(f"ONNX Runtime refuses the model: {error}") from error

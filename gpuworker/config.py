@@ -33,6 +33,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     emulate: str | None = None
     cpu: int | None = None
     device: str = "cpu"  # or "cuda:N"
+    intra_op_threads: int = 1  # of an execution on the CPU
     shards: Shards | None = None  # of whose models its replica has some; None: all are made ready
     host_store: int | None = None  # descriptor of weights that the GPUs of this machine share
 
@@ -58,6 +59,21 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.cpu is not None and self.cpu not in os.sched_getaffinity(0):
             usable = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             raise ConfigError(f"--cpu {self.cpu} is not among the usable CPUs {usable}")
+        check_threads(self.intra_op_threads, device=self.emulate or self.device, cpu=self.cpu)
+
+
+def check_threads(threads: int, *, device: str, cpu: int | None = None) -> None:
+    """Raises ConfigError where an execution cannot have so many CPUs at once."""
+    if threads == 1:
+        return
+    flag = f"--intra-op-threads {threads}"
+    if device != "cpu":
+        raise ConfigError(f"{flag}: {device} has none, they are for executions on the CPU")
+    if cpu is not None:
+        raise ConfigError(f"{flag}: with --cpu {cpu} they would take turns on one CPU")
+    usable = len(os.sched_getaffinity(0))
+    if threads > usable:
+        raise ConfigError(f"{flag}: this process may use {usable} CPUs")
 
 
 def shards_of(

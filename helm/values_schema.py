@@ -24,7 +24,8 @@ SET_BY_THE_CHART = frozenset(
     {
         *("host", "port", "worker_bind", "insecure", "tls_cert", "tls_key", "curve_keys"),
         *("tenants_file", "tenants", "groups_file", "models_dir", "cache_dir"),
-        *("device", "workers", "cache_mb", "emulate", "record", "replica", "replicas"),
+        *("device", "workers", "intra_op_threads", "cache_mb", "emulate", "record"),
+        *("replica", "replicas"),
     }
 )
 # The driver maps memory in granules of 2 MiB; other sizes would only waste address space.

@@ -79,6 +79,7 @@ def serve(
     triton_metrics: flags.TritonMetrics = False,
     device: flags.Device = None,
     workers: flags.Workers = None,
+    intra_op_threads: flags.IntraOpThreads = None,
     cache_mb: flags.CacheMb = None,
     page_mb: flags.PageMb = None,
     policy: flags.Policy = None,
@@ -136,6 +137,7 @@ def serve(
         "triton_metrics": triton_metrics or None,
         "device": device,
         "workers": workers,
+        "intra_op_threads": intra_op_threads,
         "cache_mb": cache_mb,
         "page_mb": page_mb,
         "policy": policy,
@@ -174,6 +176,7 @@ def worker(
     cache_mb: flags.CacheMb = None,
     page_mb: flags.PageMb = None,
     cpu: flags.Cpu = None,
+    intra_op_threads: flags.IntraOpThreads = None,
     cache_dir: flags.CacheDir = None,
     emulate: flags.EmulateOne = None,
     curve_keys: flags.CurveKeys = None,
@@ -206,6 +209,7 @@ def worker(
         cache_mb=cache_mb,
         page_mb=page_mb,
         cpu=cpu,
+        intra_op_threads=intra_op_threads,
         cache_dir=cache_dir,
         emulate=emulate,
         curve_keys=curve_keys,
@@ -238,6 +242,7 @@ def _together(groups: Path | str | None) -> list[str]:
 def compile_models(
     models: flags.ModelsDir = None,
     device: flags.CompileDevice = None,
+    intra_op_threads: flags.IntraOpThreads = None,
     page_mb: flags.PageMb = None,
     cache_dir: flags.CacheDir = None,
     catalog_out: flags.CatalogOut = None,
@@ -257,7 +262,10 @@ def compile_models(
     with tempfile.TemporaryDirectory(prefix="remontoir-") as directory:
         catalogue = catalog_out or Path(directory) / "catalogue.json"
         command = [*program("gpuworker"), "compile", "--catalog-out", str(catalogue)]
-        command += given_flags(models=models, device=device, page_mb=page_mb, cache_dir=cache_dir)
+        command += given_flags(
+            models=models, device=device, intra_op_threads=intra_op_threads, page_mb=page_mb,
+            cache_dir=cache_dir,
+        )  # fmt: skip
         exit_code = subprocess.call(command)
         if exit_code != 0:  # the worker's program has said why
             raise typer.Exit(exit_code)

@@ -154,6 +154,16 @@ Workers = Annotated[
         show_default=str(DEFAULTS.workers),
     ),
 ]
+IntraOpThreads = Annotated[
+    int | None,
+    typer.Option(
+        "--intra-op-threads",
+        min=1,
+        help="CPUs that share one execution of a worker on the CPU: a shorter wait for one large "
+        "model, where more workers serve more requests. Models are measured with as many.",
+        show_default=str(DEFAULTS.intra_op_threads),
+    ),
+]
 CacheMb = Annotated[
     int | None,
     typer.Option(

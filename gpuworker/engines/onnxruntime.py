@@ -29,9 +29,12 @@ _log = logging.getLogger("gpuworker")
 _NO_ARTIFACT = "its compiled artifact is missing or damaged"
 
 
-def engine_key() -> str:
-    """What an artifact of this engine depends on besides the model."""
-    return f"onnxruntime-{ort.__version__}-{cpu_key()}"
+def engine_key(threads: int = 1) -> str:
+    """What an artifact of this engine depends on besides the model: with more threads it takes
+    other times.
+    """
+    of_threads = "" if threads == 1 else f"-{threads}-threads"
+    return f"onnxruntime-{ort.__version__}-{cpu_key()}{of_threads}"
 
 
 class StagedBatch:
@@ -66,6 +69,7 @@ class OnnxRuntimeBackend:
         cache_dir: Path,
         cache_bytes: int,
         page_bytes: int,
+        threads: int = 1,
     ) -> None:
         total_pages = cache_bytes // page_bytes
         self.device = DeviceSpec(
@@ -79,7 +83,8 @@ class OnnxRuntimeBackend:
         self._layouts: dict[str, BatchLayout] = {}
         # All and only models that were released: the ranges that their sessions get again.
         self._released: dict[str, AddressRange] = {}
-        self._artifacts = ArtifactCache(cache_dir, engine_key=engine_key())
+        self._artifacts = ArtifactCache(cache_dir, engine_key=engine_key(threads))
+        self._threads = threads
         self.models: dict[str, ModelSpec] = {}
         for spec in specs:
             self.models[spec.name] = self._made(spec)
@@ -141,6 +146,7 @@ class OnnxRuntimeBackend:
             graph_path=stored.graph_path,
             weights_path=stored.weights_path,
             weights=artifact.weights,
+            threads=self._threads,
             lent=pages,
             addresses=addresses,
         )

@@ -45,6 +45,7 @@ class PagedSession:
     The `lent` pages lend their memory while the session is built, so that no other model may have
     them then; None borrows memory that is no page's. Afterwards nothing is mapped.
     `addresses` is the range that an earlier session over the same weights had.
+    `threads` share an execution; they are the session's own, and sleep between executions.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class PagedSession:
         graph_path: Path,
         weights_path: Path,
         weights: tuple[WeightTensor, ...],
+        threads: int = 1,
         lent: Sequence[int] | None = None,
         addresses: AddressRange | None = None,
     ) -> None:
@@ -64,7 +66,7 @@ class PagedSession:
         self._values: list[Any] = []
         self.load_to_build(lent)
         try:
-            self._session = self._build(graph_path, weights)
+            self._session = self._build(graph_path, weights, threads)
         finally:
             self.evict()
         self._output_names = [output.name for output in self._session.get_outputs()]
@@ -118,7 +120,7 @@ class PagedSession:
         self._values.clear()
 
     def _build(
-        self, graph_path: Path, weights: tuple[WeightTensor, ...]
+        self, graph_path: Path, weights: tuple[WeightTensor, ...], threads: int
     ) -> Any:  # ort.InferenceSession, a library without types
         _share_one_arena()
         options = ort.SessionOptions()
@@ -127,7 +129,10 @@ class PagedSession:
         # Packed copies of weights would lie outside the pages.
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.use_env_allocators", "1")
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
+        if threads > 1:
+            # They would go on spinning, on cores that the next model's threads want.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what goes wrong is raised, and reported where it belongs
         for tensor in weights:

@@ -220,6 +220,23 @@ def test_a_repository_is_compiled_once_and_its_broken_models_harm_nobody(tmp_pat
     assert compile_repository(repository, cache, page_bytes=PAGE, quiet=True) == first
 
 
+def test_with_more_threads_a_model_is_another_artifact_with_times_of_its_own(
+    tmp_path: Path,
+) -> None:
+    repository, cache = tmp_path / "models", tmp_path / "cache"
+    write_model(repository, "m", onnx_models.mlp(), "max_batch_size: 1")
+    (one,) = compile_repository(repository, cache, page_bytes=PAGE, quiet=True)
+    assert len(list(cache.glob("m-*/weights.bin"))) == 1
+    (two,) = compile_repository(repository, cache, page_bytes=PAGE, threads=2, quiet=True)
+    assert len(list(cache.glob("m-*/weights.bin"))) == 2
+    assert one.unavailable_reason is two.unavailable_reason is None
+    assert one.content_hash == two.content_hash
+    # both stay: nobody's times are the other's
+    assert compile_repository(repository, cache, page_bytes=PAGE, quiet=True) == [one]
+    Provider(repository, cache, page_bytes=PAGE, device=CPU, threads=2)(two)
+    assert len(list(cache.glob("m-*/weights.bin"))) == 2
+
+
 def test_a_damaged_artifact_is_compiled_again(tmp_path: Path) -> None:
     repository, cache = tmp_path / "models", tmp_path / "cache"
     write_model(repository, "m", onnx_models.mlp(), "max_batch_size: 1")

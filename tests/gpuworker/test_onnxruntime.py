@@ -124,6 +124,25 @@ def test_a_session_without_its_pages_refuses_to_run(tmp_path: Path, pages: HostP
         session.run({"x": rows_of(1)})
 
 
+def test_threads_share_an_execution_and_the_answer_is_the_same(
+    tmp_path: Path, pages: HostPages
+) -> None:
+    stored = compiled(tmp_path, onnx_models.mlp())
+    session = PagedSession(
+        pages,
+        graph_path=stored.graph_path,
+        weights_path=stored.weights_path,
+        weights=stored.artifact.weights,
+        threads=3,
+    )
+    assert session._session.get_session_options().intra_op_num_threads == 3
+    assert open_session(pages, stored)._session.get_session_options().intra_op_num_threads == 1
+    session.load([0])
+    (output,) = session.run({"x": rows_of(3)})
+    (expected,) = plain_outputs(onnx_models.mlp(), {"x": rows_of(3)})
+    np.testing.assert_allclose(output, expected, rtol=RTOL, atol=ATOL)
+
+
 def test_a_failed_load_leaves_the_session_without_pages(tmp_path: Path, pages: HostPages) -> None:
     session = open_session(pages, compiled(tmp_path, onnx_models.mlp()))
     with pytest.raises(ValueError, match="not all in"):
@@ -172,6 +191,27 @@ def backend(repository: Path) -> Iterator[OnnxRuntimeBackend]:
     opened = OnnxRuntimeBackend(specs=specs, cache_dir=cache, cache_bytes=2 * PAGE, page_bytes=PAGE)
     yield opened
     opened.close()
+
+
+def test_a_worker_of_two_threads_serves_what_was_compiled_for_two(
+    repository: Path, tmp_path: Path
+) -> None:
+    specs = compile_repository(
+        repository / "models", tmp_path, page_bytes=PAGE, threads=2, quiet=True, only="mlp"
+    )
+    how = {"specs": specs, "cache_dir": tmp_path, "cache_bytes": 2 * PAGE, "page_bytes": PAGE}
+    two = OnnxRuntimeBackend(**how, threads=2)
+    try:
+        two.load("mlp", [0])
+        ((output,),) = infer(two, "mlp", [[rows_of(2)]])
+        expected = plain_outputs(onnx_models.mlp(), {"x": rows_of(2)})[0]
+        np.testing.assert_allclose(output, expected, rtol=RTOL, atol=ATOL)
+        assert two._sessions["mlp"]._session.get_session_options().intra_op_num_threads == 2
+    finally:
+        two.close()
+    one = OnnxRuntimeBackend(**how)
+    assert "artifact is missing" in str(one.models["mlp"].unavailable_reason)
+    one.close()
 
 
 def test_the_device_says_what_it_is(backend: OnnxRuntimeBackend) -> None:

@@ -47,6 +47,10 @@ def test_a_sound_config(cache_bytes: int | None) -> None:
         ({"page_bytes": 1000}, "a page of 1000 bytes is not a whole number of MiB"),
         ({"cache_bytes": 8 * MEBIBYTE}, "--cache-mb 8 holds no page of --page-mb 16"),
         ({"cpu": 4096}, "--cpu 4096 is not among the usable CPUs"),
+        ({"intra_op_threads": 4096}, "--intra-op-threads 4096: this process may use [0-9]+ CPUs"),
+        ({"intra_op_threads": 2, "device": "cuda:0"}, "--intra-op-threads 2: cuda:0 has none"),
+        ({"intra_op_threads": 2, "emulate": "clockwork-v100"}, "clockwork-v100 has none"),
+        ({"intra_op_threads": 2, "cpu": min(os.sched_getaffinity(0))}, "with --cpu [0-9]+ they"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(changes: dict[str, object], message: str) -> None:
@@ -81,6 +85,13 @@ def test_the_catalogue_of_an_emulation_is_written_whole(tmp_path: Path) -> None:
     [
         (["compile", "--emulate", "h100", "--catalog-out", "x"], "no emulation 'h100'"),
         (["compile", "--catalog-out", "x"], "--models is needed"),
+        (
+            [
+                *("compile", "--emulate", "clockwork-v100", "--catalog-out", "x"),
+                *("--intra-op-threads", "2"),
+            ],
+            "--intra-op-threads 2: clockwork-v100 has none",
+        ),
         (
             ["compile", "--emulate", "clockwork-v100", "--catalog-out", "/dev/null/x.json"],
             "--catalog-out /dev/null/x.json: /dev/null is no directory",

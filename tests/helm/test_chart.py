@@ -43,6 +43,7 @@ WORKER_FLAGS = {
     "shards": "--replica",
     "emulate": None,  # for laptops
     "cpu": None,  # the kubelet's CPU manager pins
+    "intra_op_threads": None,  # more cores are more workers (docs/kubernetes.md)
     "host_store": None,  # a parent says it to its own
 }
 
@@ -217,7 +218,8 @@ def test_the_config_map_sets_what_is_the_charts_and_nothing_else() -> None:
     named = set(re.findall(r'"([a-z_]+)"', text)) & set(FIELDS)
     assert named - {"log_format"} <= SET_BY_THE_CHART
     # a pod's name is in its environment; what workers have is their own affair
-    assert SET_BY_THE_CHART - named == {"replica", "tenants", "cache_mb", "emulate", "record"}
+    own = {"replica", "tenants", "cache_mb", "emulate", "record", "intra_op_threads"}
+    assert SET_BY_THE_CHART - named == own
     gateway = (CHART / "templates" / "gateway-statefulset.yaml").read_text()
     assert re.findall(r"REMONTOIR_\w+", gateway) == ["REMONTOIR_REPLICA"]
 

@@ -1,13 +1,17 @@
 """Real models through a real worker: one broken, one that throws, and more than fit its cache."""
 
 import asyncio
+import os
 import random
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from tests.gateway.running import RunningGateway
+from tests.gateway.running import RunningGateway, running_gateway
+from tests.gpuworker import onnx_models
+from tests.gpuworker.onnx_models import write_model
 from tests.system.clients import Answer, Connection, ask_all, infer_body, metric, play, post
 from tests.system.zoo import WIDE, Rows, expected_of_wide, wide_weights
 
@@ -146,3 +150,15 @@ def test_many_clients_through_a_cache_that_is_too_small_get_no_wrong_output(
     assert served == 400
     assert metric(zoo.url, "evictions_total") > evictions_before
     assert metric(zoo.url, "anomalies_total") == 0
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_two_cpus_share_an_execution_where_that_is_asked_for(tmp_path: Path) -> None:
+    write_model(tmp_path / "models", "mlp", onnx_models.mlp(), "max_batch_size: 1")
+    flags = ("--models", str(tmp_path / "models"), "--intra-op-threads", "2", "--device", "cpu")
+    with running_gateway(*flags, "--drain-s", "0", scratch=tmp_path) as gateway:
+        answer = post(gateway.url, mlp_body())
+        assert answer.status == 200, answer.json
+        [worker] = gateway.child_pids()
+        command = Path(f"/proc/{worker}/cmdline").read_text().split("\0")
+        assert command[command.index("--intra-op-threads") + 1] == "2"

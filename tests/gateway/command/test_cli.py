@@ -126,6 +126,7 @@ def test_serve_has_the_promised_flags_with_their_defaults(remontoir: Remontoir) 
         "--host": "127.0.0.1",
         "--port": "8000",
         "--workers": "1",
+        "--intra-op-threads": "1",
         "--device": "auto",
         "--cache-mb": "1024 on the CPU, all that is free on a GPU",
         "--page-mb": "16",

@@ -55,9 +55,28 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     is_measured: bool
 
 
+class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of when the figures are, and whether somebody has compared them with a price list, a contract
+    or a meter.
+    """
+
+    as_of: str
+    verified: bool = False
+
+
 class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grid: Grid
     devices: dict[str, DevicePrice]
+    about: About | None = None
+    file: str = ""  # as `load` has found it
+
+    @property
+    def origin(self) -> str:
+        """Whose figures these are, for who reads a cost."""
+        name = Path(self.file).name or "a table"
+        if self.about is None:
+            return f"{name}, which does not say of when it is"
+        return f"{name}, as of {self.about.as_of}, {'' if self.about.verified else 'not '}verified"
 
     def of(self, device: str) -> DevicePrice | None:
         """The first line whose name fits, or None."""
@@ -107,7 +126,10 @@ def load(path: Path | None = None) -> Prices:
         raise PriceError(f"{file}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, Mapping):
         raise PriceError(f"{file}: it has no keys; it needs grid and devices")
+    about = tree.get("about")
+    if isinstance(about, Mapping) and "as_of" in about:  # YAML reads 2026 and 2026-05-04 as none
+        tree = {**tree, "about": {**about, "as_of": str(about["as_of"])}}
     try:
-        return msgspec.convert(tree, Prices)
+        return msgspec.structs.replace(msgspec.convert(tree, Prices), file=str(file))
     except msgspec.ValidationError as error:
         raise PriceError(f"{file}: {error}") from error

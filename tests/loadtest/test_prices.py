@@ -68,3 +68,24 @@ def test_a_wrong_table_is_told_by_file_and_key(tmp_path: Path, text: str, messag
 def test_a_missing_table_is_told(tmp_path: Path):
     with pytest.raises(PriceError, match=r"none\.yaml: No such file"):
         load(tmp_path / "none.yaml")
+
+
+TABLE = "grid: {grams_co2_per_kwh: 1}\ndevices: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ("", "ours.yaml, which does not say of when it is"),
+        ("about: {as_of: 2026-05-04}", "ours.yaml, as of 2026-05-04, not verified"),
+        ("about: {as_of: 2026, verified: true}", "ours.yaml, as of 2026, verified"),
+    ],
+)
+def test_a_table_says_of_when_it_is_and_who_stands_for_it(tmp_path: Path, about: str, words: str):
+    file = tmp_path / "ours.yaml"
+    file.write_text(TABLE + about)
+    assert load(file).origin == words
+
+
+def test_nobody_stands_for_the_table_that_comes_along():
+    assert load().origin == "prices.yaml, as of 2024 to 2025, not verified"

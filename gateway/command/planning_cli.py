@@ -97,6 +97,8 @@ def tune(
     parallel_share: program_flags.ParallelShare = None,
     measured: program_flags.Measured = None,
     probe: program_flags.ProbeCommand = None,
+    job: program_flags.TuneJob = None,
+    results: program_flags.TuneResults = None,
     search: program_flags.Search = None,
     evaluations: program_flags.Evaluations = None,
     max_requests: program_flags.TuneMaxRequests = None,
@@ -112,16 +114,22 @@ def tune(
 ) -> None:
     """Search for the workers, threads, largest batch and policy that serve some requests best.
 
-    Each configuration of the host is played in virtual time, or measured by
-    a command of yours (--probe). What its neighbours scored says what to try
-    next, on a ninth of the requests first: most need not be tried at all.
+    Each configuration of the host is played in virtual time, or measured live,
+    by a benchmark's job (--job) or a command of yours (--probe). What its
+    neighbours scored says what to try next, on a ninth of the requests first:
+    most need not be tried at all.
 
     \b
     Examples:
       remontoir tune --trace day.csv --slo-ms 50 --models demo-models --cores 8
       remontoir tune day.rec --policy remontoir --policy edf --evaluations 40
+      remontoir tune --job loadtest/jobs/tune.yaml --evaluations 12
       remontoir tune --probe ./measure.sh --cores 4 --evaluations 12
     """
+    if models is not None and (job or probe) is not None:
+        raise CommandError(
+            f"--models {models}: --job and --probe measure models of their own.", exit_code=2
+        )
     command = program("loadtest.planning.tune_command")
     command += [] if source is None else [source]
     for flag, values in (
@@ -136,8 +144,9 @@ def tune(
     command += given_flags(
         trace=trace, slo_ms=slo_ms, count=count, cores=cores, weights_mb=weights_mb,
         workers=workers, threads=threads, batches=batches, parallel_share=parallel_share,
-        probe=probe, search=search, evaluations=evaluations, max_requests=max_requests,
-        rate_per_s=rate_per_s, scale=scale, duration_s=duration_s, exec_noise=exec_noise,
+        probe=probe, job=job, results=results, search=search, evaluations=evaluations,
+        max_requests=max_requests, rate_per_s=rate_per_s, scale=scale, duration_s=duration_s,
+        exec_noise=exec_noise,
     )  # fmt: skip
     command += ["--json"] * json
     _run(command, models, device=device, cache_dir=cache_dir)

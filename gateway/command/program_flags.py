@@ -287,7 +287,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of word
 Cores = Annotated[
     int | None,
     typer.Option(
-        "--cores", help="Of the host: workers x threads are no more.", show_default="this machine's"
+        "--cores",
+        help="Of the host: workers x threads are no more.",
+        show_default="this machine's, or those of the job's server",
     ),
 ]
 WeightsMb = Annotated[
@@ -348,8 +350,26 @@ ProbeCommand = Annotated[
     typer.Option(
         "--probe",
         metavar="COMMAND",
-        help="Measure live: it finds REMONTOIR_TUNE_WORKERS, _THREADS, _MAX_BATCH, _POLICY and "
+        help="Measure live: it finds TUNE_WORKERS, _THREADS, _MAX_BATCH, _POLICY and "
         "_SHARE in its environment and prints a score, more is better, as its last line.",
+    ),
+]
+TuneJob = Annotated[
+    Path | None,
+    typer.Option(
+        "--job",
+        metavar="JOB.yaml",
+        help="Measure live: `remontoir serve` is started with each configuration, and asked as "
+        "this job of `bench run` says.",
+    ),
+]
+TuneResults = Annotated[
+    str | None,
+    typer.Option(
+        "--results",
+        metavar="PLACE",
+        help="Where whole runs of --job are kept, for `bench report`.",
+        show_default="bench-results",
     ),
 ]
 Search = Annotated[

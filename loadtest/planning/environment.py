@@ -1,9 +1,9 @@
 """The simulator step by step: somebody else says how many devices there are, and how large batches
 may be, and sees what came of it.
 
-`reset` and `step` are those of Gymnasium's Env, in form and in what they return, so that its agents
-and wrappers fit; the library is not needed. Owns the fleet's life (devices asked for, that start,
-serve, drain) and what is observed. It decides nothing.
+`reset` and `step` are those of Gymnasium's Env, in form and in what they return; the library is not
+needed. Its agents and wrappers want a subclass with spaces (docs/planning.md has it). Owns the
+fleet's life (devices asked for, that start, serve, drain) and what is observed. It decides nothing.
 """
 
 import math

@@ -27,7 +27,8 @@ DEFAULT_BATCHES = (1, 2, 4, 8, 16)
 # Amdahl's: what of an execution further threads share. Nobody has measured it for these models.
 PARALLEL_SHARE = 0.85
 PROBE_TIMEOUT_S = 600
-VARIABLE = "REMONTOIR_TUNE_"
+# No REMONTOIR_*: a `remontoir serve` that the command starts would take those for settings.
+VARIABLE = "TUNE_"
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):

@@ -137,7 +137,7 @@ def test_a_simulated_host_prefers_what_its_load_needs(tmp_path: Path) -> None:
 def test_a_probe_is_told_the_configuration_and_says_a_score() -> None:
     words = (
         "import os; e = os.environ; print('measuring'); "
-        "print(int(e['REMONTOIR_TUNE_WORKERS']) * 2 + float(e['REMONTOIR_TUNE_SHARE']))"
+        "print(int(e['TUNE_WORKERS']) * 2 + float(e['TUNE_SHARE']))"
     )
     probe = Probe(f'{sys.executable} -c "{words}"', ("workers", "policy"))
     assert probe((3, "edf"), 1.0) == 7.0
@@ -210,7 +210,7 @@ def test_a_ninth_of_the_requests_is_of_those_that_count(
 
 
 def test_the_command_asks_a_probe(capsys: pytest.CaptureFixture[str]) -> None:
-    probe = "echo $((REMONTOIR_TUNE_WORKERS * 10 - REMONTOIR_TUNE_MAX_BATCH))"
+    probe = "echo $((TUNE_WORKERS * 10 - TUNE_MAX_BATCH))"
     arguments = ["--probe", probe, "--cores", "2", "--threads", "1", "--policy", "edf"]
     printed = tuned([*arguments, "--batches", "1,4", "--evaluations", "50"], capsys)
     assert "4 of 4 configurations were tried" in printed

@@ -86,6 +86,7 @@ def recommend(
     max_cost: flags.MaxCost = None,
     rate: flags.AtRate = None,
     attainment: flags.Attainment = None,
+    arrivals: flags.Arrivals = None,
     prices: flags.PricesFile = None,
     job: flags.OfJob = None,
     run: flags.OfRun = None,
@@ -102,7 +103,7 @@ def recommend(
     """
     given = given_flags(
         model=model, slo_ms=slo_ms, max_cost=max_cost, rate=rate, attainment=attainment,
-        prices=prices, job=job, run=run,
+        arrivals=arrivals, prices=prices, job=job, run=run,
     )  # fmt: skip
     _become(ANALYSIS, "recommend", _given(results), given)
 

@@ -85,6 +85,15 @@ Attainment = Annotated[
         show_default="0",
     ),
 ]
+Arrivals = Annotated[
+    str | None,
+    typer.Option(
+        "--arrivals",
+        metavar="WORDS",
+        help="Only what was measured under such arrivals, as poisson.",
+        show_default="all together",
+    ),
+]
 OnnxFiles = Annotated[
     list[Path], typer.Argument(metavar="MODEL.onnx...", help="Of a model repository or alone.")
 ]

@@ -20,6 +20,7 @@ from loadtest.analysis.cell import Cell, lines_of, without_common
 from loadtest.analysis.report_page import Roofs, report_html
 from loadtest.driver.results_db import ResultsError
 from loadtest.plots.style import MissingLibrary
+from scheduler.words import counted
 
 RESULTS = "bench-results"
 # The page has all metrics; a terminal has room for these, and the one that is sorted by.
@@ -95,6 +96,12 @@ def _say_shared(shared: Sequence[tuple[str, str]]) -> None:
         console.print(f"All of them: {text}", style="dim", markup=False)
 
 
+def _say_origin(table: prices.Prices, usd: float | None) -> None:
+    """Whose prices those are, where there are some."""
+    if usd is not None:
+        console.print(f"US$ by {table.origin} (--prices)", style="dim", markup=False)
+
+
 def _measured(
     models: Sequence[tuple[str, Path]], *, threads: int, missing: Sequence[str]
 ) -> Roofs | None:
@@ -143,6 +150,8 @@ def _leaderboard(options: argparse.Namespace) -> int:
         )
     console.print(shown)
     _say_shared(shared)
+    usd = leaderboard.METRICS.index(leaderboard.metric("usd"))
+    _say_origin(table, next((place.values[usd] for place in places if place.values[usd]), None))
     if len(places) > options.top:
         console.print(f"{len(places) - options.top} more lines: --top {len(places)}", style="dim")
     if any(place.line.is_partial for place in places[: options.top]):
@@ -152,7 +161,16 @@ def _leaderboard(options: argparse.Namespace) -> int:
 
 def _recommend(options: argparse.Namespace) -> int:
     table = prices.load(options.prices)
-    cells, shared = without_common(_cells(options))
+    own = _cells(options)
+    kinds = sorted({cell.arrivals for cell in own if cell.model == options.model})
+    if options.arrivals is not None and kinds:
+        own = [cell for cell in own if cell.arrivals == options.arrivals]
+        if options.arrivals not in kinds:
+            raise recommend.NothingKnown(
+                f"{options.model} was not measured under {options.arrivals!r} arrivals, but under "
+                f"{', '.join(kinds)}"
+            )
+    cells, shared = without_common(own)
     lines = lines_of(cells)
     samples = recommend.samples_of(
         lines, options.model, rate_per_s=options.rate, attainment=options.attainment
@@ -171,9 +189,14 @@ def _recommend(options: argparse.Namespace) -> int:
                 f"no configuration of {options.model} within {options.slo_ms:g} ms costs at most "
                 f"{options.max_cost:g} US$ per 1,000 requests: {why}"
             )
-        choices = affordable
+        among = {choice.config for choice in affordable}
+        chosen = recommend.recommend(samples, options.slo_ms, among=among)
+        choices = recommend.with_costs(chosen, lines, table)
     shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("configuration", "goodput/s", "90 % interval", "the best", "US$ / 1,000", "by"):
+    for heading in (
+        *("configuration", "goodput/s", "90 % interval", "the best", "may lose"),
+        *("US$ / 1,000", "by"),
+    ):
         shown.add_column(heading, justify="left" if heading in ("configuration", "by") else "right")
     for choice in choices[: recommend.TOP]:
         shown.add_row(
@@ -181,6 +204,7 @@ def _recommend(options: argparse.Namespace) -> int:
             f"{choice.goodput_per_s:,.1f}",
             f"{choice.low_per_s:,.1f} to {choice.high_per_s:,.1f}",
             f"{choice.is_best * 100:.0f} %",
+            f"{choice.loses * 100:.1f} %",
             leaderboard.shown(choice.usd_per_1000, 5),
             "measured" if choice.is_measured else "predicted",
         )
@@ -188,15 +212,19 @@ def _recommend(options: argparse.Namespace) -> int:
     _say_shared(shared)
     slos = sorted({sample.slo_ms for sample in samples})
     text = (
-        f"{len(choices)} configurations, from {len(samples)} measured pairs of configuration and "
-        f"SLO. “The best”: the chance that no other one of them does better."
+        f"{counted(len(choices), 'configuration')}, from {len(samples)} measured pairs of "
+        "configuration and SLO. “The best”: the chance that no other one of them does better; "
+        "“may lose”: how much of the best one's goodput it is expected to fall short of."
     )
+    if options.arrivals is None and len(kinds) > 1:
+        text += f" Measured under {', '.join(kinds)}: the most of any; --arrivals takes one."
     if not slos[0] <= options.slo_ms <= slos[-1]:
         text += (
             f" {options.slo_ms:g} ms lies outside of what was measured ({slos[0]:g} to "
             f"{slos[-1]:g} ms): a guess."
         )
     console.print(text, style="dim", markup=False)
+    _say_origin(table, choices[0].usd_per_1000)
     return 0
 
 
@@ -275,6 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     choose.add_argument("--slo-ms", type=float, required=True)
     choose.add_argument("--max-cost", type=float)
     choose.add_argument("--rate", type=float)
+    choose.add_argument("--arrivals")
     choose.add_argument("--attainment", type=float, default=0.0)
     choose.set_defaults(command=_recommend)
 

@@ -173,18 +173,23 @@ def without_common(
     cells: Sequence[Cell],
 ) -> tuple[list[Cell], tuple[tuple[str, str], ...]]:
     """Cells whose configurations say only in what they differ, and what all of them share: a name
-    of ten words of which nine are always the same tells nobody anything.
+    of ten words of which nine are always the same tells nobody anything. The machine and the commit
+    are words of it, too: what was measured on two machines is no repeat.
     """
     if not cells:
         return [], ()
-    shared = set(cells[0].config).intersection(*(cell.config for cell in cells))
+    configs = [_whole_config(cell) for cell in cells]
+    shared = set(configs[0]).intersection(*configs)
     own = [
-        msgspec.structs.replace(
-            cell, config=tuple(item for item in cell.config if item not in shared)
-        )
-        for cell in cells
+        msgspec.structs.replace(cell, config=tuple(item for item in config if item not in shared))
+        for cell, config in zip(cells, configs, strict=True)
     ]
-    return own, tuple(item for item in cells[0].config if item in shared)
+    return own, tuple(item for item in configs[0] if item in shared)
+
+
+def _whole_config(cell: Cell) -> tuple[tuple[str, str], ...]:
+    facts = (("machine", cell.machine), ("commit", cell.commit))
+    return (*cell.config, *((name, value) for name, value in facts if value))
 
 
 def lines_of(cells: Iterable[Cell]) -> list[Line]:

@@ -3,6 +3,7 @@
 Owns the thresholds. A sentence is there only if the figures say it, never written beforehand.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -16,6 +17,10 @@ ENOUGH = 0.99
 # A driver that was this share of the SLO behind its own schedule measured itself.
 DRIVER_SHARE = 0.1
 LATE_SHARE = 0.001
+# A quantile needs so many answers that one of them lies beyond it.
+ANSWERS_FOR_P99, ANSWERS_FOR_P999 = 100, 1000
+# Of a normal distribution: 95 % lie within; and how well a share should be known, in points.
+Z_95, SURE_POINTS = 1.96, 0.5
 # Below this, what another batch size or configuration gains is within what repeats differ by.
 WORTH = 1.05
 
@@ -30,15 +35,18 @@ def sentences(
 ) -> list[str]:
     """What to know, the most useful first."""
     found = []
-    for (model, slo_ms), group in groupby(
-        sorted(lines, key=lambda line: (line.first.model, line.first.slo_ms)),
-        lambda line: (line.first.model, line.first.slo_ms),
-    ):
-        found += _of_model(model, slo_ms, list(group), prices)
+    for (model, slo_ms, arrivals), group in groupby(sorted(lines, key=_load), _load):
+        others = {line.first.arrivals for line in lines if line.first.model == model}
+        name = model if len(others) == 1 else f"{model} ({arrivals})"
+        found += _of_model(name, slo_ms, list(group), prices)
     found += _of_batches(batch_rates or {})
     if ceilings is not None:
         found += _of_roofs(points, ceilings)
     return [*found, *_doubts(lines)]
+
+
+def _load(line: Line) -> tuple[str, float, str]:
+    return line.first.model, line.first.slo_ms, line.first.arrivals
 
 
 def _of_model(model: str, slo_ms: float, lines: list[Line], prices: Prices) -> list[str]:
@@ -179,6 +187,7 @@ def _doubts(lines: Sequence[Line]) -> list[str]:
             f"In {len(behind)} lines the driver itself was late by more than a tenth of the SLO "
             f"(p99 up to {worst:.2f} ms): they measure the driver as well."
         )
+    said += _few(lines)
     late = [
         line for line in lines
         if sum(c.late for c in line.cells) > LATE_SHARE * max(1, sum(c.sent for c in line.cells))
@@ -196,6 +205,31 @@ def _doubts(lines: Sequence[Line]) -> list[str]:
     if kinds:
         listed = ", ".join(f"{number:,} x {kind}" for kind, number in sorted(kinds.items()))
         said.append(f"There were errors: {listed}.")
+    return said
+
+
+def _few(lines: Sequence[Line]) -> list[str]:
+    """Tails and shares of few requests are chance."""
+    said = []
+    answers = [min(cell.good + cell.late for cell in line.cells) for line in lines]
+    few = [number for number in answers if 0 < number < ANSWERS_FOR_P999]
+    if few:
+        text = (
+            f"In {len(few)} of {len(lines)} lines a run has fewer than {ANSWERS_FOR_P999:,} "
+            f"answers ({min(few):,} at the least): its p99.9 is the slowest of them"
+        )
+        if min(few) < ANSWERS_FOR_P99:
+            text += f", and with fewer than {ANSWERS_FOR_P99} its p99, too"
+        said.append(text + ".")
+    sent = [sum(cell.sent for cell in line.cells) for line in lines]
+    least = min((number for number in sent if number), default=0)
+    if least:
+        points = 100 * Z_95 * math.sqrt(ENOUGH * (1 - ENOUGH) / least)
+        if points > SURE_POINTS:
+            said.append(
+                f"The shortest line has {least:,} requests: {ENOUGH * 100:g} % in time of so many "
+                f"is known to ± {points:.1f} points at best."
+            )
     return said
 
 

@@ -13,7 +13,7 @@ from loadtest.analysis import ceilings, roofline
 from loadtest.analysis.cell import Cell
 from loadtest.analysis.graph_cost import GraphError, RowShapes
 from loadtest.analysis.report_page import Roofs
-from loadtest.machine import QUIET_LOAD, load_average
+from loadtest.machine import QUIET_LOAD, describe, load_average
 
 BATCHES = (1, 2, 4, 8, 16)
 # Of one execution: what takes longer is not executed in larger batches as well.
@@ -65,8 +65,14 @@ def roofs_of(
                     break
         except GraphError as error:
             lacking.append(f"{name}: {error}")
+    machine = describe()
     return Roofs(
-        ceilings=found, points=tuple(points), kinds=kinds, times=times, missing=tuple(lacking)
+        ceilings=found,
+        points=tuple(points),
+        kinds=kinds,
+        times=times,
+        missing=tuple(lacking),
+        machine=f"{machine.cpu}, {machine.num_cpus} CPUs",
     )
 
 

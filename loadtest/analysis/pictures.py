@@ -16,6 +16,8 @@ from loadtest.analysis.roofline import Point
 from loadtest.analysis.svg import (
     FAINT,
     INK,
+    PAPER,
+    SERIES,
     drawing_svg,
     legend,
     new_panels,
@@ -94,14 +96,15 @@ def goodput_curves(
     with drawing_svg():
         figure, (axis,) = new_panels(1)
         xs: set[float] = set()
+        has_bars = False
         for config, own in list(configs.items())[:MAX_CURVES]:
             index = palette[config]
             own = sorted(own, key=lambda line: _x(line, by))
             at = [_x(line, by) for line in own]
             xs.update(at)
-            halves = [
-                line.half_width([cell.goodput_per_s for cell in line.cells]) or 0.0 for line in own
-            ]
+            known = [line.half_width([c.goodput_per_s for c in line.cells]) for line in own]
+            has_bars |= any(half is not None for half in known)
+            halves = [half or 0.0 for half in known]
             axis.errorbar(
                 at, [line.goodput_per_s for line in own], yerr=halves if any(halves) else None,
                 label=config or "as it comes", color=series(index), marker=marker(index),
@@ -112,18 +115,27 @@ def goodput_curves(
             axis.annotate("all of it", (max(xs), max(xs)), fontsize=8, ha="right", va="bottom")
             axis.set_xlim(left=0)
             axis.set_xlabel("offered (requests/s)")
-            title = f"{first.model}: goodput by rate, SLO {first.slo_ms:g} ms"
+            title = f"{first.model}: goodput by rate, {first.arrivals}, SLO {first.slo_ms:g} ms"
         else:
             axis.set_xscale("log")
             axis.minorticks_off()
             axis.set_xticks(sorted(xs), [f"{x:g}" for x in sorted(xs)])
             axis.set_xlabel("SLO (ms)")
-            title = f"{first.model}: goodput by SLO, {first.rate_per_s:g} requests/s offered"
+            title = (
+                f"{first.model}: goodput by SLO, {first.rate_per_s:g} requests/s offered, "
+                f"{first.arrivals}"
+            )
         axis.set_ylim(bottom=0)
         axis.set_ylabel("served in time (requests/s)")
         axis.set_title(fitted(title))
         legend(figure, axis)
-        return Drawn(title, svg_of(figure, name, title), _left_out(len(configs), MAX_CURVES))
+        bars = (
+            "Bars: 95 % intervals over the repeats."
+            if has_bars
+            else "No bars: below three repeats nothing is known of how they differ."
+        )
+        caption = f"{bars} {_left_out(len(configs), MAX_CURVES)}".strip()
+        return Drawn(title, svg_of(figure, name, title), caption)
 
 
 def heat_map(
@@ -156,7 +168,7 @@ def heat_map(
         axis.grid(False)
         axis.set_xlabel(f"rows in a batch; {unit}")
         axis.set_title(fitted(title))
-        caption = f"Darker is more, within a model. {better}"
+        caption = f"The stronger the colour the more, within a model. {better}"
         return Drawn(title, svg_of(figure, name, title), caption)
 
 
@@ -232,7 +244,9 @@ def stages(lines: Sequence[Line], name: str) -> Drawn:
             )
             axis.barh(
                 range(len(lines)), widths, left=left, color=series(index), label=stage, height=0.7,
-                alpha=0.85,
+                alpha=0.85, edgecolor=PAPER, linewidth=0.6,
+                # a request may have ten stages, and there are seven colours
+                hatch="////" if index >= len(SERIES) else None,
             )  # fmt: skip
             left += widths
         axis.set_yticks(range(len(lines)), [_bar_name(line) for line in lines], fontsize=8)

@@ -8,7 +8,7 @@ never falls with a longer SLO, which bounds it by what was measured on either si
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -50,7 +50,8 @@ class Sample(NamedTuple):
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """`low` to `high` holds the truth in nine of ten cases. `is_best` is the chance that no other
-    configuration of the results does better.
+    of the choices does better, `loses` the share of the best one's goodput that is expected to be
+    lost by this one: the regret.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     high_per_s: float
     is_best: float
     is_measured: bool
+    loses: float = 0.0
     usd_per_1000: float | None = None
 
     @property
@@ -111,8 +113,16 @@ def samples_of(
     return list(best.values())
 
 
-def recommend(samples: Sequence[Sample], slo_ms: float, *, seed: int = 0) -> list[Choice]:
-    """All configurations for that SLO, the most goodput first. Raises NothingKnown."""
+def recommend(
+    samples: Sequence[Sample],
+    slo_ms: float,
+    *,
+    among: Collection[Config] | None = None,
+    seed: int = 0,
+) -> list[Choice]:
+    """Configurations for that SLO, the most goodput first: all, or those `among` which is chosen,
+    predicted from all. Raises NothingKnown.
+    """
     if slo_ms <= 0:
         raise NothingKnown(f"an SLO is above 0 ms, not {slo_ms:g}")
     if not any(sample.goodput_per_s > 0 for sample in samples):
@@ -126,9 +136,14 @@ def recommend(samples: Sequence[Sample], slo_ms: float, *, seed: int = 0) -> lis
     draws = chance.multivariate_normal(mean, covariance, DRAWS, method="eigh")
     # out of logarithms, inside what was measured on either side
     draws = np.clip(scale * (np.exp(draws) - FLOOR), lows, highs)
+    if among is not None:
+        kept = [index for index, config in enumerate(configs) if config in among]
+        draws, configs = draws[:, kept], [configs[index] for index in kept]
     # where bounds make several equal, each has its part of being the best
-    tops = draws >= draws.max(axis=1, keepdims=True)
+    most = draws.max(axis=1, keepdims=True)
+    tops = draws >= most
     is_best = (tops / tops.sum(axis=1, keepdims=True)).mean(axis=0)
+    loses = np.where(most > 0, 1 - draws / np.maximum(most, np.finfo(float).tiny), 0).mean(axis=0)
     # The mean of draws, not the draw of a mean: a bound that cuts off the upper half counts.
     goodput = draws.mean(axis=0)
     low, high = np.quantile(draws, ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2), axis=0)
@@ -140,6 +155,7 @@ def recommend(samples: Sequence[Sample], slo_ms: float, *, seed: int = 0) -> lis
             low_per_s=float(low[index]),
             high_per_s=float(high[index]),
             is_best=float(is_best[index]),
+            loses=float(loses[index]),
             is_measured=config in measured,
         )
         for index, config in enumerate(configs)

@@ -41,12 +41,14 @@ Truth = dict[tuple[Config, float], float]
 
 class Score(NamedTuple):
     """Of one recommendation: what is lost by its first choice and by the best of its first three,
-    as shares of the best there is; whether the truth of the first lies in its interval.
+    as shares of the best there is; whether the truth of the first lies in its interval; what the
+    recommendation itself expected the first to lose.
     """
 
     first: float
     of_three: float
     is_inside: bool
+    foreseen: float
 
 
 def configs() -> list[Config]:
@@ -115,6 +117,7 @@ def _score(truth: Truth, choices: Sequence[Choice], slo_ms: float) -> Score:
         first=1 - served[0] / best,
         of_three=1 - max(served) / best,
         is_inside=first.low_per_s <= served[0] <= first.high_per_s,
+        foreseen=first.loses,
     )
 
 
@@ -179,6 +182,7 @@ def page(truth: Truth, repeats: int, command: str, picture: str) -> str:
                     for name, found in scores.items()
                     if name != "any of them"
                 ),
+                f"{fmean(one.foreseen for one in scores['recommend']) * 100:.1f} %",
                 f"{inside[share] * 100:.0f} %",
             )
         )
@@ -199,6 +203,7 @@ def page(truth: Truth, repeats: int, command: str, picture: str) -> str:
                 "… any configuration",
                 "regret of the best of three: recommend",
                 "… nearest SLO",
+                "regret it expected of the first",
                 f"truth inside the {INTERVAL * 100:g} % interval",
             ),
             rows,

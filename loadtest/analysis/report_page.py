@@ -35,6 +35,7 @@ class Roofs(msgspec.Struct, frozen=True, kw_only=True):
     kinds: dict[str, tuple[KindShare, ...]] = {}
     times: dict[str, tuple[KindTime, ...]] = {}
     missing: tuple[str, ...] = ()  # why a model is not among them
+    machine: str = ""  # where that was
 
 
 def report_html(
@@ -147,12 +148,13 @@ def _cell(text: str, value: object) -> str:
 
 
 def _cdf_section(lines: Sequence[Line], palette: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Per model and SLO at the busiest rate that some configuration still keeps."""
+    """Per model, arrivals and SLO at the busiest rate that some configuration still keeps."""
     drawn: list[Drawn] = []
-    groups: dict[tuple[str, float], list[Line]] = {}
+    groups: dict[tuple[str, str, float], list[Line]] = {}
     for line in lines:
         if any(cell.latency for cell in line.cells):
-            groups.setdefault((line.first.model, line.first.slo_ms), []).append(line)
+            key = (line.first.model, line.first.arrivals, line.first.slo_ms)
+            groups.setdefault(key, []).append(line)
     for own in list(groups.values())[:MAX_PICTURES]:
         held = [line.first.rate_per_s for line in own if line.attainment >= ENOUGH]
         rate = max(held) if held else min(line.first.rate_per_s for line in own)
@@ -172,12 +174,12 @@ def _cdf_section(lines: Sequence[Line], palette: Mapping[str, int]) -> list[tupl
 def _goodput_sections(lines: Sequence[Line], palette: Mapping[str, int]) -> list[tuple[str, str]]:
     sections = []
     for by, title in (("rate", "Goodput by rate"), ("slo", "Goodput by SLO")):
-        groups: dict[tuple[str, float], list[Line]] = {}
+        groups: dict[tuple[str, str, float], list[Line]] = {}
         for line in lines:
             if not line.first.rate_per_s:
                 continue
             other = line.first.slo_ms if by == "rate" else line.first.rate_per_s
-            groups.setdefault((line.first.model, other), []).append(line)
+            groups.setdefault((line.first.model, line.first.arrivals, other), []).append(line)
         chosen = [
             own
             for own in groups.values()
@@ -225,6 +227,11 @@ def _roof_section(roofs: Roofs | None) -> list[tuple[str, str]]:
         return []
     body = bullets(roofs.missing)
     if roofs.points:
+        where = roofs.machine or "the machine that made this page"
+        body = (
+            f"<p>Measured on {escape(where)} when this page was made, each model alone with "
+            f"{roofs.ceilings.threads} thread(s); the jobs may have run elsewhere.</p>{body}"
+        )
         body += figure(pictures.roof(roofs.points, roofs.ceilings, "roof"))
         rows = [
             (

@@ -78,9 +78,27 @@ def test_three_are_recommended_and_outside_of_what_was_measured_is_said(results:
 def test_what_costs_too_much_is_left_out(results: Path, capsys):
     arguments = ["recommend", str(results), "--model", "resnet18", "--slo-ms", "200"]
     assert command.main([*arguments, "--max-cost", "0.0005"]) == 0
-    assert capsys.readouterr().out.count("predicted") == 1
+    text = capsys.readouterr().out
+    assert text.count("predicted") == 1
+    assert " 100 % " in text  # of one that is left, it is the best
+    assert "US$ by prices.yaml, as of 2024 to 2025, not verified (--prices)" in text
     assert command.main([*arguments, "--max-cost", "1e-9"]) == 1
     assert "the cheapest has 0.000" in capsys.readouterr().err
+
+
+def test_of_several_kinds_of_arrivals_one_can_be_taken(tmp_path: Path, capsys):
+    cells = [a_cell(), a_cell(arrivals="on-off", good=40, refused=59, config=(("policy", "edf"),))]
+    write_cells(tmp_path / "two.jsonl", cells)
+    arguments = ["recommend", str(tmp_path), "--model", "resnet18", "--slo-ms", "100"]
+    assert command.main(arguments) == 0
+    assert "Measured under on-off, poisson: the most of any" in capsys.readouterr().out
+    assert command.main([*arguments, "--arrivals", "on-off"]) == 0
+    text = capsys.readouterr().out
+    assert "1 configuration, from 1" in text
+    assert "Measured under" not in text
+    assert command.main([*arguments, "--arrivals", "storm"]) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "not measured under 'storm' arrivals, but under on-off, poisson" in said
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,22 @@ def test_what_was_cut_short_is_said(page: str):
 def test_the_page_says_money_energy_and_carbon_dioxide():
     cell = a_cell(busy=1.0, good=100, late=0, refused=0)
     text = a_page([cell])
-    assert "<td>0.00125</td><td>0.3069</td><td>0.1228</td>" in text
+    assert "<td>0.00125</td><td>0.1535</td><td>0.0614</td>" in text
     measured = a_page([a_cell(good=100, late=0, refused=0, energy_j=20.0)])
     assert "<td>0.0722 (measured)</td>" in measured
+    assert "those of prices.yaml, as of 2024 to 2025, not verified" in text
+
+
+def test_the_cheapest_is_the_mean_of_repeats_of_a_line_that_keeps_its_promise():
+    cells = [
+        a_cell(rate_per_s=10.0, repeat=0, sent=100, good=100, late=0, refused=0),
+        a_cell(rate_per_s=10.0, repeat=1, sent=100, good=99, late=1, refused=0),
+        a_cell(rate_per_s=40.0, sent=400, good=200, late=0, refused=200),  # half the price
+    ]
+    usd = (0.045 / 3600 * 1000) * (1 / 10 + 1 / 9.9) / 2
+    assert f"<td>99.5</td><td>{usd:.5f}</td>" in a_page(cells)
+    lost = a_page(cells[2:])  # where none does, what there is
+    assert "<td>50.0</td><td>0.0006" in lost
 
 
 def test_of_nothing_there_is_a_page_that_says_so():
@@ -159,6 +172,20 @@ def test_what_all_configurations_share_is_said_once():
     assert "all of them device=cpu, policy=fifo" in a_page(cells)
     assert without_common(cells[:1])[0][0].config == ()
     assert without_common([]) == ([], ())
+
+
+def test_what_two_machines_or_commits_measured_is_no_repeat():
+    cells = [
+        a_cell(machine="one", commit="abc", repeat=0),
+        a_cell(machine="two", commit="abc", repeat=1),
+        a_cell(machine="two", commit="def", repeat=2),
+    ]
+    own, shared = without_common(cells)
+    assert shared == (("policy", "remontoir"), ("threads", "1"))
+    assert {line.first.config_name for line in lines_of(own)} == {
+        "machine=one, commit=abc", "machine=two, commit=abc", "machine=two, commit=def",
+    }  # fmt: skip
+    assert ("machine", "two") in without_common(cells[1:])[1]
 
 
 def test_distributions_of_repeats_add_up():
@@ -251,6 +278,35 @@ def test_guidance_doubts_figures_that_are_doubtful():
     assert "p99 up to 20.00 ms" in text
     assert "3 x timeout" in text
     assert "answered too late" in text
+
+
+def test_guidance_doubts_tails_and_shares_of_few_requests():
+    few = told([a_cell(sent=60, good=60, late=0, refused=0)])
+    assert "1 of 1 lines a run has fewer than 1,000 answers (60 at the least)" in few
+    assert "with fewer than 100 its p99, too" in few
+    assert "The shortest line has 60 requests: 99 % in time of so many is known to ± 2.5" in few
+    assert "its p99, too" not in told([a_cell(sent=500, good=500, late=0, refused=0)])
+    many = told([a_cell(sent=5000, good=5000, late=0, refused=0)])
+    assert "answers" not in many
+    assert "known to" not in many
+
+
+def test_guidance_holds_kinds_of_arrivals_apart():
+    cells = [
+        a_cell(arrivals="poisson", sent=100, good=100, late=0, refused=0),
+        a_cell(arrivals="on-off", sent=100, good=40, late=0, refused=60),
+    ]
+    text = told(cells)
+    assert "resnet18 (on-off) keeps 100 ms for 99.0 % of the requests at no rate" in text
+    assert "resnet18 (poisson) keeps 100 ms for 99.0 % up to 10/s" in text
+
+
+def test_a_curve_says_whether_its_repeats_have_intervals():
+    three = a_page(a_day(repeats=3, rates=(0.6, 1.5)))
+    assert "Bars: 95 % intervals over the repeats." in three
+    one = a_page(a_day(repeats=1, rates=(0.6, 1.5)))
+    assert "below three repeats nothing is known" in one
+    assert "Bars:" not in one
 
 
 def test_energy_and_busy_go_from_measured_to_assumed():

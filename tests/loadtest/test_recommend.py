@@ -74,6 +74,26 @@ def test_the_chances_of_being_the_best_add_up():
     assert choices == recommend(grid(), 60.0)  # drawn with a seed
 
 
+def test_the_regret_that_is_expected_is_the_least_of_the_first():
+    choices = recommend(grid(), 60.0)
+    assert 0 <= choices[0].loses < 0.1
+    for choice in choices:
+        threads, policy = int(dict(choice.config)["threads"]), dict(choice.config)["policy"]
+        truth = 1 - goodput(threads, 60.0, policy) / goodput(4, 60.0)
+        assert choice.loses == pytest.approx(truth, abs=0.05)
+
+
+def test_of_those_that_may_be_chosen_the_chances_add_up():
+    cheap = {config(1), config(2)}
+    whole = {choice.config: choice for choice in recommend(grid(), 60.0)}
+    choices = recommend(grid(), 60.0, among=cheap)
+    assert {choice.config for choice in choices} == cheap
+    assert sum(choice.is_best for choice in choices) == pytest.approx(1.0)
+    assert choices[0].config == config(2)
+    assert choices[0].loses < 0.01 < whole[config(2)].loses
+    assert choices[0].goodput_per_s == pytest.approx(whole[config(2)].goodput_per_s)
+
+
 def test_alike_configurations_share_the_chance():
     seen = [Sample(config(n), 50.0, 100.0) for n in (1, 2)]
     one, two = recommend(seen, 50.0)

@@ -35,13 +35,15 @@ class Limits:
         log_dir: Path,
         say: Callable[[str], None],
         step: Callable[[str], None],
+        measure: Callable[..., Ceiling] = ceiling.measure,
     ) -> None:
         self._given_per_s = given_per_s
         self._known = known
         self._log_dir = log_dir
         self._say = say
         self._step = step
-        self._too_busy_for: set[int] = set()  # sizes of requests
+        self._measure = measure
+        self._measured: dict[tuple[int, int], Ceiling | None] = {}  # by size, processes: this run's
 
     def check(self, case: Case, plan: Planned, cpus: tuple[int, ...]) -> float | None:
         """The ceiling in requests per second, None where it is not known. Raises JobError for a
@@ -49,17 +51,21 @@ class Limits:
         """
         largest = max(len(text) for group in plan.plan.groups for text in group.requests)
         size, processes = ceiling.rounded_bytes(largest), case.job.processes
+        declared_per_s = sum(getattr(entry, "rate_per_s", 0.0) for entry in plan.plan.entries)
         ceiling_per_s = self._given_per_s
         if ceiling_per_s is None:
             found = self._known.find(size, processes, cpus)
-            found = found or self._measured(case, size, processes, cpus)
+            # a busy machine may have had a lower one: before it refuses, it is measured anew
+            if found is None or found.rate_per_s < declared_per_s <= ceiling.MOST_RATE:
+                found = self._better(found, case, size, processes, cpus)
             ceiling_per_s = None if found is None else found.rate_per_s
         most_per_s = ceiling_per_s or ceiling.MOST_RATE
         duration_s = case.job.duration_s
         most = int(most_per_s * duration_s)
-        declared_per_s = sum(getattr(entry, "rate_per_s", 0.0) for entry in plan.plan.entries)
         if declared_per_s > most_per_s:
-            raise JobError(_too_fast(f"{declared_per_s:,.0f}", most_per_s, size, processes, cpus))
+            raise JobError(
+                _too_fast(f"{declared_per_s:,.0f}", ceiling_per_s, size, processes, cpus)
+            )
         reply_bytes = _reply_bytes(case, plan)
         free_bytes = available_bytes()
         room = int(min(1e9, MOST_OF_MEMORY * free_bytes / (REQUEST_BYTES + reply_bytes)))
@@ -70,7 +76,7 @@ class Limits:
         count = sum(1 for _ in islice(arrivals, min(most, room) + 1))
         if count > most:
             asked = f"more than {most_per_s:,.0f}"
-            raise JobError(_too_fast(asked, most_per_s, size, processes, cpus))
+            raise JobError(_too_fast(asked, ceiling_per_s, size, processes, cpus))
         if count > room:
             raise JobError(
                 f"more than {room:,} answers of about {reply_bytes:,.0f} bytes would be kept until "
@@ -79,15 +85,27 @@ class Limits:
             )
         return ceiling_per_s
 
-    def _measured(
-        self, case: Case, size: int, processes: int, cpus: Sequence[int]
+    def _better(
+        self, known: Ceiling | None, case: Case, size: int, processes: int, cpus: Sequence[int]
     ) -> Ceiling | None:
-        """None where it cannot be known now: each row has the driver's own error all the same."""
-        if size in self._too_busy_for:
-            return None
-        self._say(f"the driver's ceiling for requests of {size:,} bytes: not known yet")
+        """A higher one than is known, measured once in a run, or the one that is known."""
+        key = (size, processes)
+        if key not in self._measured:
+            self._measured[key] = self._found(case, size, processes, cpus)
+        found = self._measured[key]
+        if found is None or (known is not None and known.rate_per_s >= found.rate_per_s):
+            return known
         try:
-            found = ceiling.measure(
+            self._known.keep(found)
+        except OSError as error:
+            self._say(f"... which the next run measures again: it cannot be kept: {error}")
+        return found
+
+    def _found(self, case: Case, size: int, processes: int, cpus: Sequence[int]) -> Ceiling | None:
+        """None where it cannot be known now: each row has the driver's own error all the same."""
+        self._say(f"the driver's ceiling for requests of {size:,} bytes is measured ...")
+        try:
+            found = self._measure(
                 request_bytes=size,
                 processes=processes,
                 server_cpus=case.job.target.cpus if case.job.target.url is None else str(cpus[0]),
@@ -96,16 +114,11 @@ class Limits:
                 on_step=lambda text: self._step(f"ceiling: {text}"),
             )
         except ceiling.TooBusy as error:
-            self._too_busy_for.add(size)
             self._say(f"... {error}; rates up to {ceiling.MOST_RATE:,.0f}/s are tried")
             return None
         self._say(
             f"... it is {found.rate_per_s:,.0f}/s, sent within {found.error_p99_ms:.2f} ms (p99)"
         )
-        try:
-            self._known.keep(found)
-        except OSError as error:
-            self._say(f"... which the next run measures again: it cannot be kept: {error}")
         return found
 
 
@@ -122,11 +135,18 @@ def _reply_bytes(case: Case, plan: Planned) -> float:
     return REPLY_HEAD_BYTES + values * (JSON_FACTOR if case.job.spoken.endswith("json") else 1)
 
 
-def _too_fast(asked: str, most_per_s: float, size: int, processes: int, cpus: Sequence[int]) -> str:
+def _too_fast(
+    asked: str, ceiling_per_s: float | None, size: int, processes: int, cpus: Sequence[int]
+) -> str:
+    if ceiling_per_s is None:
+        return (
+            f"{asked} requests/s are asked for; this driver's ceiling is not known, since others "
+            f"are at work on this machine, and more than {ceiling.MOST_RATE:,.0f}/s are not even tried"
+        )
     return (
         f"{asked} requests/s are asked for; with {processes} process(es) on CPU(s) "
-        f"{', '.join(map(str, cpus))} this driver keeps its schedule up to {most_per_s:,.0f}/s for "
-        f"requests of up to {size:,} bytes (remontoir bench ceiling). More `processes`, on more "
+        f"{', '.join(map(str, cpus))} this driver keeps its schedule up to {ceiling_per_s:,.0f}/s "
+        f"for requests of up to {size:,} bytes (remontoir bench ceiling). More `processes`, on more "
         "cores, send more"
     )
 

@@ -13,9 +13,12 @@ import pytest
 import uvloop
 
 from loadtest.analysis.cell import Cell
+from loadtest.driver.ceiling import Ceiling, KnownCeilings, TooBusy
 from loadtest.driver.client_stages import Stages
-from loadtest.driver.job_file import parse
+from loadtest.driver.job_file import JobError, parse
 from loadtest.driver.job_target import Url
+from loadtest.driver.limits import Limits
+from loadtest.driver.plans import Planned
 from loadtest.driver.results_db import ResultsDatabase, ResultsError
 from loadtest.driver.run import Progress, run_job
 from loadtest.driver.settling import settle
@@ -329,3 +332,53 @@ def test_a_server_is_asked_until_it_has_done_with_what_was_before(puppets: list[
     assert puppet.asked == 3 + 2  # then once for each model
     puppet.stop()
     assert settle(a_plan(puppet.port))  # nobody is waited for who is gone
+
+
+def test_a_ceiling_of_a_busy_day_is_measured_anew_before_it_refuses(tmp_path: Path):
+    known, measured = KnownCeilings(tmp_path / "ceilings.json"), []
+
+    def a_ceiling(rate_per_s: float) -> Ceiling:
+        return Ceiling(
+            rate_per_s=rate_per_s, error_p99_ms=0.5, next_rate_per_s=2 * rate_per_s,
+            request_bytes=256, processes=1, cpus=(1,), machine="m",
+        )  # fmt: skip
+
+    def measure(**_: object) -> Ceiling:
+        measured.append(1)
+        return a_ceiling(5000)
+
+    known.keep(a_ceiling(700))
+    said: list[str] = []
+    limits = Limits(
+        given_per_s=None, known=known, log_dir=tmp_path, say=said.append, step=said.append,
+        measure=measure,
+    )  # fmt: skip
+
+    def check(rate_per_s: float) -> float | None:
+        (case,) = parse(JOB.format(port=1, rate=rate_per_s, duration=0.5, repeats=1), "j").cases
+        plan = a_plan(1)._replace(entries=case.job.workload, models=("m",))
+        return limits.check(case, Planned(plan, [], []), (1,))
+
+    assert (check(600), measured) == (700, [])
+    assert (check(900), measured) == (5000, [1])
+    assert known.find(256, 1, (1,)) == a_ceiling(5000)
+    with pytest.raises(JobError, match="keeps its schedule up to 5,000/s"):
+        check(6000)
+    assert measured == [1]  # once in a run
+
+
+def test_a_wild_rate_is_refused_where_no_ceiling_is_known(tmp_path: Path):
+    def measure(**_: object) -> Ceiling:
+        raise TooBusy("others are at work")
+
+    said: list[str] = []
+    known = KnownCeilings(tmp_path / "ceilings.json")
+    limits = Limits(
+        given_per_s=None, known=known, log_dir=tmp_path, say=said.append, step=said.append,
+        measure=measure,
+    )  # fmt: skip
+    (case,) = parse(JOB.format(port=1, rate=10**9, duration=0.5, repeats=1), "j").cases
+    plan = a_plan(1)._replace(entries=case.job.workload, models=("m",))
+    with pytest.raises(JobError, match=r"ceiling is not known.* more than 200,000/s are not even"):
+        limits.check(case, Planned(plan, [], []), (1,))
+    assert "rates up to 200,000/s are tried" in said[-1]

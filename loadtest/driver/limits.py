@@ -141,13 +141,14 @@ def _too_fast(
     if ceiling_per_s is None:
         return (
             f"{asked} requests/s are asked for; this driver's ceiling is not known, since others "
-            f"are at work on this machine, and more than {ceiling.MOST_RATE:,.0f}/s are not even tried"
+            f"are at work on this machine, and more than {ceiling.MOST_RATE:,.0f}/s are not even "
+            "tried"
         )
     return (
         f"{asked} requests/s are asked for; with {processes} process(es) on CPU(s) "
         f"{', '.join(map(str, cpus))} this driver keeps its schedule up to {ceiling_per_s:,.0f}/s "
-        f"for requests of up to {size:,} bytes (remontoir bench ceiling). More `processes`, on more "
-        "cores, send more"
+        f"for requests of up to {size:,} bytes (remontoir bench ceiling). More `processes`, on "
+        "more cores, send more"
     )
 
 

@@ -239,6 +239,7 @@ models: [{name: mlp, canonical: {family: fully-connected, depth: 1, width: 16}}]
 workload: [{kind: poisson, models: mlp, rate_per_s: 40, slo_ms: 2000}]
 duration_s: 0.5
 warm_up_s: 0
+give_up_s: 30
 """
 
 

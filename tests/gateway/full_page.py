@@ -77,7 +77,7 @@ def full_page(*, triton_metrics: bool = False) -> str:
     metrics = bench.metrics
     bench.scheduler.devices = {"w#1-1": PuppetDevice({})}
     bench.scheduler.anomalies = {"result_of_unknown_action": 1}
-    bench.app.infer.plan_of("mlp")  # its sharing
+    bench.app.infer.plans.plan_of("mlp")  # its sharing
     assert bench.keyring is not None
     bench.keyring.refused["missing"] += 1
     bench.keyring.tenants["a"].outcomes["served", ""] += 1

@@ -13,7 +13,7 @@ def _api(name: str) -> Any:
         return answers
 
     settings: dict[str, Any] = {"route": f"/{name}"}
-    if IS_TUNED:
+    if IS_TUNED and MODELS[name]["max_batch"] > 1:  # BentoML has no batches of one
         settings |= {
             "batchable": True,
             "max_batch_size": MODELS[name]["max_batch"],

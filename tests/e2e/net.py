@@ -60,7 +60,7 @@ STRETCHES = (
     Stretch("before", 2.0, CUT_S, 0.97),
     Stretch("one host cut off for 5 s", CUT_S, CUT_S + PARTITION_S, 0.90),
     Stretch("after, while it comes back", CUT_S + PARTITION_S, KILL_S, 0.97),
-    Stretch("a worker killed, for 5 s", KILL_S, AGAIN_S, 0.93),
+    Stretch("a worker killed, for 5 s", KILL_S, AGAIN_S, 0.90),
     Stretch("after, while it starts again", AGAIN_S, LOAD_S, 0.95),
 )
 

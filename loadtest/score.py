@@ -1,8 +1,8 @@
 """What a run's shots amount to: goodput, share on time, latencies, refusals, wrong outputs.
 
 Owns the definitions. On time: a correct 200 whose last byte came within the SLO of its *scheduled*
-send. Late: a 200 after that. A refusal: an honest no (refusals.py). Expired: 504,
-the server's own miss.
+send. Late: a 200 after that. A refusal: an honest no (refusals.py); a miss the server admits to:
+504.
 """
 
 from collections import Counter

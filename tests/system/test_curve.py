@@ -95,7 +95,8 @@ def test_only_a_known_key_comes_in_and_goes_when_it_is_taken_away(tmp_path: Path
 
 
 def test_an_open_door_to_other_machines_has_to_be_asked_for(tmp_path: Path) -> None:
-    flags = ("serve", "--emulate", "clockwork-v100", "--worker-bind", "tcp://0.0.0.0:0")
+    flags = ("serve", "--port", "0", "--emulate", "clockwork-v100")
+    flags += ("--worker-bind", "tcp://0.0.0.0:0")
     refused = remontoir(*flags)
     assert refused.returncode == 2
     assert "whoever reaches it could join as a worker" in refused.stderr
